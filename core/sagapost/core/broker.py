@@ -1,0 +1,256 @@
+"""The broker port: what the relay and the inbox need of a message broker, and what they may rely on.
+
+An adapter implements `Broker`. It must pass `tests/conformance/broker.py` with the capabilities it declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from sagapost.core.event import Event
+
+__all__ = [
+    "Broker",
+    "BrokerCapabilities",
+    "Confirmation",
+    "Confirmed",
+    "Delivery",
+    "Malformed",
+    "Outgoing",
+    "PublishResult",
+    "Publisher",
+    "Queue",
+    "Rejected",
+    "Returned",
+    "Subscription",
+    "Unknown",
+]
+
+
+# --- publishing ---
+
+
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
+    """One event on its way out.
+
+    `destination` is the exchange (None: the publisher's default); `topic` the routing key, by default the event type.
+    """
+
+    event: Event
+    topic: str
+    destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The broker took responsibility for the message *and* routed it to at least one queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """No queue is bound for the message's topic: it was **not** published."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker refused the message itself (negative confirm, too large): it was **not** published."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The connection ended, or the time limit passed, before an answer: it may or may not have been published.
+
+    Publish it again under the same id; consumers recognise the duplicate.
+    """
+
+    reason: str
+
+
+PublishResult: TypeAlias = Confirmed | Returned | Rejected | Unknown
+
+
+class Confirmation(Protocol):
+    """The pending answer of the broker to one sent batch."""
+
+    async def wait(self) -> Sequence[PublishResult]:
+        """Wait for the answer to every message of the batch; results are in the order of the batch.
+
+        Never raises for a message or for a lost connection (those are `Unknown`), and always ends: within the
+        publisher's confirm timeout every message has a result. Cancelling the wait does not unsend anything.
+        """
+        ...
+
+
+class Publisher(Protocol):
+    """One ordered, confirmed stream of messages to the broker.
+
+    Order: messages reach the broker in the order of the `send` calls and, within one, of the batch. For messages
+    that share a topic and destination the broker's queues see that order. After a lost connection what arrived is a
+    *prefix* of what was sent and not answered.
+
+    Not safe for concurrent `send` calls from several tasks; confirmations may be awaited anywhere.
+    """
+
+    async def send(self, batch: Sequence[Outgoing]) -> Confirmation:
+        """Hand a batch to the transport; return once it is written (back-pressure) without waiting for confirms.
+
+        A message over the broker's size limit is not sent and yields `Rejected`; the others of the batch are sent.
+        Event ids must be unique among the messages in flight.
+
+        :raises BrokerUnavailableError: if the connection is down or the write did not finish in time. Messages of
+            this batch may have been sent (treat all of them as `Unknown`); this publisher is then closed.
+        """
+        ...
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has asked publishers to pause (a resource alarm)."""
+        ...
+
+
+# --- consuming ---
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A consumer's queue: durable, named after the consumer, bound to the topics it listens to.
+
+    `topics` are exact routing keys or patterns in which `*` is one dot-separated word and `#` any number of them.
+    `ordered`: only one of several connected consumers receives at a time, and another takes over when it goes.
+    """
+
+    name: str
+    topics: frozenset[str] = field(default_factory=lambda: frozenset[str]())
+    ordered: bool = False
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """A message that could not be read as an event, kept whole so that nothing is lost."""
+
+    reason: str
+    body: bytes
+    headers: Mapping[str, str]
+    message_id: str | None = None
+    type: str | None = None
+
+
+class Delivery(Protocol):
+    """One message handed to this consumer and not yet settled."""
+
+    @property
+    def content(self) -> Event | Malformed:
+        """The decoded envelope, or why there is none."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """The topic the message was published under."""
+        ...
+
+    @property
+    def delivery_count(self) -> int:
+        """How often the broker handed this message out before (0 on the first time); a lower bound."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        ...
+
+
+class Subscription(Protocol):
+    """A stream of deliveries from one queue, at most `prefetch` of them unsettled at a time.
+
+    Iteration ends when `stop()` was called and what was received by then has been handed out.
+    What is still unsettled when the subscription closes goes back to the queue.
+
+    :raises BrokerUnavailableError: from iteration, if the connection is lost, the queue is deleted, or the broker
+        cancels the consumer. Unsettled deliveries will be delivered again.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Iterate over deliveries in the queue's order."""
+        ...
+
+    async def ack(self, *deliveries: Delivery) -> None:
+        """Tell the broker these are done. Idempotent.
+
+        :raises BrokerUnavailableError: if the connection is gone; the broker will deliver them again.
+        """
+        ...
+
+    async def reject(self, delivery: Delivery, *, requeue: bool) -> None:
+        """Handling failed: count an attempt and requeue, or dead-letter at the broker (`requeue=False`)."""
+        ...
+
+    async def release(self, *deliveries: Delivery) -> None:
+        """Give deliveries back untouched (shutdown, pause): where the broker can tell, no attempt is counted."""
+        ...
+
+    async def stop(self) -> None:
+        """Receive nothing new; deliveries in hand can still be settled. Idempotent."""
+        ...
+
+
+# --- the port ---
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerCapabilities:
+    """What an adapter promises; the conformance suite tests what is declared and skips the rest by declaration."""
+
+    durable: bool
+    """Messages and queues survive a restart of the broker."""
+    reports_unroutable: bool
+    """A message that no queue is bound for is `Returned` rather than `Confirmed`."""
+    counts_deliveries: bool
+    """`delivery_count` is kept by the broker across consumers."""
+    single_active_consumer: bool
+    """`Queue.ordered` is honoured across processes."""
+    crosses_processes: bool
+    """Several processes can share it."""
+
+
+class Broker(Protocol):
+    """A message broker. Stateless configuration: each publisher and subscription opens what it needs."""
+
+    @property
+    def capabilities(self) -> BrokerCapabilities:
+        """What this adapter promises."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where it is, for logs and errors; without credentials."""
+        ...
+
+    def publisher(self) -> AbstractAsyncContextManager[Publisher]:
+        """Open a publisher on a connection of its own; closed, with nothing leaked, on exit also when cancelled.
+
+        :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
+        :raises BrokerRefusedError: if it was reached and refused.
+        :raises TopologyConflictError: if the exchange exists with other arguments.
+        """
+        ...
+
+    def subscribe(self, queue: Queue, *, prefetch: int) -> AbstractAsyncContextManager[Subscription]:
+        """Declare the queue with its bindings and consume from it on a connection of its own.
+
+        :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
+        :raises BrokerRefusedError: if it was reached and refused.
+        :raises TopologyConflictError: if the queue exists with other arguments; names the argument.
+        """
+        ...
+
+    async def declare(self, *queues: Queue) -> None:
+        """Create exchange, queues and bindings ahead of time. Idempotent; raises like `subscribe`."""
+        ...

@@ -1,0 +1,241 @@
+"""The outbox store port: what the relay needs of the database, and what it may rely on.
+
+An adapter implements `OutboxStore` and passes `tests/conformance/outbox_store.py` with the capabilities it declares.
+Tokens, leases, schedules and backoff are judged by the *database's* clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NewType, Protocol
+from uuid import UUID
+
+import msgspec
+
+from sagapost.core.event import Event
+
+__all__ = [
+    "Claims",
+    "Failure",
+    "LeaseToken",
+    "OutboxBacklog",
+    "OutboxCapabilities",
+    "OutboxReader",
+    "OutboxRow",
+    "OutboxStore",
+    "Partition",
+    "Position",
+    "RelayId",
+]
+
+Position = NewType("Position", int)
+"""The row's place in the outbox: drawn from a sequence at insert; the order of causally related rows of a key."""
+
+Partition = NewType("Partition", int)
+LeaseToken = NewType("LeaseToken", int)
+"""Fencing token: grows with every change of a partition's owner."""
+
+RelayId = NewType("RelayId", UUID)
+"""Identity of one relay process: fresh on every start, never a host or pod name."""
+
+
+class OutboxRow(msgspec.Struct, frozen=True, gc=False):
+    """One committed event that is not yet settled."""
+
+    position: Position
+    partition: Partition
+    topic: str
+    event: Event
+    attempts: int = 0
+    """How often the broker refused it; 0 for a row that was never refused."""
+    retry_in: float = 0.0
+    """Seconds until the next attempt is due, by the database's clock at fetch time; 0 or less: now."""
+
+
+Claims = Mapping[Partition, LeaseToken]
+"""The partitions a relay owns, each with the token it was granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A refused row: to be recorded on the row, or moved with it to the dead letters."""
+
+    position: Position
+    partition: Partition
+    reason: str
+    retry_after: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxBacklog:
+    """How far behind the outbox is."""
+
+    pending: int
+    """Committed rows not yet settled (capped estimate on large tables where an exact count would scan)."""
+    oldest_age: timedelta | None
+    scheduled: int
+    held: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxCapabilities:
+    """What an adapter promises; suites skip by declaration."""
+
+    concurrent_writers: bool
+    """Several transactions may write at once, so sequence order differs from commit order."""
+    many_relays: bool
+    """Partitions can be shared between relays in several processes."""
+    doorbell: bool
+    """`wait_for_work` wakes on commit rather than on the poll interval alone."""
+
+
+class OutboxReader(Protocol):
+    """The fetch cursor of one relay. Stateful: used by one task at a time."""
+
+    async def fetch(self, claims: Claims, *, max_rows: int, max_bytes: int) -> Sequence[OutboxRow]:
+        """Return the next committed rows of the claimed partitions, in position order; empty: caught up for now.
+
+        Guarantees, over the reader's life and as long as `claims` only changes through `restart`:
+
+        * Each committed row is returned at least once and, unless `restart` is called, at most once.
+        * A row that commits late is never skipped, whatever its position.
+        * If T1 committed before T2 inserted, T1's rows of a key are returned before T2's.
+        * Cost follows the rows returned, not dead rows or transactions open elsewhere; at most `max_rows` rows and
+          (give or take one row) `max_bytes` bytes of data are held.
+        * No transaction stays open after the call.
+
+        :raises StoreUnavailableError: if the database cannot be reached; call `restart` before the next fetch.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Forget the cursor: the next fetch starts from the oldest committed row of the claims.
+
+        Called after gaining partitions, after an error, and from time to time as a safety net. The caller drops
+        rows it already has in flight.
+        """
+        ...
+
+    def release_keys(self, keys: Mapping[str, Position]) -> None:
+        """Return rows of these keys with a position above the given one again, merged in order into later fetches."""
+        ...
+
+
+class OutboxStore(Protocol):
+    """The database side of the relay. Every method is one short transaction; none is left open between calls."""
+
+    @property
+    def capabilities(self) -> OutboxCapabilities:
+        """What this adapter promises."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where it is, for logs and errors; without credentials."""
+        ...
+
+    async def check_schema(self) -> None:
+        """Verify that the tables are there and of this release.
+
+        :raises SchemaError: otherwise.
+        """
+        ...
+
+    def reader(self) -> AbstractAsyncContextManager[OutboxReader]:
+        """Open a fetch cursor on a connection of its own."""
+        ...
+
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+        """Delete confirmed rows, of partitions whose token still holds. Returns how many. Idempotent.
+
+        :raises LeaseLostError: if a token no longer holds: rows of the *other* partitions were deleted.
+        """
+        ...
+
+    async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
+        """Count an attempt on each row, with its reason and when it is due again."""
+        ...
+
+    async def bury(self, failures: Sequence[Failure], claims: Claims) -> int:
+        """Move rows to the dead letters in one statement. Returns how many. Idempotent."""
+        ...
+
+    async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
+        """Move every remaining row of a key behind its dead letter (policy `park`). Returns how many."""
+        ...
+
+    async def blocked_keys(self, claims: Claims) -> frozenset[str]:
+        """Return the keys that wait for an operator because of a dead letter (policy `block`)."""
+        ...
+
+    async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
+        """Move due scheduled events into the outbox, each exactly once among all relays.
+
+        Returns how many, and how long until the next one is due (None: none is waiting).
+        """
+        ...
+
+    # --- ownership ---
+
+    async def partition_count(self) -> int:
+        """Return the number of partitions stored in the database."""
+        ...
+
+    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
+        """Announce that this relay lives; return how many relays live now, itself included."""
+        ...
+
+    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+        """Claim up to `want` more partitions that nobody holds. Returns those newly granted."""
+        ...
+
+    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
+        """Extend the leases; return those that still hold."""
+        ...
+
+    async def release(self, relay: RelayId, claims: Claims) -> None:
+        """Give leases back at once, after draining them. Idempotent."""
+        ...
+
+    async def retire(self, relay: RelayId) -> None:
+        """Take the relay out of the list of the living, with every lease it still has. Idempotent."""
+        ...
+
+    # --- wake-up ---
+
+    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
+        """Open the wake-up channel (a connection of its own where the database has one)."""
+        ...
+
+    async def backlog(self) -> OutboxBacklog:
+        """Return how far behind the outbox is."""
+        ...
+
+    def dead_letters(self, *, limit: int) -> AsyncIterator[Mapping[str, object]]:
+        """Iterate over dead letters, oldest first, for the command line."""
+        ...
+
+
+class Doorbell(Protocol):
+    """Wakes an idle relay when a writer commits. A hint only: polling stays on underneath."""
+
+    async def arm(self) -> None:
+        """Announce that this relay is about to sleep; fetch once more after this returns, then `wait`."""
+        ...
+
+    async def wait(self, timeout: float) -> bool:
+        """Sleep until rung or `timeout` seconds passed; tell whether it rang."""
+        ...
+
+    async def disarm(self) -> None:
+        """Announce that this relay is awake, so that writers need not ring."""
+        ...
+
+
+def partitions_of(rows: Collection[OutboxRow]) -> frozenset[Partition]:
+    """Return the partitions that occur in `rows`."""
+    return frozenset(row.partition for row in rows)

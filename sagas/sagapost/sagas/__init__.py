@@ -1,0 +1,1 @@
+"""Sagas: correlation, compensation, deadlines and their tracking."""
