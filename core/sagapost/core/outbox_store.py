@@ -6,7 +6,7 @@ Tokens, leases, schedules and backoff are judged by the *database's* clock.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,9 @@ from sagapost.core.event import Event
 
 __all__ = [
     "Claims",
+    "Doorbell",
     "Failure",
+    "FetchPage",
     "LeaseToken",
     "OutboxBacklog",
     "OutboxCapabilities",
@@ -93,19 +95,33 @@ class OutboxCapabilities:
     """`wait_for_work` wakes on commit rather than on the poll interval alone."""
 
 
+class FetchPage(msgspec.Struct, frozen=True):
+    """What one fetch found, in position order."""
+
+    rows: Sequence[OutboxRow]
+    caught_up: bool
+    """Every row committed when this fetch began has now been returned."""
+    writers_in_progress: bool = False
+    """Transactions are open that may commit rows without ringing the doorbell: poll soon."""
+    released: frozenset[str] = frozenset()
+    """Keys asked for with `replay_key` whose rows come in order from this page on, its own rows included."""
+    missing: frozenset[Position] = frozenset()
+    """Rows asked for with `revisit` that no longer exist (an operator took them)."""
+
+
 class OutboxReader(Protocol):
     """The fetch cursor of one relay. Stateful: used by one task at a time."""
 
-    async def fetch(self, claims: Claims, *, max_rows: int, max_bytes: int) -> Sequence[OutboxRow]:
-        """Return the next committed rows of the claimed partitions, in position order; empty: caught up for now.
+    async def fetch(self, claims: Claims, *, max_rows: int, max_bytes: int) -> FetchPage:
+        """Return the next committed rows of the claimed partitions, in position order.
 
-        Guarantees, over the reader's life and as long as `claims` only changes through `restart`:
+        Guarantees, over the reader's life and as long as `claims` only grows through `restart`:
 
-        * Each committed row is returned at least once and, unless `restart` is called, at most once.
+        * Each committed row is returned at least once and, unless it is asked for again, at most once.
         * A row that commits late is never skipped, whatever its position.
         * If T1 committed before T2 inserted, T1's rows of a key are returned before T2's.
         * Cost follows the rows returned, not dead rows or transactions open elsewhere; at most `max_rows` rows and
-          (give or take one row) `max_bytes` bytes of data are held.
+          (give or take one row) `max_bytes` bytes of data are held, apart from revisited rows, which come extra.
         * No transaction stays open after the call.
 
         :raises StoreUnavailableError: if the database cannot be reached; call `restart` before the next fetch.
@@ -115,13 +131,21 @@ class OutboxReader(Protocol):
     def restart(self) -> None:
         """Forget the cursor: the next fetch starts from the oldest committed row of the claims.
 
-        Called after gaining partitions, after an error, and from time to time as a safety net. The caller drops
-        rows it already has in flight.
+        Called after gaining partitions, after an error, and from time to time as a safety net. Pending `revisit` and
+        `replay_key` requests are dropped, since everything comes again. The caller drops rows it has in flight.
         """
         ...
 
-    def release_keys(self, keys: Mapping[str, Position]) -> None:
-        """Return rows of these keys with a position above the given one again, merged in order into later fetches."""
+    def revisit(self, positions: Collection[Position]) -> None:
+        """Return these rows again with the next fetch (a refused row whose retry is due)."""
+        ...
+
+    def replay_key(self, key: str, *, above: Position) -> None:
+        """Return this key's rows with a position above the given one again, in order with what is new.
+
+        Takes effect at a later fetch, which names the key in `released`; rows of the key returned by fetches before
+        that one are to be ignored by the caller, they come again.
+        """
         ...
 
 
@@ -157,11 +181,17 @@ class OutboxStore(Protocol):
         ...
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
-        """Count an attempt on each row, with its reason and when it is due again."""
+        """Count an attempt on each row, with its reason and when it is due again.
+
+        :raises LeaseLostError: if a token no longer holds: rows of the *other* partitions were recorded.
+        """
         ...
 
-    async def bury(self, failures: Sequence[Failure], claims: Claims) -> int:
-        """Move rows to the dead letters in one statement. Returns how many. Idempotent."""
+    async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
+        """Move rows to the dead letters in one statement. Returns how many. Idempotent.
+
+        `block_keys`: the dead letter holds back the later rows of its key until an operator decides.
+        """
         ...
 
     async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
@@ -182,7 +212,7 @@ class OutboxStore(Protocol):
     # --- ownership ---
 
     async def partition_count(self) -> int:
-        """Return the number of partitions stored in the database."""
+        """Return the number of partitions stored in the database; seeds the default number on first use."""
         ...
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
@@ -215,10 +245,6 @@ class OutboxStore(Protocol):
         """Return how far behind the outbox is."""
         ...
 
-    def dead_letters(self, *, limit: int) -> AsyncIterator[Mapping[str, object]]:
-        """Iterate over dead letters, oldest first, for the command line."""
-        ...
-
 
 class Doorbell(Protocol):
     """Wakes an idle relay when a writer commits. A hint only: polling stays on underneath."""
@@ -234,8 +260,3 @@ class Doorbell(Protocol):
     async def disarm(self) -> None:
         """Announce that this relay is awake, so that writers need not ring."""
         ...
-
-
-def partitions_of(rows: Collection[OutboxRow]) -> frozenset[Partition]:
-    """Return the partitions that occur in `rows`."""
-    return frozenset(row.partition for row in rows)
