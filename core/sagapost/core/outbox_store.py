@@ -162,6 +162,10 @@ class OutboxStore(Protocol):
         """Where it is, for logs and errors; without credentials."""
         ...
 
+    async def aclose(self) -> None:
+        """Close the connections this store opened. Idempotent."""
+        ...
+
     async def check_schema(self) -> None:
         """Verify that the tables are there and of this release.
 
@@ -237,7 +241,7 @@ class OutboxStore(Protocol):
 
     # --- wake-up ---
 
-    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
+    def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:
         """Open the wake-up channel (a connection of its own where the database has one)."""
         ...
 

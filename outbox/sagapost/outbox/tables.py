@@ -38,7 +38,14 @@ from sqlalchemy.types import UserDefinedType
 
 from sagapost.core.schema import SchemaPart, schema_table
 
-__all__ = ["DEFAULT_PARTITIONS", "OUTBOX_SCHEMA_VERSION", "OutboxTables", "doorbell_channel", "key_hash"]
+__all__ = [
+    "DEFAULT_PARTITIONS",
+    "ENVELOPE_COLUMNS",
+    "OUTBOX_SCHEMA_VERSION",
+    "OutboxTables",
+    "doorbell_channel",
+    "key_hash",
+]
 
 OUTBOX_SCHEMA_VERSION = 1
 DEFAULT_PARTITIONS = 32
@@ -249,7 +256,7 @@ class OutboxTables:
             f"""
             CREATE OR REPLACE FUNCTION {qualified}() RETURNS trigger LANGUAGE plpgsql AS $ring$
             BEGIN
-                IF EXISTS (SELECT FROM {relays} WHERE idle = 1) THEN
+                IF EXISTS (SELECT FROM {relays} WHERE idle = 1 AND expires_at > clock_timestamp()) THEN
                     PERFORM pg_notify('{doorbell_channel(self.outbox)}', '');
                 END IF;
                 RETURN NULL;

@@ -1,0 +1,134 @@
+"""One lazily opened asyncpg connection with hard time limits; reopened by the next call after it broke."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+import asyncpg
+from sqlalchemy.engine import URL, make_url
+
+from sagapost.adapters.postgresql.errors import sqlstate, translate
+from sagapost.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+__all__ = ["Link", "address_of", "parse_url"]
+
+
+def parse_url(url: str | URL) -> URL:
+    """Accept a SQLAlchemy or libpq URL; return it with the scheme asyncpg understands.
+
+    :raises ConfigurationError: if it is not a PostgreSQL URL.
+    """
+    try:
+        parsed = make_url(url)
+    except Exception as error:
+        raise ConfigurationError(
+            "The database URL cannot be read. Example: postgresql+asyncpg://user:password@localhost:5432/orders"
+        ) from error
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ConfigurationError(
+            f"The database URL names {parsed.get_backend_name()!r}, this adapter speaks to PostgreSQL. "
+            "Example: postgresql+asyncpg://user:password@localhost:5432/orders"
+        )
+    return parsed.set(drivername="postgresql")
+
+
+def address_of(url: URL) -> str:
+    """Return host, port and database for logs; never credentials."""
+    host = url.host or url.query.get("host") or "local socket"
+    return f"{host}:{url.port or 5432}/{url.database or ''}"
+
+
+class Link:
+    """One connection, used by one task at a time (calls are serialised by a lock).
+
+    Every call has a hard limit of `timeout` seconds, counted on this side, so that a half-open TCP link is noticed
+    within it whatever the peer does. A call that fails drops the connection; the next call opens a new one.
+    """
+
+    def __init__(self, url: URL, *, purpose: str, timeout: float, connect_timeout: float) -> None:
+        self._dsn = url.render_as_string(hide_password=False)
+        self._where = address_of(url)
+        self._purpose = purpose
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._connection: asyncpg.Connection | None = None
+        self._lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Link {self._purpose} to {self._where}>"
+
+    async def fetch(self, sql: str, *args: object) -> Sequence[Record]:
+        """Run one statement in a transaction of its own; return its rows."""
+        async with self._lock:
+            try:
+                with anyio.fail_after(self._timeout):
+                    connection = await self.connected()
+                    rows: Sequence[Record] = await connection.fetch(sql, *args)
+                    return rows
+            except BaseException as error:
+                self._give_up(error)
+                if isinstance(error, Exception):
+                    raise translate(error, where=self._where) from error
+                raise
+
+    async def fetchrow(self, sql: str, *args: object) -> Record | None:
+        """Run one statement; return its first row."""
+        rows = await self.fetch(sql, *args)
+        return rows[0] if rows else None
+
+    async def script(self, *statements: tuple[str, Sequence[object]]) -> list[Sequence[Record]]:
+        """Run several statements in one READ COMMITTED transaction; return the rows of each."""
+        async with self._lock:
+            try:
+                with anyio.fail_after(self._timeout):
+                    connection = await self.connected()
+                    async with connection.transaction():
+                        return [await connection.fetch(sql, *args) for sql, args in statements]
+            except BaseException as error:
+                self._give_up(error)
+                if isinstance(error, Exception):
+                    raise translate(error, where=self._where) from error
+                raise
+
+    async def connected(self) -> asyncpg.Connection:
+        """Return the open connection, opening it if needed. Untranslated errors; call under a time limit."""
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = await asyncpg.connect(
+                self._dsn,
+                timeout=math.ceil(self._connect_timeout),
+                server_settings={"application_name": f"sagapost-{self._purpose}"},
+            )
+            self._connection = connection
+        return connection
+
+    def _give_up(self, error: BaseException) -> None:
+        """Drop the connection unless the server merely answered with an error of the statement itself."""
+        keep = isinstance(error, asyncpg.PostgresError) and sqlstate(error)[:2] not in {"08", "57"}
+        if not keep:
+            self.drop()
+
+    def drop(self) -> None:
+        """Cut the connection without a word to the peer, who may not be there to read it."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+
+    async def aclose(self) -> None:
+        """Close politely, within a bound; cut the connection if the peer does not answer. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is None or connection.is_closed():
+            return
+        # Whatever goes wrong while leaving, the socket is cut below.
+        ignored = suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2), ignored:
+            await connection.close(timeout=1)
+        if not connection.is_closed():
+            connection.terminate()

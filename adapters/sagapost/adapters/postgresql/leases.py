@@ -1,0 +1,90 @@
+"""Who owns which partition: lease rows with fencing tokens, judged by the database's clock.
+
+Lease rows rather than advisory locks, since session locks do not survive PgBouncer's transaction pooling and a lock
+says nothing about a holder that is alive but stuck (docs/adr/0004).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.rows import qualified
+from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
+from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
+
+__all__ = ["Leases"]
+
+
+class Leases:
+    """The ownership statements of one outbox."""
+
+    def __init__(self, link: Link, tables: OutboxTables) -> None:
+        self._link = link
+        leases, relays = qualified(tables.leases), qualified(tables.relays)
+        self._seed = f"""
+            INSERT INTO {leases} (partition) SELECT generate_series(0, $1::int - 1)
+            WHERE NOT EXISTS (SELECT FROM {leases}) ON CONFLICT DO NOTHING"""
+        self._count = f"SELECT count(*) FROM {leases}"
+        # Relays that stopped without a word are cleared by the living; a relay that comes back announces itself.
+        self._clear = f"DELETE FROM {relays} WHERE expires_at < clock_timestamp()"
+        self._heartbeat = f"""
+            WITH me AS (
+                INSERT INTO {relays} (relay, expires_at) VALUES ($1, clock_timestamp() + $2::interval)
+                ON CONFLICT (relay) DO UPDATE SET expires_at = EXCLUDED.expires_at
+                RETURNING relay
+            )
+            SELECT 1 + (SELECT count(*) FROM {relays} WHERE relay <> $1 AND expires_at >= clock_timestamp())
+            FROM me"""
+        # SKIP LOCKED: two relays that claim at once share what is free instead of queueing for the same rows.
+        self._claim = f"""
+            WITH free AS (
+                SELECT partition FROM {leases}
+                WHERE owner IS NULL OR expires_at < clock_timestamp()
+                ORDER BY partition LIMIT $2::int FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {leases} l
+            SET owner = $1, token = l.token + 1, expires_at = clock_timestamp() + $3::interval
+            FROM free WHERE l.partition = free.partition
+            RETURNING l.partition, l.token"""
+        # A lease that ran out but was taken by nobody still carries our token: it is renewed, not lost.
+        self._renew = f"""
+            UPDATE {leases} l SET expires_at = clock_timestamp() + $4::interval
+            FROM unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
+            WHERE l.partition = claim.partition AND l.token = claim.token AND l.owner = $1
+            RETURNING l.partition"""
+        self._release = f"""
+            UPDATE {leases} l SET owner = NULL, expires_at = NULL
+            FROM unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
+            WHERE l.partition = claim.partition AND l.token = claim.token AND l.owner = $1"""
+        self._release_all = f"UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = $1"
+        self._forget = f"DELETE FROM {relays} WHERE relay = $1"
+
+    async def partition_count(self) -> int:
+        """See `OutboxStore.partition_count`."""
+        await self._link.fetch(self._seed, DEFAULT_PARTITIONS)
+        row = await self._link.fetchrow(self._count)
+        return int(row[0]) if row is not None else 0
+
+    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
+        """See `OutboxStore.heartbeat`."""
+        _, alive = await self._link.script((self._clear, ()), (self._heartbeat, (relay, ttl)))
+        return int(alive[0][0])
+
+    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+        """See `OutboxStore.claim`."""
+        rows = await self._link.fetch(self._claim, relay, want, ttl)
+        return {Partition(row[0]): LeaseToken(row[1]) for row in rows}
+
+    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
+        """See `OutboxStore.renew`."""
+        rows = await self._link.fetch(self._renew, relay, list(claims), list(claims.values()), ttl)
+        return frozenset(Partition(row[0]) for row in rows)
+
+    async def release(self, relay: RelayId, claims: Claims) -> None:
+        """See `OutboxStore.release`."""
+        await self._link.fetch(self._release, relay, list(claims), list(claims.values()))
+
+    async def retire(self, relay: RelayId) -> None:
+        """See `OutboxStore.retire`."""
+        await self._link.script((self._release_all, (relay,)), (self._forget, (relay,)))

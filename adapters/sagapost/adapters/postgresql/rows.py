@@ -1,0 +1,78 @@
+"""How an event lies in a row, and how a row becomes an event again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.compiler import IdentifierPreparer
+
+from sagapost.core.event import Event
+from sagapost.core.outbox_store import OutboxRow
+from sagapost.outbox.tables import ENVELOPE_COLUMNS
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+__all__ = ["ENVELOPE", "ROW_COLUMNS", "decode_rows", "qualified"]
+
+_preparer: IdentifierPreparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call] # unannotated upstream
+
+ENVELOPE = ", ".join(f'"{name}"' if name in {"type", "time", "position"} else name for name in ENVELOPE_COLUMNS)
+"""The envelope's columns, in one fixed order, for moving rows between tables."""
+
+ROW_COLUMNS = (
+    "position, key_hash, topic, event_id, source, type, time, subject, datacontenttype, dataschema, correlationid, "
+    "causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
+    # Only refused rows pay for the arithmetic; on the good path this is a constant.
+    "CASE WHEN attempts = 0 THEN 0 ELSE extract(epoch FROM next_attempt_at - clock_timestamp())::float8 END "
+    "AS retry_in"
+)
+"""What the relay reads of a row; `decode_rows` relies on the order."""
+
+
+def qualified(table: Table) -> str:
+    """Return the table's name with its schema, quoted where needed."""
+    return _preparer.format_table(table)
+
+
+def decode_rows(records: Iterable[Record], partitions: int) -> list[OutboxRow]:
+    """Turn records with the columns of ROW_COLUMNS into rows.
+
+    Unpacked by position in one go: this runs once for every event the relay publishes.
+    """
+    rows: list[OutboxRow] = []
+    append = rows.append
+    for (
+        position, key_hash, topic, event_id, source, type_, time, subject, content_type, schema, correlation,
+        causation, key, traceparent, tracestate, extensions, data, attempts, retry_in,
+    ) in records:  # fmt: skip
+        append(
+            OutboxRow(
+                position,
+                key_hash % partitions,
+                topic,
+                Event(
+                    id=str(event_id),
+                    source=source,
+                    type=type_,
+                    time=time,
+                    data=data,
+                    subject=subject,
+                    datacontenttype=content_type,
+                    dataschema=schema,
+                    correlationid=correlation,
+                    causationid=causation,
+                    partitionkey=key,
+                    traceparent=traceparent,
+                    tracestate=tracestate,
+                    extensions={} if extensions is None else msgspec.json.decode(extensions, type=dict[str, str]),
+                ),
+                attempts,
+                retry_in,
+            )
+        )
+    return rows

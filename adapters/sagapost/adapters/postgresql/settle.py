@@ -1,0 +1,136 @@
+"""Terminal writes: delete what is published, keep what was refused, bury what is given up.
+
+Every statement filters on the lease token, so a relay that lost a partition without noticing changes nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
+from sagapost.core.errors import LeaseLostError
+from sagapost.core.outbox_store import Claims, Failure, Partition, Position
+from sagapost.outbox.tables import OutboxTables
+
+__all__ = ["Settlement"]
+
+
+class Settlement:
+    """The settle statements of one outbox."""
+
+    def __init__(self, link: Link, tables: OutboxTables, partitions: int) -> None:
+        self._link = link
+        self._partitions = partitions
+        outbox, dead, leases = qualified(tables.outbox), qualified(tables.dead), qualified(tables.leases)
+        # The claims arrive as two arrays; a partition counts only while its token is unchanged.
+        held = f"""
+            WITH held AS MATERIALIZED (
+                SELECT l.partition FROM {leases} l
+                JOIN unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
+                  ON l.partition = claim.partition AND l.token = claim.token
+            )"""
+        # Only the number of rows and the leases that held come back, not a row each.
+        self._delete = f"""{held}, gone AS (
+                DELETE FROM {outbox}
+                WHERE position = ANY($1::bigint[]) AND key_hash % $4::int IN (SELECT partition FROM held)
+                RETURNING 1
+            )
+            SELECT count(*), (SELECT array_agg(partition) FROM held) FROM gone"""
+        self._record = f"""{held}
+            UPDATE {outbox} o
+            SET attempts = o.attempts + 1, last_error = f.reason,
+                next_attempt_at = clock_timestamp() + f.retry_after
+            FROM unnest($1::bigint[], $5::text[], $6::interval[]) AS f(position, reason, retry_after)
+            WHERE o.position = f.position AND o.key_hash % $4::int IN (SELECT partition FROM held)
+            RETURNING o.position"""
+        # One statement: the row is in exactly one of the two tables at every moment.
+        self._bury = f"""{held}, gone AS (
+                DELETE FROM {outbox} o
+                USING unnest($1::bigint[], $5::text[]) AS f(position, reason)
+                WHERE o.position = f.position AND o.key_hash % $4::int IN (SELECT partition FROM held)
+                RETURNING o.*, f.reason
+            )
+            INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)
+            SELECT position, {ENVELOPE}, attempts + 1, reason,
+                   CASE WHEN $6::boolean AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
+            FROM gone
+            RETURNING position"""
+        self._bury_followers = f"""{held}, gone AS (
+                DELETE FROM {outbox} o
+                WHERE o.partitionkey = $1::text AND o.key_hash % $4::int IN (SELECT partition FROM held)
+                RETURNING o.*
+            )
+            INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)
+            SELECT position, {ENVELOPE}, attempts, coalesce(last_error, $5::text), 1 FROM gone
+            RETURNING position"""
+        self._blocked = f"""
+            SELECT DISTINCT partitionkey FROM {dead}
+            WHERE blocks_key = 1 AND key_hash % $1::int = ANY($2::int[])"""
+        self._held = f"{held} SELECT partition FROM held WHERE $1::int IS NULL"
+
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+        """See `OutboxStore.delete_published`."""
+        partitions, tokens = _arrays({p: claims[p] for p in rows if p in claims})
+        positions = [position for group in rows.values() for position in group]
+        record = await self._link.fetchrow(self._delete, positions, partitions, tokens, self._partitions)
+        deleted, held = (0, None) if record is None else (record[0], record[1])
+        lost = frozenset(rows) - frozenset(held or ())
+        if lost:
+            raise LeaseLostError(partitions=lost)
+        return int(deleted)
+
+    async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
+        """See `OutboxStore.record_failures`."""
+        partitions, tokens = _arrays(claims)
+        written = await self._link.fetch(
+            self._record,
+            [f.position for f in failures],
+            partitions,
+            tokens,
+            self._partitions,
+            [f.reason for f in failures],
+            [f.retry_after for f in failures],
+        )
+        if len(written) < len(failures):
+            await self._raise_if_lost(failures, claims)
+
+    async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
+        """See `OutboxStore.bury`."""
+        partitions, tokens = _arrays(claims)
+        written = await self._link.fetch(
+            self._bury,
+            [f.position for f in failures],
+            partitions,
+            tokens,
+            self._partitions,
+            [f.reason for f in failures],
+            block_keys,
+        )
+        if len(written) < len(failures):
+            await self._raise_if_lost(failures, claims)
+        return len(written)
+
+    async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
+        """See `OutboxStore.bury_followers`."""
+        partitions, tokens = _arrays({partition: claims[partition]} if partition in claims else {})
+        reason = "parked behind an earlier dead letter of the same key"
+        written = await self._link.fetch(self._bury_followers, key, partitions, tokens, self._partitions, reason)
+        return len(written)
+
+    async def blocked_keys(self, claims: Claims) -> frozenset[str]:
+        """See `OutboxStore.blocked_keys`."""
+        rows = await self._link.fetch(self._blocked, self._partitions, [int(p) for p in claims])
+        return frozenset(row[0] for row in rows)
+
+    async def _raise_if_lost(self, failures: Sequence[Failure], claims: Claims) -> None:
+        """Tell a row that is gone (fine, someone settled it) from a lease that is gone."""
+        partitions, tokens = _arrays(claims)
+        rows = await self._link.fetch(self._held, None, partitions, tokens)
+        lost = frozenset(f.partition for f in failures) - frozenset(row[0] for row in rows)
+        if lost:
+            raise LeaseLostError(partitions=lost)
+
+
+def _arrays(claims: Claims) -> tuple[list[int], list[int]]:
+    return [int(p) for p in claims], [int(t) for t in claims.values()]
