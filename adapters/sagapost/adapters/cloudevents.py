@@ -1,0 +1,305 @@
+"""Between a message's headers and an `Event`: the CloudEvents 1.0 mapping that the broker adapters share.
+
+Written: binary mode, one header `ce-<attribute>` per attribute and `datacontenttype` as the message's content type, as
+in Knative's RabbitMQ binding (github.com/knative-extensions/eventing-rabbitmq, cloudevents-protocol-spec/spec.md).
+
+Read: binary mode with any prefix in use (`ce-`, Kafka's `ce_`, AMQP 1.0's `cloudEvents_` and `cloudEvents:`), the
+structured mode `application/cloudevents+json`, and messages of strangers that know nothing of CloudEvents.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from sagapost.core.broker import Malformed
+from sagapost.core.event import Event, utc_iso
+
+__all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_message"]
+
+PREFIX = "ce-"
+"""What this library writes before the name of an attribute."""
+
+_PREFIXES = (PREFIX, "ce_", "cloudEvents_", "cloudEvents:")
+_STRUCTURED = "application/cloudevents+json"
+_STRUCTURED_ANY = "application/cloudevents"
+
+# Optional attributes with a field of their own, in the order they are written.
+_OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "partitionkey", "traceparent", "tracestate")
+_KNOWN = frozenset(
+    {"specversion", "id", "source", "type", "time", "datacontenttype", "data", "data_base64", *_OPTIONAL}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StrangerPolicy:
+    """How messages without a CloudEvents envelope are read.
+
+    `default_source` becomes the event's source where the message names no application.
+    `without_id`: `reject` makes a message without a message id `Malformed`; `digest` derives an id from its content,
+    so a redelivery is recognised, and so are two messages that were *meant* to be two but are equal byte for byte.
+    """
+
+    default_source: str = "urn:sagapost:unknown-source"
+    without_id: Literal["reject", "digest"] = "reject"
+
+
+class Incoming(msgspec.Struct):
+    """What an adapter has read from the wire, before it is known to be an event."""
+
+    body: bytes
+    topic: str
+    headers: Mapping[str, object]
+    content_type: str | None = None
+    message_id: str | None = None
+    type: str | None = None
+    app_id: str | None = None
+    correlation_id: str | None = None
+    timestamp: datetime | None = None
+
+
+class _UnreadableError(Exception):
+    """Carries the reason out of the reading functions; never leaves this module."""
+
+
+def binary_headers(event: Event) -> dict[str, str]:
+    """Return the headers of `event` in binary mode (`datacontenttype` goes into the message's content type)."""
+    headers = {
+        "ce-specversion": "1.0",
+        "ce-id": event.id,
+        "ce-source": event.source,
+        "ce-type": event.type,
+        "ce-time": utc_iso(event.time),
+    }
+    for name in _OPTIONAL:
+        value: str | None = getattr(event, name)
+        if value is not None:
+            headers[PREFIX + name] = value
+    for name, value in event.extensions.items():
+        headers[PREFIX + name] = value
+    return headers
+
+
+def read_message(message: Incoming, policy: StrangerPolicy) -> Event | Malformed:
+    """Read a message as an event. Never raises for what a message contains: what cannot be read is `Malformed`."""
+    try:
+        if message.content_type is not None and message.content_type.startswith(_STRUCTURED_ANY):
+            return _read_structured(message)
+        for prefix in _PREFIXES:
+            if prefix + "specversion" in message.headers or prefix + "id" in message.headers:
+                return _read_binary(message, prefix)
+        return _read_stranger(message, policy)
+    except _UnreadableError as error:
+        return _malformed(message, str(error))
+
+
+def _malformed(message: Incoming, reason: str) -> Malformed:
+    return Malformed(
+        reason=reason,
+        body=message.body,
+        headers={name: _text(value) for name, value in message.headers.items()},
+        message_id=message.message_id,
+        type=message.type,
+    )
+
+
+# --- binary mode ---
+
+
+def _read_binary(message: Incoming, prefix: str) -> Event:
+    attributes: dict[str, str] = {}
+    start = len(prefix)
+    for name, value in message.headers.items():
+        if name.startswith(prefix):
+            attributes[name[start:]] = value if type(value) is str else _attribute(name, value)
+    return _event(attributes, message, data=message.body, datacontenttype=message.content_type)
+
+
+def _event(attributes: dict[str, str], message: Incoming, *, data: bytes, datacontenttype: str | None) -> Event:
+    take = attributes.pop
+    version = take("specversion", "")
+    if not version.startswith("1."):
+        raise _UnreadableError(
+            f"its CloudEvents specversion is {version!r}; this release reads 1.x"
+            if version
+            else "it has CloudEvents attributes but no specversion"
+        )
+    id_, source, type_, time = take("id", ""), take("source", ""), take("type", ""), take("time", "")
+    if not (id_ and source and type_):
+        missing = [name for name, value in (("id", id_), ("source", source), ("type", type_)) if not value]
+        raise _UnreadableError(f"the required CloudEvents attribute {' and '.join(missing)} is missing or empty")
+    return Event(
+        id=id_,
+        source=source,
+        type=type_,
+        time=_time(time) if time else _received_at(message),
+        data=data,
+        subject=take("subject", None),
+        datacontenttype=take("datacontenttype", None) or datacontenttype,
+        dataschema=take("dataschema", None),
+        correlationid=take("correlationid", None),
+        causationid=take("causationid", None),
+        partitionkey=take("partitionkey", None),
+        traceparent=take("traceparent", None),
+        tracestate=take("tracestate", None),
+        extensions=attributes,
+    )
+
+
+# --- structured mode ---
+
+
+class _StructuredData(msgspec.Struct):
+    """Only the data members of a structured event; `Raw` keeps the producer's bytes as they are."""
+
+    data: msgspec.Raw | None = None
+    data_base64: str | None = None
+
+
+_structured_data = msgspec.json.Decoder(_StructuredData)
+
+
+def _read_structured(message: Incoming) -> Event:
+    media_type = (message.content_type or "").partition(";")[0].strip()
+    if media_type != _STRUCTURED:
+        raise _UnreadableError(
+            f"its content type is {media_type!r}; of the structured formats only {_STRUCTURED} is read"
+        )
+    try:
+        members: Any = msgspec.json.decode(message.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _UnreadableError(f"its body is not valid JSON: {error}") from error
+    if not isinstance(members, dict):
+        raise _UnreadableError("its body is JSON, but not an object as the structured mode asks for")
+    attributes = {
+        name: _attribute(name, value)
+        for name, value in members.items()
+        if value is not None and name not in ("data", "data_base64")
+    }
+    datacontenttype = attributes.get("datacontenttype", "application/json")
+    return _event(
+        attributes, message, data=_structured_payload(message.body, datacontenttype), datacontenttype=datacontenttype
+    )
+
+
+def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
+    try:
+        members = _structured_data.decode(body)
+    except msgspec.ValidationError as error:
+        raise _UnreadableError(f"its data_base64 is not a string: {error}") from error
+    if members.data_base64 is not None:
+        try:
+            return base64.b64decode(members.data_base64, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise _UnreadableError(f"its data_base64 is not valid base64: {error}") from error
+    if members.data is None:
+        return b""
+    raw = bytes(members.data)
+    media_type = datacontenttype.partition(";")[0].strip().lower()
+    is_json = media_type.endswith(("/json", "+json"))
+    # A JSON string under another media type is that text itself (CloudEvents JSON format, section 3.1).
+    return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' and not is_json else raw
+
+
+# --- strangers ---
+
+
+def _read_stranger(message: Incoming, policy: StrangerPolicy) -> Event:
+    source = message.app_id or policy.default_source
+    type_ = message.type or message.topic
+    if not type_:
+        raise _UnreadableError(
+            "it has no CloudEvents attributes, no type property and no routing key to name its type"
+        )
+    id_ = message.message_id
+    if not id_:
+        if policy.without_id == "reject":
+            raise _UnreadableError(
+                "it has neither CloudEvents attributes nor a message id, so a redelivery could not be recognised"
+            )
+        id_ = _digest(message, source, type_)
+    headers = message.headers
+    return Event(
+        id=id_,
+        source=source,
+        type=type_,
+        time=_received_at(message),
+        data=message.body,
+        datacontenttype=message.content_type,
+        correlationid=message.correlation_id,
+        traceparent=_optional_text(headers.get("traceparent")),
+        tracestate=_optional_text(headers.get("tracestate")),
+        extensions={
+            name: _text(value)
+            for name, value in headers.items()
+            if name not in _KNOWN
+            and name.isascii()
+            and name.isalnum()
+            and name == name.lower()
+            and isinstance(value, str | int | bool)
+        },
+    )
+
+
+def _digest(message: Incoming, source: str, type_: str) -> str:
+    """Return an id that follows from what the producer sent, and from nothing a broker adds on redelivery."""
+    sent_at = message.timestamp.isoformat() if message.timestamp is not None else ""
+    digest = hashlib.sha256()
+    for part in (source, type_, message.content_type or "", message.correlation_id or "", sent_at):
+        raw = part.encode("utf-8", "surrogateescape")
+        digest.update(len(raw).to_bytes(4, "big") + raw)
+    digest.update(message.body)
+    return f"sha256-{digest.hexdigest()}"
+
+
+# --- values ---
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _UnreadableError(f"its CloudEvents time {text[:64]!r} is not an RFC 3339 timestamp") from None
+    if moment.tzinfo is None:
+        raise _UnreadableError(f"its CloudEvents time {text[:64]!r} has no UTC offset, which RFC 3339 asks for")
+    return moment
+
+
+def _received_at(message: Incoming) -> datetime:
+    # `time` is optional in CloudEvents but not in ours: the producer's timestamp, else the time of receipt.
+    return message.timestamp or datetime.now(UTC)
+
+
+def _attribute(name: str, value: object) -> str:
+    if isinstance(value, str | bool | int | datetime):
+        return _text(value)
+    if isinstance(value, bytes | bytearray):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise _UnreadableError(f"its attribute {name!r} is not valid UTF-8") from None
+    raise _UnreadableError(
+        f"its attribute {name!r} is of type {type(value).__name__}, which CloudEvents does not have"
+    )
+
+
+def _text(value: object) -> str:
+    """Return the canonical CloudEvents string of a value (`true`, `5`, RFC 3339), or something readable."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, datetime):
+        return utc_iso(value if value.tzinfo is not None else value.replace(tzinfo=UTC))
+    return str(value)
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else _text(value)
