@@ -6,6 +6,7 @@ methods, so pydantic itself is never imported here. `bytes` pass through untouch
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import msgspec
@@ -30,8 +31,19 @@ class _PydanticModel(Protocol):
     def model_dump_json(self) -> str: ...
 
 
+@runtime_checkable
+class _PydanticError(Protocol):
+    """What is used of a pydantic validation error."""
+
+    def errors(
+        self, *, include_url: bool, include_context: bool, include_input: bool
+    ) -> Sequence[Mapping[str, Any]]: ...
+
+
 def encode_data(payload: object, *, event_type: str) -> tuple[bytes, str]:
     """Encode an event object; return (data, media type).
+
+    NaN and the infinities, which JSON lacks, become null.
 
     :raises EncodingError: if a value in it has no JSON form.
     """
@@ -62,4 +74,20 @@ def decode_data(data: bytes, cls: type[T], *, event_id: str, event_type: str) ->
             decoder = _decoders[cls] = msgspec.json.Decoder(cls)
         return cast("T", decoder.decode(data))
     except (TypeError, ValueError, RecursionError) as error:
-        raise DecodingError(event_id=event_id, event_type=event_type, cls=cls, reason=str(error)) from error
+        reason = _without_input(error)
+        # A pydantic error prints the offending values, and a logged traceback prints its cause: it is not kept.
+        cause = error if reason is None else None
+        raise DecodingError(event_id=event_id, event_type=event_type, cls=cls, reason=reason or str(error)) from cause
+
+
+def _without_input(error: Exception) -> str | None:
+    """Return what a pydantic validation error complains of, field by field, without the values it found.
+
+    None for errors of other kinds: msgspec's name the field and the expected type, never the value.
+    """
+    if not isinstance(error, _PydanticError):
+        return None
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        f"{detail['msg']} - at `{'.'.join(str(part) for part in ('$', *detail['loc']))}`" for detail in details
+    )

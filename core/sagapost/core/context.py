@@ -54,8 +54,9 @@ def continue_from(event: Event) -> SagaContext:
     return SagaContext(
         correlationid=event.correlationid or event.id,
         causationid=event.id,
-        traceparent=event.traceparent,
-        tracestate=event.tracestate,
+        # A stranger may send them empty, which no event of ours may be.
+        traceparent=event.traceparent or None,
+        tracestate=event.tracestate or None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ MAX_KEY_LENGTH = 255
 """Longest ordering key, in characters."""
 
 MAX_NAME_LENGTH = 255
-"""Longest id, type and source, in bytes of UTF-8: AMQP 0-9-1 carries them as short strings."""
+"""Longest id, type, source and the like, in bytes of UTF-8: AMQP 0-9-1 carries them as short strings."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
@@ -56,44 +57,69 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         )
 
 
+_REQUIRED = ("id", "source", "type")
+_SHORT = (*_REQUIRED, "datacontenttype", "correlationid", "causationid", "traceparent")
+_TEXTS = (*_SHORT, "subject", "dataschema", "partitionkey", "tracestate")
+
+_RESERVED = frozenset({*Event.__struct_fields__, "specversion", "data_base64"})
+"""Names an extension must not take: on the wire it would replace the attribute itself."""
+
+# CloudEvents forbids control characters and lone surrogates in strings; PostgreSQL refuses NUL, and UTF-8 the latter.
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _check_characters(attribute: str, value: str) -> None:
+    found = _FORBIDDEN.search(value)
+    if found is not None:
+        raise InvalidEventError(
+            attribute=attribute,
+            value=value,
+            reason=f"the character U+{ord(found.group()):04X} at index {found.start()} cannot be carried.",
+        )
+
+
 def validate_event(event: Event) -> None:
     """Check the rules every adapter relies on.
 
     :raises InvalidEventError: if an attribute is empty, too long, or of a form the wire cannot carry.
     """
-    for attribute in ("id", "source", "type"):
-        value: str = getattr(event, attribute)
+    for attribute in _TEXTS:
+        value: str | None = getattr(event, attribute)
+        if value is None:
+            continue
         if not value:
             raise InvalidEventError(attribute=attribute, value=value, reason="it must not be empty.")
-        if len(value) > MAX_NAME_LENGTH or len(value.encode()) > MAX_NAME_LENGTH:
+        # Most text is printable ASCII, which two C calls tell; the rest is searched.
+        if not (value.isascii() and value.isprintable()):
+            _check_characters(attribute, value)
+        if attribute in _SHORT and (len(value) > MAX_NAME_LENGTH or len(value.encode()) > MAX_NAME_LENGTH):
             raise InvalidEventError(
                 attribute=attribute, value=value, reason=f"at most {MAX_NAME_LENGTH} bytes of UTF-8 fit."
             )
     key = event.partitionkey
-    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+    if key is not None and len(key) > MAX_KEY_LENGTH:
         raise InvalidEventError(
             attribute="partitionkey",
             value=key,
             reason=f"a key has 1 to {MAX_KEY_LENGTH} characters, this one {len(key)}. "
             "Use the aggregate's id, or a digest of it; leave the key out where order does not matter.",
         )
-    if event.correlationid is not None and len(event.correlationid.encode()) > MAX_NAME_LENGTH:
-        raise InvalidEventError(
-            attribute="correlationid",
-            value=event.correlationid,
-            reason=f"at most {MAX_NAME_LENGTH} bytes fit.",
-        )
     if event.time.tzinfo is None:
         raise InvalidEventError(
             attribute="time", value=event.time, reason="it needs a timezone, for example datetime.now(UTC)."
         )
-    for name in event.extensions:
+    for name, extension in event.extensions.items():
         if not (name.isascii() and name.isalnum() and name == name.lower()):
             raise InvalidEventError(
                 attribute=name,
-                value=event.extensions[name],
+                value=extension,
                 reason="CloudEvents extension names are lower-case ASCII letters and digits only.",
             )
+        if name in _RESERVED:
+            raise InvalidEventError(
+                attribute=name, value=extension, reason="the name belongs to an attribute of the event itself."
+            )
+        _check_characters(name, extension)
 
 
 def utc_iso(moment: datetime) -> str:
