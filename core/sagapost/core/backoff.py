@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,14 +27,16 @@ class Backoff:
     def __post_init__(self) -> None:
         if self.base <= timedelta(0) or self.cap < self.base:
             raise ValueError(f"Backoff needs 0 < base <= cap, got base={self.base}, cap={self.cap}")
-        if self.factor < 1 or not 0 <= self.jitter <= 1:
+        if not 1 <= self.factor < math.inf or not 0 <= self.jitter <= 1:
             raise ValueError(f"Backoff needs factor >= 1 and 0 <= jitter <= 1, got {self.factor} and {self.jitter}")
 
     def delay(self, attempt: int) -> timedelta:
         """Return the wait after failed attempt number `attempt` (1 for the first)."""
-        # The exponent is clamped: an outage of days must not overflow a float.
-        exponent = min(max(attempt, 1) - 1, 60)
-        ceiling = min(self.base.total_seconds() * self.factor**exponent, self.cap.total_seconds())
+        base, cap = self.base.total_seconds(), self.cap.total_seconds()
+        exponent = max(attempt, 1) - 1
+        # Compared as logarithms: after an outage of days the power itself would overflow a float.
+        capped = exponent * math.log(self.factor) >= math.log(cap / base)
+        ceiling = cap if capped else min(base * self.factor**exponent, cap)
         return timedelta(seconds=ceiling * (1 - self.jitter * self.rng.random()))
 
     def seconds(self, attempt: int) -> float:
