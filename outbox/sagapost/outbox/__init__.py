@@ -1,5 +1,7 @@
 """The write side (events in your own transaction) and the relay (publishes them)."""
 
+from sagapost.outbox.handles import AsyncHandle, SyncHandle
+from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox, PublishOptions
 from sagapost.outbox.tables import OutboxTables, key_hash
 
-__all__ = ["OutboxTables", "key_hash"]
+__all__ = ["Outbox", "OutboxTables", "PublishOptions", "SyncHandle", "AsyncHandle", "DEFAULT_MAX_BYTES", "key_hash"]

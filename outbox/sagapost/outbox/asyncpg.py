@@ -1,0 +1,53 @@
+"""Events through a raw asyncpg connection, known here by its methods only: the driver is never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from sagapost.core.errors import NotInTransactionError
+from sagapost.outbox.rows import Rows, RowValues
+
+__all__ = ["AsyncpgConnection", "insert_rows_asyncpg", "require_asyncpg_transaction"]
+
+
+@runtime_checkable
+class AsyncpgConnection(Protocol):
+    """What is used of `asyncpg.Connection`, and of the proxy a pool hands out."""
+
+    def is_in_transaction(self) -> bool:
+        """Tell whether a transaction is open."""
+        ...
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """Run one statement; return its command tag."""
+        ...
+
+
+def require_asyncpg_transaction(connection: AsyncpgConnection) -> None:
+    """Check that a transaction is open.
+
+    :raises NotInTransactionError: if none is.
+    """
+    if not connection.is_in_transaction():
+        raise NotInTransactionError(
+            handle="an asyncpg connection", remedy="Call it inside `async with connection.transaction():`."
+        )
+
+
+async def insert_rows_asyncpg(connection: AsyncpgConnection, rows: Rows) -> None:
+    """Write the rows in the open transaction, as one INSERT and one round trip."""
+    arguments = [_arguments(row, rows.target.columns) for row in rows.values]
+    if len(arguments) == 1:
+        await connection.execute(rows.target.raw_one, *arguments[0])
+    elif arguments:
+        await connection.execute(rows.target.raw_many, *map(list, zip(*arguments, strict=True)))
+
+
+def _arguments(row: RowValues, columns: Sequence[str]) -> list[Any]:
+    extensions = row["extensions"]
+    if extensions is not None:
+        row = {**row, "extensions": msgspec.json.encode(extensions).decode()}
+    return [row[column] for column in columns]

@@ -1,0 +1,117 @@
+"""The kinds of database handle an event can be published through, and what each does with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Generator
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from sagapost.outbox.asyncpg import AsyncpgConnection, insert_rows_asyncpg, require_asyncpg_transaction
+from sagapost.outbox.connection import insert_rows, insert_rows_async, require_connection_transaction
+from sagapost.outbox.rows import Rows
+from sagapost.outbox.scheduled import Cancellation
+from sagapost.outbox.session import add_rows, require_session_transaction
+
+__all__ = ["AsyncHandle", "SyncHandle", "after", "cancel", "write"]
+
+SyncHandle: TypeAlias = Session | Connection | scoped_session[Session]
+"""A handle that publishes without await."""
+
+AsyncHandle: TypeAlias = AsyncSession | AsyncConnection | async_scoped_session[AsyncSession] | AsyncpgConnection
+"""A handle whose publish is awaited."""
+
+_Handle: TypeAlias = Session | Connection | AsyncSession | AsyncConnection | AsyncpgConnection
+
+T = TypeVar("T")
+
+
+def write(handle: SyncHandle | AsyncHandle, rows: Rows) -> Awaitable[None] | None:
+    """Write the rows, or add them to the session; return what is left to await, None for a synchronous handle.
+
+    :raises NotInTransactionError: if no transaction is open; checked before anything is awaited.
+    :raises TypeError: if the handle is of no known kind.
+    """
+    match _resolve(handle):
+        case AsyncSession(sync_session=session):
+            require_session_transaction(session, rows.target.table)
+            add_rows(session, rows)
+            return _Done(None)
+        case Session() as session:
+            require_session_transaction(session, rows.target.table)
+            add_rows(session, rows)
+            return None
+        case AsyncConnection() as connection:
+            require_connection_transaction(connection)
+            return insert_rows_async(connection, rows)
+        case Connection() as connection:
+            require_connection_transaction(connection)
+            insert_rows(connection, rows)
+            return None
+        case raw:
+            require_asyncpg_transaction(raw)
+            return insert_rows_asyncpg(raw, rows)
+
+
+def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int | Awaitable[int]:
+    """Take back scheduled events in the handle's transaction.
+
+    :raises NotInTransactionError: if no transaction is open; checked before anything is awaited.
+    :raises TypeError: if the handle is of no known kind.
+    """
+    table = cancellation.target.table
+    match _resolve(handle):
+        case AsyncSession() as session:
+            require_session_transaction(session.sync_session, table)
+            return session.run_sync(cancellation.in_session)
+        case Session() as session:
+            require_session_transaction(session, table)
+            return cancellation.in_session(session)
+        case AsyncConnection() as connection:
+            require_connection_transaction(connection)
+            return connection.run_sync(cancellation.on_connection)
+        case Connection() as connection:
+            require_connection_transaction(connection)
+            return cancellation.on_connection(connection)
+        case raw:
+            require_asyncpg_transaction(raw)
+            return cancellation.on_asyncpg(raw)
+
+
+def after(written: Awaitable[None], result: T) -> Awaitable[T]:
+    """Return an awaitable of `result` once the rows are written."""
+    # Nothing is pending for an AsyncSession, and an object without a coroutine makes a forgotten await harmless.
+    return _Done(result) if isinstance(written, _Done) else _result_after(written, result)
+
+
+async def _result_after(written: Awaitable[None], result: T) -> T:
+    await written
+    return result
+
+
+class _Done(Generic[T]):
+    """An awaitable that is done already."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: T) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[Any, None, T]:
+        yield from ()
+        return self._result
+
+
+def _resolve(handle: object) -> _Handle:
+    """Return the handle behind a scoped session, and refuse what is none."""
+    if isinstance(handle, scoped_session | async_scoped_session):
+        return cast("Session | AsyncSession", handle())
+    # The structural check comes last: it asks for attributes one by one.
+    if isinstance(handle, AsyncSession | Session | AsyncConnection | Connection | AsyncpgConnection):
+        return handle
+    raise TypeError(
+        f"{type(handle).__module__}.{type(handle).__qualname__} is not a handle of a transaction. "
+        "Pass a SQLAlchemy Session, AsyncSession, Connection or AsyncConnection, or an asyncpg connection."
+    )

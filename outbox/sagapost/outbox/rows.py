@@ -1,0 +1,98 @@
+"""From an `Event` to the values of its row, the same for every kind of handle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import Insert, Table, insert
+from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
+
+from sagapost.core.event import Event
+from sagapost.outbox.tables import ENVELOPE_COLUMNS, key_hash
+
+__all__ = ["RowValues", "Rows", "Target", "row_values"]
+
+RowValues: TypeAlias = dict[str, Any]
+"""Column name -> value."""
+
+_PARAMETER_TYPES = {
+    "event_id": "uuid",
+    "key_hash": "smallint",
+    "time": "timestamptz",
+    "deliver_at": "timestamptz",
+    "data": "bytea",
+}
+"""What is not text. `extensions` travels as text and is cast in the statement, whatever JSON codec is in force."""
+
+
+_quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
+
+
+class Target:
+    """A table that events are written to, with its INSERT in every form a handle needs; built once."""
+
+    __slots__ = ("columns", "core_many", "core_one", "name", "raw_many", "raw_one", "table")
+
+    def __init__(self, table: Table, *further: str) -> None:
+        self.table = table
+        self.columns = (*ENVELOPE_COLUMNS, *further)
+        # inline(): nobody asks for the generated position, so nothing is returned.
+        self.core_one: Insert = insert(table).inline()
+        # SQLAlchemy writes one INSERT with many VALUES only where something is returned; else the statement is sent
+        # once per row.
+        self.core_many: Insert = insert(table).returning(table.c.event_id)
+
+        self.name = _quoting.format_table(table)
+        types = [_PARAMETER_TYPES.get(column, "text") for column in self.columns]
+        casts = ["::jsonb" if column == "extensions" else "" for column in self.columns]
+        columns = ", ".join(self.columns)
+        parameters = ", ".join(
+            f"${n}::{type_}{cast}" for n, (type_, cast) in enumerate(zip(types, casts, strict=True), 1)
+        )
+        self.raw_one = f"INSERT INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
+        arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types, 1))
+        selected = ", ".join(f"r.{column}{cast}" for column, cast in zip(self.columns, casts, strict=True))
+        # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
+        self.raw_many = (
+            f"INSERT INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
+            f"FROM unnest({arrays}) WITH ORDINALITY AS r ({columns}, ordinal) ORDER BY ordinal"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one table, to be written in this order."""
+
+    target: Target
+    values: list[RowValues]
+
+
+def row_values(event: Event, topic: str) -> RowValues:
+    """Return the row of an event; the event's identity is the row's."""
+    key = event.partitionkey
+    return {
+        "event_id": UUID(event.id),
+        "key_hash": key_hash(key if key is not None else event.id),
+        "topic": topic,
+        "type": event.type,
+        "source": event.source,
+        "time": event.time,
+        "subject": event.subject,
+        "datacontenttype": event.datacontenttype,
+        "dataschema": event.dataschema,
+        "correlationid": event.correlationid,
+        "causationid": event.causationid,
+        "partitionkey": key,
+        "traceparent": event.traceparent,
+        "tracestate": event.tracestate,
+        "extensions": dict(event.extensions) if event.extensions else None,
+        "data": event.data,
+    }
+
+
+def scheduled_values(event: Event, topic: str, *, deliver_at: datetime, name: str | None) -> RowValues:
+    """Return the row of an event that becomes due later."""
+    return {**row_values(event, topic), "deliver_at": deliver_at, "name": name}
