@@ -116,6 +116,11 @@ class Publisher(Protocol):
         """Whether the broker has asked publishers to pause (a resource alarm)."""
         ...
 
+    @property
+    def max_message_bytes(self) -> int | None:
+        """Largest `Event.data` that is sent; larger ones are `Rejected` here. None: no limit is known."""
+        ...
+
 
 # --- consuming ---
 

@@ -122,6 +122,7 @@ class OutboxReader(Protocol):
         * If T1 committed before T2 inserted, T1's rows of a key are returned before T2's.
         * Cost follows the rows returned, not dead rows or transactions open elsewhere; at most `max_rows` rows and
           (give or take one row) `max_bytes` bytes of data are held, apart from revisited rows, which come extra.
+          With `max_rows=0` only revisited rows are returned, and `caught_up` is False.
         * No transaction stays open after the call.
 
         :raises StoreUnavailableError: if the database cannot be reached; call `restart` before the next fetch.
@@ -202,8 +203,8 @@ class OutboxStore(Protocol):
         """Move every remaining row of a key behind its dead letter (policy `park`). Returns how many."""
         ...
 
-    async def blocked_keys(self, claims: Claims) -> frozenset[str]:
-        """Return the keys that wait for an operator because of a dead letter (policy `block`)."""
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+        """Return the keys that wait for an operator because of a dead letter, each with its oldest one's position."""
         ...
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:

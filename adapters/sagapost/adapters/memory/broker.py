@@ -79,7 +79,12 @@ class MemoryBroker:
     async def publisher(self) -> AsyncGenerator[Publisher]:
         """Open a publisher."""
         await self._connect()
-        publisher = MemoryPublisher(self._publish, blocked=self._paused, holding=self._holding)
+        publisher = MemoryPublisher(
+            self._publish,
+            blocked=self._paused,
+            holding=self._holding,
+            max_message_bytes=self._max_message_bytes,
+        )
         self._publishers.append(publisher)
         try:
             yield publisher

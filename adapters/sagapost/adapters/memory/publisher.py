@@ -37,9 +37,12 @@ class MemoryConfirmation:
 class MemoryPublisher:
     """One ordered stream of messages into the broker."""
 
-    def __init__(self, publish: Callable[[Outgoing], PublishResult], *, blocked: bool, holding: bool) -> None:
+    def __init__(
+        self, publish: Callable[[Outgoing], PublishResult], *, blocked: bool, holding: bool, max_message_bytes: int
+    ) -> None:
         self._publish = publish
         self._blocked = blocked
+        self._max_message_bytes = max_message_bytes
         self._holding = holding
         self._stalled: list[MemoryConfirmation] = []
         self._held: list[tuple[MemoryConfirmation, Sequence[PublishResult]]] = []
@@ -49,6 +52,11 @@ class MemoryPublisher:
     def blocked(self) -> bool:
         """Whether the broker has asked publishers to pause."""
         return self._blocked
+
+    @property
+    def max_message_bytes(self) -> int | None:
+        """Largest event data that is taken."""
+        return self._max_message_bytes
 
     async def send(self, batch: Sequence[Outgoing]) -> MemoryConfirmation:
         """Hand a batch to the broker."""

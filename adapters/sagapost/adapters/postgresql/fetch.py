@@ -167,8 +167,8 @@ class SnapshotReader:
     async def fetch(self, claims: Claims, *, max_rows: int, max_bytes: int) -> FetchPage:
         """Return the next rows; see `OutboxReader.fetch`."""
         revisited, missing = await self._fetch_revisits(claims)
-        if not claims:
-            return FetchPage(rows=revisited, caught_up=True, missing=missing)
+        if not claims or max_rows == 0:
+            return FetchPage(rows=revisited, caught_up=not claims, missing=missing)
         if self._walk is None and self._seen is None:
             await self._begin_backlog()
         released: frozenset[str] = frozenset()

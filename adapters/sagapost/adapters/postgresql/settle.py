@@ -65,8 +65,8 @@ class Settlement:
             SELECT position, {ENVELOPE}, attempts, coalesce(last_error, $5::text), 1 FROM gone
             RETURNING position"""
         self._blocked = f"""
-            SELECT DISTINCT partitionkey FROM {dead}
-            WHERE blocks_key = 1 AND key_hash % $1::int = ANY($2::int[])"""
+            SELECT partitionkey, min(position) FROM {dead}
+            WHERE blocks_key = 1 AND key_hash % $1::int = ANY($2::int[]) GROUP BY partitionkey"""
         self._held = f"{held} SELECT partition FROM held WHERE $1::int IS NULL"
 
     async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
@@ -118,10 +118,10 @@ class Settlement:
         written = await self._link.fetch(self._bury_followers, key, partitions, tokens, self._partitions, reason)
         return len(written)
 
-    async def blocked_keys(self, claims: Claims) -> frozenset[str]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
         """See `OutboxStore.blocked_keys`."""
         rows = await self._link.fetch(self._blocked, self._partitions, [int(p) for p in claims])
-        return frozenset(row[0] for row in rows)
+        return {row[0]: Position(row[1]) for row in rows}
 
     async def _raise_if_lost(self, failures: Sequence[Failure], claims: Claims) -> None:
         """Tell a row that is gone (fine, someone settled it) from a lease that is gone."""

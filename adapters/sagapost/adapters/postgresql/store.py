@@ -139,7 +139,7 @@ class PostgreSQLOutboxStore:
         """See `OutboxStore.bury_followers`."""
         return await (await self._settled()).bury_followers(key, partition, claims)
 
-    async def blocked_keys(self, claims: Claims) -> frozenset[str]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
         """See `OutboxStore.blocked_keys`."""
         return await (await self._settled()).blocked_keys(claims)
 

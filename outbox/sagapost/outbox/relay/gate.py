@@ -1,0 +1,403 @@
+"""Which fetched row may be sent now: order per key, held keys, and the bound on what is in flight.
+
+Pure bookkeeping, no I/O: the fetch stage admits rows, the send stage takes those that are ready, the confirm stage
+reports outcomes, the settle stage reports deletions. All run in one event loop, so no locks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from sagapost.core.outbox_store import OutboxRow, Partition, Position
+from sagapost.outbox.relay.routes import Routes
+
+__all__ = ["Gate", "Hold", "HoldState"]
+
+
+class HoldState(Enum):
+    """Where a held key stands."""
+
+    WAITING = auto()
+    """Until the retry is due."""
+    PROBING = auto()
+    """The refused row is being tried again, alone."""
+    BLOCKED = auto()
+    """Behind a dead letter, until an operator decides."""
+    REPLAYING = auto()
+    """Released: its rows come again, in order, from a later fetch on; until then rows of the key are ignored."""
+
+
+@dataclass(slots=True)
+class Hold:
+    """A key (or a single row without a key) that waits."""
+
+    position: Position
+    partition: Partition
+    state: HoldState
+    attempts: int
+    due: float
+    """On the relay's monotonic clock."""
+    followers: bool = False
+    """Later rows of the key were seen and dropped from memory; they must be fetched again."""
+
+
+@dataclass(slots=True)
+class _Key:
+    """A key with rows in flight."""
+
+    in_flight: int = 0
+    serial: bool = False
+    """A row on a route that is not proven is in flight: nothing of this key may follow it yet."""
+    waiting: deque[OutboxRow] = field(default_factory=deque[OutboxRow])
+
+
+class Gate:
+    """Order and bounds of the rows a relay has in its hands.
+
+    A row is *in flight* from `admit` until it is settled, forgotten or held. A row is *ready* when it may be sent.
+    """
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+        self._flight: dict[Position, Partition] = {}
+        self._per_partition: Counter[Partition] = Counter()
+        self._bytes = 0
+        self._keys: dict[str, _Key] = {}
+        self._holds: dict[str | Position, Hold] = {}
+        self._ready: deque[OutboxRow] = deque()
+        self._confirmed: set[Position] = set()
+        self._recently_settled: set[Position] = set()
+        self._next_due: float | None = None
+        self.max_message_bytes: int | None = None
+        """What the broker takes; a larger row is about to be refused, so nothing of its key may follow it."""
+        self.dropped_for_policy: set[tuple[str, Partition]] = set()
+        """Blocked keys of which a later row was seen since last looked at (policy `park` moves them)."""
+
+    # --- figures ---
+
+    @property
+    def in_flight(self) -> int:
+        """Rows in flight."""
+        return len(self._flight)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of data of the rows not yet confirmed."""
+        return self._bytes
+
+    @property
+    def held(self) -> int:
+        """Keys (and single rows) that wait."""
+        return len(self._holds)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a row may be sent."""
+        return bool(self._ready)
+
+    def in_partition(self, partition: Partition) -> int:
+        """Return the number of rows of a partition in flight."""
+        return self._per_partition[partition]
+
+    # --- fetch stage ---
+
+    def begin_fetch(self) -> None:
+        """Note which rows get settled from now on.
+
+        A page read before a row was deleted may arrive after: such rows must not be sent again.
+        """
+        self._recently_settled.clear()
+
+    def admit(self, rows: Sequence[OutboxRow], owned: Collection[Partition], now: float) -> None:
+        """Take fetched rows, in position order; each is made ready, queued behind its key, or dropped for later."""
+        flight, holds, recent = self._flight, self._holds, self._recently_settled
+        for row in rows:
+            position = row.position
+            if position in flight or position in recent or row.partition not in owned:
+                continue
+            if holds and not self._passes_hold(row, now):
+                continue
+            if row.attempts and row.retry_in > 0 and not self._is_probe(row):
+                self._hold(row, HoldState.WAITING, row.attempts, now + row.retry_in)
+                continue
+            flight[position] = row.partition
+            self._per_partition[row.partition] += 1
+            self._bytes += len(row.event.data)
+            self._queue(row)
+
+    def _passes_hold(self, row: OutboxRow, now: float) -> bool:
+        """Tell whether no hold stands in the way of this row; a due head becomes the probe of its key."""
+        name = _name(row)
+        hold = self._holds.get(name)
+        if hold is None:
+            return True
+        if hold.position == row.position and hold.state in {HoldState.WAITING, HoldState.PROBING} and hold.due <= now:
+            hold.state = HoldState.PROBING
+            return True
+        if hold.position != row.position:
+            hold.followers = True
+            if hold.state is HoldState.BLOCKED and isinstance(name, str):
+                self.dropped_for_policy.add((name, row.partition))
+        return False
+
+    def _is_probe(self, row: OutboxRow) -> bool:
+        hold = self._holds.get(_name(row))
+        return hold is not None and hold.state is HoldState.PROBING
+
+    def _queue(self, row: OutboxRow) -> None:
+        """Make the row ready, or let it wait behind the rows of its key in flight."""
+        name = row.event.partitionkey
+        if name is None:
+            self._ready.append(row)
+            return
+        key = self._keys.get(name)
+        if key is None:
+            key = self._keys[name] = _Key()
+        elif key.waiting or key.serial or (key.in_flight and self._may_be_refused(row)):
+            key.waiting.append(row)
+            return
+        self._start(key, row)
+
+    def _start(self, key: _Key, row: OutboxRow) -> None:
+        key.in_flight += 1
+        if self._may_be_refused(row):
+            key.serial = True
+        self._ready.append(row)
+
+    def _may_be_refused(self, row: OutboxRow) -> bool:
+        return (
+            row.attempts > 0
+            or not self._routes.proven(row)
+            or (self.max_message_bytes is not None and len(row.event.data) > self.max_message_bytes)
+        )
+
+    # --- send stage ---
+
+    def take_ready(self, limit: int) -> list[OutboxRow]:
+        """Take up to `limit` rows to send, in order."""
+        ready = self._ready
+        if len(ready) <= limit:
+            taken = list(ready)
+            ready.clear()
+            return taken
+        return [ready.popleft() for _ in range(limit)]
+
+    # --- confirm stage ---
+
+    def confirmed(self, rows: Iterable[OutboxRow]) -> list[tuple[OutboxRow, Hold]]:
+        """Note rows as published; return those that were held, with their hold, which now ends."""
+        freed: list[tuple[OutboxRow, Hold]] = []
+        holds, keys = self._holds, self._keys
+        for row in rows:
+            self._bytes -= len(row.event.data)
+            self._confirmed.add(row.position)
+            if holds:
+                name = _name(row)
+                hold = holds.get(name)
+                if hold is not None and hold.position == row.position:
+                    freed.append((row, hold))
+                    self._end_hold(name, hold)
+            key_name = row.event.partitionkey
+            key = keys.get(key_name) if key_name is not None else None
+            if key_name is not None and key is not None:
+                key.in_flight -= 1
+                if not key.in_flight:
+                    self._key_drained(key_name, key)
+        return freed
+
+    def refused(self, row: OutboxRow, *, attempts: int, due: float) -> bool:
+        """Hold the row's key; return False if it was already held by an earlier row (this one merely followed it)."""
+        self._leave_flight(row)
+        hold = self._holds.get(_name(row))
+        if hold is not None and hold.position < row.position:
+            hold.followers = True
+            if isinstance(_name(row), str):
+                self._drop_waiting(str(_name(row)))
+            return False
+        # A row of the same key that was refused while an *earlier* one is still unanswered cannot be: answers come
+        # in order per channel. A hold of a later row yields to the earlier one.
+        new = self._hold(row, HoldState.WAITING, attempts, due)
+        new.followers = new.followers or hold is not None
+        return True
+
+    def block(self, name: str, partition: Partition, position: Position) -> None:
+        """Hold a key behind a dead letter."""
+        hold = self._holds.get(name)
+        followers = hold.followers if hold is not None else False
+        # One below the dead row: a redriven row comes back at its old position and is then the first to be replayed.
+        blocked = Hold(Position(position - 1), partition, HoldState.BLOCKED, 0, 0.0, followers)
+        self._holds[name] = blocked
+        if self._drop_waiting(name):
+            blocked.followers = True
+
+    def release(self, name: str | Position) -> Hold | None:
+        """End a hold without its row having been published (gone, dead and skipped, or unblocked)."""
+        hold = self._holds.get(name)
+        if hold is not None:
+            self._end_hold(name, hold)
+        return hold
+
+    def _end_hold(self, name: str | Position, hold: Hold) -> None:
+        if hold.followers and isinstance(name, str):
+            # Their rows are no longer in memory: ignore the key until they come again, in order.
+            hold.state = HoldState.REPLAYING
+        else:
+            del self._holds[name]
+
+    def replayed(self, names: Iterable[str]) -> None:
+        """The rows of these keys come again from this page on."""
+        for name in names:
+            hold = self._holds.get(name)
+            if hold is not None and hold.state is HoldState.REPLAYING:
+                del self._holds[name]
+
+    def replaying(self) -> dict[str, Position]:
+        """Return the keys whose rows must be fetched again, each above its former head."""
+        return {
+            name: hold.position
+            for name, hold in self._holds.items()
+            if isinstance(name, str) and hold.state is HoldState.REPLAYING
+        }
+
+    def due(self, now: float) -> list[Position]:
+        """Return the held rows whose retry is due; they count as asked for."""
+        if self._next_due is None or now < self._next_due:
+            return []
+        positions: list[Position] = []
+        for hold in self._holds.values():
+            if hold.state is HoldState.WAITING and hold.due <= now:
+                hold.state = HoldState.PROBING
+                positions.append(hold.position)
+        self._find_next_due()
+        return positions
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next retry is due, on the monotonic clock; a lower bound."""
+        return self._next_due
+
+    def _find_next_due(self) -> None:
+        waiting = [hold.due for hold in self._holds.values() if hold.state is HoldState.WAITING]
+        self._next_due = min(waiting, default=None)
+
+    def gone(self, positions: Collection[Position]) -> list[tuple[str | Position, Hold]]:
+        """Held rows that no longer exist: end their holds; return them."""
+        ended = [(name, hold) for name, hold in self._holds.items() if hold.position in positions]
+        for name, hold in ended:
+            if hold.state is HoldState.PROBING:
+                self._end_hold(name, hold)
+        return ended
+
+    def blocked_keys(self) -> frozenset[str]:
+        """Return the keys behind a dead letter."""
+        return frozenset(
+            name for name, hold in self._holds.items() if isinstance(name, str) and hold.state is HoldState.BLOCKED
+        )
+
+    # --- settle stage ---
+
+    def settled(self, partition: Partition, positions: Iterable[Position]) -> None:
+        """Rows were deleted, or belong to another relay now: they are no longer in flight."""
+        for position in positions:
+            if self._flight.pop(position, None) is not None:
+                self._per_partition[partition] -= 1
+                self._confirmed.discard(position)
+                self._recently_settled.add(position)
+
+    # --- faults and hand-over ---
+
+    def forget_unconfirmed(self) -> None:
+        """Drop every row the broker has not confirmed; they are fetched again. Holds stay."""
+        self._keys.clear()
+        self._ready.clear()
+        self._bytes = 0
+        confirmed = self._confirmed
+        self._flight = {position: p for position, p in self._flight.items() if position in confirmed}
+        self._per_partition = Counter(self._flight.values())
+        for hold in self._holds.values():
+            if hold.state is HoldState.PROBING:
+                hold.state = HoldState.WAITING
+        self._find_next_due()
+
+    def restarted(self) -> None:
+        """The reader starts over: what was to be replayed comes with everything else."""
+        self.replayed(list(self.replaying()))
+
+    def forget_partitions(self, partitions: Collection[Partition]) -> None:
+        """Drop what is not sent yet of partitions that are being given up, and their holds."""
+        for name, hold in list(self._holds.items()):
+            if hold.partition in partitions:
+                del self._holds[name]
+        kept: deque[OutboxRow] = deque()
+        for row in self._ready:
+            if row.partition in partitions:
+                self._leave_flight(row, wake=False)
+            else:
+                kept.append(row)
+        self._ready = kept
+        for name, key in list(self._keys.items()):
+            if key.waiting and key.waiting[0].partition in partitions:
+                self._drop_waiting(name)
+
+    # --- inside ---
+
+    def _hold(self, row: OutboxRow, state: HoldState, attempts: int, due: float) -> Hold:
+        name = _name(row)
+        hold = self._holds[name] = Hold(row.position, row.partition, state, attempts, due)
+        if isinstance(name, str) and self._drop_waiting(name):
+            hold.followers = True
+        if self._next_due is None or due < self._next_due:
+            self._next_due = due
+        return hold
+
+    def _drop_waiting(self, name: str) -> bool:
+        """Forget rows that wait behind a key; tell whether there were any."""
+        key = self._keys.get(name)
+        if key is None or not key.waiting:
+            return False
+        while key.waiting:
+            row = key.waiting.pop()
+            self._forget(row)
+        if not key.in_flight:
+            del self._keys[name]
+        return True
+
+    def _forget(self, row: OutboxRow) -> None:
+        if self._flight.pop(row.position, None) is not None:
+            self._per_partition[row.partition] -= 1
+            self._bytes -= len(row.event.data)
+
+    def _leave_flight(self, row: OutboxRow, *, wake: bool = True) -> None:
+        """The row was sent (or was to be) and is not published."""
+        self._forget(row)
+        name = row.event.partitionkey
+        key = self._keys.get(name) if name is not None else None
+        if name is not None and key is not None:
+            key.in_flight -= 1
+            if not key.in_flight:
+                if wake and not key.waiting:
+                    del self._keys[name]
+                elif not wake:
+                    self._drop_waiting(name)
+                    self._keys.pop(name, None)
+
+    def _key_drained(self, name: str, key: _Key) -> None:
+        """No row of the key is in flight: let the next ones go."""
+        key.serial = False
+        while key.waiting:
+            row = key.waiting[0]
+            if key.in_flight and (key.serial or self._may_be_refused(row)):
+                return
+            key.waiting.popleft()
+            self._start(key, row)
+        if not key.in_flight:
+            del self._keys[name]
+
+
+def _name(row: OutboxRow) -> str | Position:
+    """What is held when the row is refused: its key, or the row alone if it has none."""
+    key = row.event.partitionkey
+    return row.position if key is None else key

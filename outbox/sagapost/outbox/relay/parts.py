@@ -1,0 +1,38 @@
+"""What the stages of one relay share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import anyio
+
+from sagapost.core.clock import Clock
+from sagapost.core.observer import Observer
+from sagapost.core.outbox_store import OutboxStore
+from sagapost.outbox.relay.gate import Gate
+from sagapost.outbox.relay.ownership import Ownership
+from sagapost.outbox.relay.routes import Routes
+from sagapost.outbox.relay.settings import RelaySettings
+from sagapost.outbox.relay.settlement import Settler
+
+__all__ = ["Parts"]
+
+
+@dataclass(slots=True)
+class Parts:
+    """One relay's state; every stage runs in the same event loop."""
+
+    settings: RelaySettings
+    store: OutboxStore
+    gate: Gate
+    routes: Routes
+    ownership: Ownership
+    settler: Settler
+    clock: Clock
+    observer: Observer
+    stopping: bool = False
+    """No new rows are fetched; what was sent is confirmed and settled."""
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    """Set when rows may have become ready to send."""
+    nudge: anyio.Event = field(default_factory=anyio.Event)
+    """Set to wake a sleeping fetch stage."""

@@ -1,0 +1,111 @@
+"""Refused messages: hold the key, retry with backoff, and give up into the dead letters by the chosen policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sagapost.core.outbox_store import Failure, OutboxRow, Partition
+from sagapost.outbox.relay.observations import Buried, Held, Released
+from sagapost.outbox.tables import key_hash
+
+if TYPE_CHECKING:
+    from sagapost.outbox.relay.parts import Parts
+
+__all__ = ["Refusals"]
+
+
+class Refusals:
+    """Decides what a refused row and the rows behind it do."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.retries = 0
+        self.dead = 0
+
+    async def handle(self, refused: Sequence[tuple[OutboxRow, str]]) -> None:
+        """Hold, count and, past the budget, bury refused rows.
+
+        The hold comes first and is in memory: no later row of the key can slip by while the database is told.
+        """
+        parts, settings = self._parts, self._parts.settings
+        retried: list[tuple[OutboxRow, Failure]] = []
+        spent: list[tuple[OutboxRow, Failure]] = []
+        for row, reason in refused:
+            parts.routes.refused(row)
+            attempts = row.attempts + 1
+            delay = settings.retry.delay(attempts)
+            due = parts.clock.monotonic() + delay.total_seconds()
+            if not parts.gate.refused(row, attempts=attempts, due=due):
+                # A follower of a refused row that was already on its way: no attempt of its own is burned.
+                continue
+            if attempts >= settings.max_attempts:
+                spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
+            else:
+                retried.append((row, Failure(row.position, row.partition, reason, delay)))
+        if retried:
+            await parts.store.record_failures([failure for _, failure in retried], parts.ownership.claims)
+            self.retries += len(retried)
+            for row, failure in retried:
+                event = row.event
+                parts.observer.notify(
+                    Held(
+                        event_id=event.id,
+                        event_type=event.type,
+                        key=event.partitionkey,
+                        position=int(row.position),
+                        attempt=row.attempts + 1,
+                        retry_in=failure.retry_after.total_seconds(),
+                        reason=failure.reason,
+                    )
+                )
+        if spent:
+            await self._bury(spent)
+
+    async def _bury(self, spent: Sequence[tuple[OutboxRow, Failure]]) -> None:
+        parts, policy = self._parts, self._parts.settings.on_dead
+        await parts.store.bury([failure for _, failure in spent], parts.ownership.claims, block_keys=policy != "skip")
+        self.dead += len(spent)
+        for row, failure in spent:
+            key = row.event.partitionkey
+            if key is None:
+                parts.gate.release(row.position)
+            elif policy == "skip":
+                parts.gate.release(key)
+            else:
+                parts.gate.block(key, row.partition, row.position)
+                if policy == "park":
+                    self.dead += await parts.store.bury_followers(key, row.partition, parts.ownership.claims)
+            parts.observer.notify(
+                Buried(
+                    event_id=row.event.id,
+                    event_type=row.event.type,
+                    key=key,
+                    position=int(row.position),
+                    attempts=row.attempts + 1,
+                    reason=failure.reason,
+                    policy=policy,
+                )
+            )
+
+    async def park_followers(self) -> None:
+        """Policy `park`: rows that arrived behind a dead letter become dead letters too."""
+        parts = self._parts
+        dropped, parts.gate.dropped_for_policy = parts.gate.dropped_for_policy, set()
+        if parts.settings.on_dead != "park":
+            return
+        for key, partition in dropped:
+            self.dead += await parts.store.bury_followers(key, partition, parts.ownership.claims)
+
+    async def load_blocked(self) -> None:
+        """Bring the blocked keys in line with the dead letters: an operator may have redriven or discarded some."""
+        parts = self._parts
+        partitions = await parts.store.partition_count()
+        blocked = await parts.store.blocked_keys(parts.ownership.claims)
+        for key in parts.gate.blocked_keys() - blocked.keys():
+            hold = parts.gate.release(key)
+            if hold is not None:
+                parts.observer.notify(Released(key=key, position=int(hold.position)))
+        for key, position in blocked.items():
+            parts.gate.block(key, Partition(key_hash(key) % partitions), position)

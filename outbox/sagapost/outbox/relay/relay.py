@@ -1,0 +1,273 @@
+"""The relay: publishes committed outbox rows to the broker, in order, each until it is confirmed and routed.
+
+    wake -> fetch -> send with a confirm window -> confirmed: delete | returned, rejected: hold, retry, bury | unknown:
+    again, under the same id
+
+`Relay.run` keeps four loops going: ownership (leases), settlement (deletes), the schedule (moves due events), and one
+cycle of fetch, send and confirm per broker connection. A cycle that fails, because the broker or the database went
+away, is a property of the cycle and not of any message: it burns no attempts, and the next cycle starts from the
+oldest row that is not settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import anyio
+
+from sagapost.core.broker import Broker
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    LeaseLostError,
+    StoreError,
+    StoreUnavailableError,
+)
+from sagapost.core.ids import new_uuid
+from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.outbox_store import OutboxStore, Partition, RelayId
+from sagapost.outbox.relay import observations as obs
+from sagapost.outbox.relay.fetching import FetchStage
+from sagapost.outbox.relay.gate import Gate
+from sagapost.outbox.relay.ownership import Ownership
+from sagapost.outbox.relay.parts import Parts
+from sagapost.outbox.relay.policy import Refusals
+from sagapost.outbox.relay.routes import Routes
+from sagapost.outbox.relay.scheduling import run_schedule
+from sagapost.outbox.relay.sending import LeaseNotProvenError, SendStage
+from sagapost.outbox.relay.settings import RelaySettings
+from sagapost.outbox.relay.settlement import Settler
+
+__all__ = ["Relay", "RelayStatistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatistics:
+    """Figures of one relay since it started."""
+
+    published: int
+    settled: int
+    in_flight: int
+    held_keys: int
+    retries: int
+    dead: int
+    partitions: int
+
+
+class Relay:
+    """One relay. Run as many processes of it as you like against one outbox; they share the partitions.
+
+    :param store: the outbox's database.
+    :param broker: where events go.
+    :param observer: told about everything that happens (`sagapost.outbox.relay.observations`).
+
+    At-least-once: an event is published until the broker confirms and routes it, always under the same id. Order: per
+    key, as committed. Memory: bounded by `RelaySettings.max_in_flight` and `max_in_flight_bytes`. No database
+    transaction is open while the broker is spoken to.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        broker: Broker,
+        *,
+        settings: RelaySettings | None = None,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        settings = settings if settings is not None else RelaySettings()
+        observer = observer if observer is not None else NullObserver()
+        clock = clock if clock is not None else SystemClock()
+        self.id = RelayId(new_uuid())
+        self._broker = broker
+        routes = Routes(
+            settings.routing,
+            suspicion=settings.suspicion.total_seconds(),
+            serial=settings.serial_keys,
+            monotonic=clock.monotonic,
+        )
+        gate = Gate(routes)
+        ownership = Ownership(
+            store,
+            self.id,
+            ttl=settings.lease_ttl,
+            clock=clock,
+            observer=observer,
+            in_partition=gate.in_partition,
+            forget=gate.forget_partitions,
+            changed=self._nudge,
+        )
+        settler = Settler(store, gate, ownership, observer, settings.reconnect)
+        self._parts = Parts(settings, store, gate, routes, ownership, settler, clock, observer)
+        self._refusals = Refusals(self._parts)
+        self._published = 0
+        self._stop = anyio.Event()
+        self._sender: SendStage | None = None
+
+    def stop(self) -> None:
+        """Stop fetching, confirm and settle what was sent, hand the partitions over, and let `run` return."""
+        self._parts.stopping = True
+        self._stop.set()
+        self._nudge()
+
+    @property
+    def statistics(self) -> RelayStatistics:
+        """Figures so far."""
+        parts = self._parts
+        return RelayStatistics(
+            published=self._published + (self._sender.published if self._sender is not None else 0),
+            settled=parts.settler.total,
+            in_flight=parts.gate.in_flight,
+            held_keys=parts.gate.held,
+            retries=self._refusals.retries,
+            dead=self._refusals.dead,
+            partitions=len(parts.ownership.claims),
+        )
+
+    async def run(self) -> None:
+        """Relay until `stop` is called or the task is cancelled.
+
+        :raises SchemaError: if the tables are missing or of another version.
+        :raises BrokerRefusedError, StoreRefusedError: if a server refuses this relay before it ever worked
+            (credentials, permissions). Unreachable servers are waited for.
+        :raises TopologyConflictError: if the exchange exists with other arguments.
+        """
+        parts = self._parts
+        parts.observer.notify(obs.RelayStarted(relay=str(self.id)))
+        await self._until_available(parts.store.check_schema)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(parts.ownership.run)
+                tasks.start_soon(parts.settler.run)
+                tasks.start_soon(run_schedule, parts)
+                await self._cycles()
+                tasks.cancel_scope.cancel()
+        finally:
+            await self._leave()
+
+    async def _until_available(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Repeat a call while the database cannot be reached."""
+        attempt = 0
+        while not self._parts.stopping:
+            try:
+                await call()
+            except StoreUnavailableError as error:
+                attempt += 1
+                await self._pause(error, attempt)
+            else:
+                return
+
+    async def _cycles(self) -> None:
+        """One cycle per broker connection, until stopped."""
+        attempt = 0
+        worked = False
+        while not self._parts.stopping:
+            before = self._published
+            try:
+                await self._cycle()
+            except (BrokerUnavailableError, StoreUnavailableError, LeaseLostError, LeaseNotProvenError) as error:
+                worked = worked or self._published > before
+                attempt = 1 if self._published > before else attempt + 1
+                await self._pause(error, attempt)
+            except (BrokerError, StoreError) as error:
+                # Refused. At the start that is a mistake to report; later (a restarting server that still refuses,
+                # a rotated password) the relay holds on, since its work cannot be done by giving up.
+                if not worked:
+                    raise
+                attempt += 1
+                await self._pause(error, attempt)
+
+    async def _cycle(self) -> None:
+        """Fetch, send and confirm over one connection, until stopped or something fails."""
+        parts = self._parts
+        failure: list[Exception] = []
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(parts.store.reader())
+            doorbell = await stack.enter_async_context(parts.store.doorbell(self.id))
+            sender: SendStage | None = None
+            try:
+                async with self._broker.publisher() as publisher:
+                    parts.observer.notify(obs.BrokerReady(address=self._broker.address))
+                    parts.routes.reset()
+                    parts.gate.max_message_bytes = publisher.max_message_bytes
+                    sender = self._sender = SendStage(parts, publisher, self._refusals)
+                    fetcher = FetchStage(parts, reader, doorbell, self._refusals)
+                    await self._refusals.load_blocked()
+                    async with anyio.create_task_group() as tasks:
+
+                        async def guard(stage: Callable[[], Awaitable[None]]) -> None:
+                            # The first failure ends the cycle; it is reported once, and not as a group.
+                            try:
+                                await stage()
+                            except (BrokerError, StoreError, LeaseNotProvenError) as error:
+                                failure.append(error)
+                                tasks.cancel_scope.cancel()
+
+                        tasks.start_soon(guard, sender.send)
+                        tasks.start_soon(guard, sender.confirm)
+                        await guard(fetcher.run)
+                        if not failure:
+                            await self._drain()
+                        tasks.cancel_scope.cancel()
+            finally:
+                if sender is not None:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                        await self._absorb(sender)
+                parts.gate.forget_unconfirmed()
+                parts.gate.restarted()
+        if failure:
+            raise failure[0]
+
+    async def _absorb(self, sender: SendStage) -> None:
+        """Take in what was answered before the connection ended."""
+        try:
+            await sender.drain()
+        except StoreError as error:
+            # Only the bookkeeping of refused rows writes here; they are refused and counted again.
+            self._parts.observer.notify(obs.StoreLost(self._parts.store.address, str(error), 0, 0.0))
+        self._published += sender.published
+        self._sender = None
+
+    async def _drain(self) -> None:
+        """On stop: wait until everything sent is confirmed and settled, within the budget."""
+        parts = self._parts
+        with anyio.move_on_after(parts.settings.drain_timeout.total_seconds()):
+            while parts.gate.in_flight:
+                parts.settler.capacity = anyio.Event()
+                with anyio.move_on_after(0.05):
+                    await parts.settler.capacity.wait()
+
+    async def _leave(self) -> None:
+        """Hand the partitions over at once, so that others need not wait for the leases to run out."""
+        parts = self._parts
+        left = parts.gate.in_flight
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            try:
+                await parts.ownership.retire()
+            except StoreError as error:
+                parts.observer.notify(obs.StoreLost(parts.store.address, str(error), 0, 0.0))
+            await parts.store.aclose()
+        parts.observer.notify(obs.RelayStopped(relay=str(self.id), left_in_flight=left))
+
+    async def _pause(self, error: Exception, attempt: int) -> None:
+        """Report a failed cycle and wait before the next."""
+        parts = self._parts
+        delay = parts.settings.reconnect.seconds(attempt)
+        if isinstance(error, BrokerError):
+            parts.observer.notify(obs.BrokerLost(self._broker.address, str(error), attempt, delay))
+        elif isinstance(error, LeaseLostError):
+            parts.ownership.lose(frozenset(Partition(p) for p in error.partitions), "the token was refused")
+            parts.ownership.nudge()
+        elif isinstance(error, LeaseNotProvenError):
+            parts.ownership.nudge()
+        else:
+            parts.observer.notify(obs.StoreLost(parts.store.address, str(error), attempt, delay))
+        with anyio.move_on_after(delay):
+            await self._stop.wait()
+
+    def _nudge(self) -> None:
+        self._parts.nudge.set()
+        self._parts.ready.set()

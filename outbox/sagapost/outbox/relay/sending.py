@@ -1,0 +1,128 @@
+"""The send and confirm stages: batches go out in order, answers come back in order, a bounded window apart."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, assert_never
+
+import anyio
+
+from sagapost.core.broker import Confirmation, Confirmed, Publisher, PublishResult, Rejected, Returned, Unknown
+from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.outbox_store import OutboxRow
+from sagapost.outbox.relay import observations as obs
+from sagapost.outbox.relay.policy import Refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sagapost.outbox.relay.parts import Parts
+
+__all__ = ["LeaseNotProvenError", "SendStage"]
+
+
+class LeaseNotProvenError(Exception):
+    """The relay cannot prove that it still owns its partitions, so it must not send."""
+
+
+class SendStage:
+    """Sends what the gate has ready and handles what the broker answers. One per broker connection."""
+
+    def __init__(self, parts: Parts, publisher: Publisher, refusals: Refusals) -> None:
+        self._parts = parts
+        self._publisher = publisher
+        self._refusals = refusals
+        self._sent: deque[tuple[Sequence[OutboxRow], Confirmation]] = deque()
+        self._answered = anyio.Event()
+        self._blocked = False
+        self.published = 0
+
+    async def send(self) -> None:
+        """Send ready rows until cancelled.
+
+        :raises BrokerUnavailableError: if the connection ends.
+        :raises LeaseNotProvenError: if the leases may have run out.
+        """
+        parts, publisher = self._parts, self._publisher
+        outgoing, limit = parts.routes.outgoing, parts.settings.batch_rows
+        while True:
+            if not parts.gate.has_ready:
+                parts.ready = anyio.Event()
+                await parts.ready.wait()
+                continue
+            self._watch_blocked()
+            if not parts.ownership.proven:
+                raise LeaseNotProvenError
+            rows = parts.gate.take_ready(limit)
+            confirmation = await publisher.send([outgoing(row) for row in rows])
+            self._sent.append((rows, confirmation))
+            parts.observer.notify(obs.Sent(rows=len(rows)))
+            self._answered.set()
+
+    async def confirm(self) -> None:
+        """Handle answers, in order, until cancelled.
+
+        :raises BrokerUnavailableError: if an answer is unknown.
+        """
+        while True:
+            if not self._sent:
+                self._answered = anyio.Event()
+                await self._answered.wait()
+            rows, confirmation = self._sent[0]
+            results = await confirmation.wait()
+            self._sent.popleft()
+            unknown = await self._handle(rows, results)
+            if unknown is not None:
+                raise BrokerUnavailableError(f"The broker left messages unanswered: {unknown.reason}")
+
+    async def drain(self) -> None:
+        """After the connection has ended: take in the answers that did arrive, so that they are not sent twice."""
+        while self._sent:
+            rows, confirmation = self._sent.popleft()
+            await self._handle(rows, await confirmation.wait())
+
+    async def _handle(self, rows: Sequence[OutboxRow], results: Sequence[PublishResult]) -> Unknown | None:
+        confirmed: list[OutboxRow] = []
+        refused: list[tuple[OutboxRow, str]] = []
+        unknown: Unknown | None = None
+        for row, result in zip(rows, results, strict=True):
+            match result:
+                case Confirmed():
+                    confirmed.append(row)
+                case Returned(reason=reason):
+                    refused.append((row, f"no queue is bound for topic {row.topic!r} ({reason})"))
+                case Rejected(reason=reason):
+                    refused.append((row, reason))
+                case Unknown():
+                    unknown = result
+                case _:
+                    assert_never(result)
+        if confirmed:
+            self._take_confirmed(confirmed)
+        if refused:
+            await self._refusals.handle(refused)
+        if self._parts.gate.has_ready:
+            self._parts.ready.set()
+        return unknown
+
+    def _take_confirmed(self, rows: Sequence[OutboxRow]) -> None:
+        parts = self._parts
+        # One look per run of rows on one route: a batch is mostly one topic.
+        last: str | None = None
+        for row in rows:
+            if row.topic is not last:
+                parts.routes.confirmed(row)
+                last = row.topic
+        freed = parts.gate.confirmed(rows)
+        for row, hold in freed:
+            parts.observer.notify(obs.Released(key=row.event.partitionkey, position=int(hold.position)))
+        if freed:
+            parts.nudge.set()
+        parts.settler.add(rows)
+        self.published += len(rows)
+        parts.observer.notify(obs.Confirmed(rows=len(rows)))
+
+    def _watch_blocked(self) -> None:
+        if self._publisher.blocked is not self._blocked:
+            self._blocked = self._publisher.blocked
+            self._parts.observer.notify(obs.Blocked(blocked=self._blocked))
