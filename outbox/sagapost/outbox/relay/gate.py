@@ -71,6 +71,8 @@ class Gate:
         self._confirmed: set[Position] = set()
         self._recently_settled: set[Position] = set()
         self._next_due: float | None = None
+        self.overtaken: list[tuple[OutboxRow, Hold]] = []
+        """Rows confirmed after an earlier one of their key was refused in the same window, until reported."""
         self.max_message_bytes: int | None = None
         """What the broker takes; a larger row is about to be refused, so nothing of its key may follow it."""
         self.dropped_for_policy: set[tuple[str, Partition]] = set()
@@ -200,6 +202,8 @@ class Gate:
                 if hold is not None and hold.position == row.position:
                     freed.append((row, hold))
                     self._end_hold(name, hold)
+                elif hold is not None and hold.position < row.position:
+                    self.overtaken.append((row, hold))
             key_name = row.event.partitionkey
             key = keys.get(key_name) if key_name is not None else None
             if key_name is not None and key is not None:

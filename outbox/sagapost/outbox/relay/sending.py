@@ -118,6 +118,11 @@ class SendStage:
             parts.observer.notify(obs.Released(key=row.event.partitionkey, position=int(hold.position)))
         if freed:
             parts.nudge.set()
+        if parts.gate.overtaken:
+            overtaken, parts.gate.overtaken = parts.gate.overtaken, []
+            for row, hold in overtaken:
+                key = row.event.partitionkey or ""
+                parts.observer.notify(obs.Overtaken(key=key, position=int(hold.position), by=int(row.position)))
         parts.settler.add(rows)
         self.published += len(rows)
         parts.observer.notify(obs.Confirmed(rows=len(rows)))
