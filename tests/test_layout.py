@@ -1,0 +1,224 @@
+"""The rules of the checkout that no other tool enforces."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PORTIONS = ("core", "outbox", "inbox", "sagas", "adapters", "ops")
+LIBRARY = sorted(path for portion in PORTIONS for path in (ROOT / portion).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+AROUND = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+MODULES = [*LIBRARY, *TESTS, *AROUND]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+LONGEST = 350
+LONGER_FOR_A_REASON: dict[str, str] = {
+    "outbox/sagapost/outbox/relay/gate.py": "one state machine: every method changes the same few tables of rows",
+}
+"""Modules over the limit: path and why splitting would make them worse."""
+
+
+def name_of(path: Path) -> str:
+    """Return the path as shown in test ids and messages."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    """Parse a module."""
+    return ast.parse(path.read_text(), filename=name_of(path))
+
+
+def dotted(path: Path) -> str:
+    """Return the import name of a library module."""
+    parts = path.relative_to(ROOT).with_suffix("").parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+# --- the namespace ---
+
+
+@pytest.mark.parametrize("portion", PORTIONS)
+def test_the_namespace_has_no_init(portion: str) -> None:
+    """One `sagapost/__init__.py` in any root would hide the other five portions (docs/adr/0001)."""
+    assert not (ROOT / portion / "sagapost" / "__init__.py").exists()
+    assert not (ROOT / portion / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("portion", PORTIONS)
+def test_each_root_holds_its_own_portion_and_is_typed(portion: str) -> None:
+    """`core/` holds `sagapost.core` and nothing else, marked as typed for the users' type checkers."""
+    held = {path.name for path in (ROOT / portion / "sagapost").iterdir() if path.name != "__pycache__"}
+    assert held == {portion}
+    assert (ROOT / portion / "sagapost" / portion / "py.typed").exists()
+
+
+def test_every_tool_knows_the_same_roots() -> None:
+    """Build, type checkers, linter and import contracts list the same six roots."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    roots = list(PORTIONS)
+    assert project["hatch"]["build"]["dev-mode-dirs"] == roots
+    assert project["hatch"]["build"]["targets"]["wheel"]["sources"] == roots
+    assert project["hatch"]["build"]["targets"]["wheel"]["only-include"] == [f"{root}/sagapost" for root in roots]
+    assert set(roots) <= set(project["hatch"]["build"]["targets"]["sdist"]["only-include"])
+    assert set(roots) <= set(project["mypy"]["mypy_path"]) & set(project["mypy"]["files"])
+    assert set(roots) <= set(project["pyright"]["extraPaths"]) & set(project["pyright"]["include"])
+    assert set(roots) <= set(project["ruff"]["src"])
+    assert project["importlinter"]["root_packages"] == [f"sagapost.{root}" for root in roots]
+
+
+def test_tests_are_no_packages() -> None:
+    """Under `--import-mode=importlib` an `__init__.py` among the tests would change how they are found."""
+    assert [name_of(path) for path in TESTS if path.name == "__init__.py"] == []
+
+
+# --- modules ---
+
+
+def test_a_module_holds_one_thing() -> None:
+    """A module that outgrows the limit holds a second concept; exceptions are listed with their reason."""
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
+    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
+    assert {name: lines for name, lines in too_long.items() if name not in LONGER_FOR_A_REASON} == {}
+    assert set(LONGER_FOR_A_REASON) == set(too_long) & set(LONGER_FOR_A_REASON), "an exception is no longer needed"
+
+
+def test_what_is_exported_is_there_once() -> None:
+    """`__all__` of every package and module names what exists in it, without repeats."""
+    wrong: dict[str, list[str]] = {}
+    for path in LIBRARY:
+        module = importlib.import_module(dotted(path))
+        exported: list[str] = getattr(module, "__all__", [])
+        missing = [name for name in exported if not hasattr(module, name)]
+        repeated = sorted({name for name in exported if exported.count(name) > 1})
+        if missing or repeated:
+            wrong[name_of(path)] = missing + repeated
+    assert wrong == {}
+
+
+def test_a_package_exports_all_it_imports() -> None:
+    """What a package's `__init__` imports is there for users, so `__all__` lists it."""
+    forgotten: dict[str, list[str]] = {}
+    for path in (path for path in LIBRARY if path.name == "__init__.py"):
+        exported: list[str] = getattr(importlib.import_module(dotted(path)), "__all__", [])
+        imported = [
+            alias.asname or alias.name
+            for node in parse(path).body
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sagapost")
+            for alias in node.names
+        ]
+        if names := [name for name in imported if not name.startswith("_") and name not in exported]:
+            forgotten[name_of(path)] = names
+    assert forgotten == {}
+
+
+def _postpones(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+
+
+def _defines(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree))
+
+
+def test_annotations_are_postponed() -> None:
+    """Every module that defines something starts with the same future import."""
+    trees = {name_of(path): parse(path) for path in MODULES}
+    assert [name for name, tree in trees.items() if _defines(tree) and not _postpones(tree)] == []
+
+
+def test_the_library_does_not_print() -> None:
+    """A library speaks through its return values, errors, observers and log; only the command line writes output."""
+    prints = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in LIBRARY
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert prints == []
+
+
+def _tests_in(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+def test_every_test_says_what_it_proves() -> None:
+    """A test's docstring is the promise it backs."""
+    mute = [
+        f"{name_of(path)}::{test.name}"
+        for path in TESTS
+        for test in _tests_in(parse(path))
+        if not ast.get_docstring(test)
+    ]
+    assert mute == []
+
+
+UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
+
+
+def test_nothing_is_left_for_later_in_the_text() -> None:
+    """What is not done is an entry in the tracker, not a note in the code."""
+    marked = [
+        f"{name_of(path)}:{number}"
+        for path in [*MODULES, *DOCUMENTS, ROOT / "Makefile", ROOT / "pyproject.toml"]
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if UNFINISHED.search(line)
+    ]
+    assert marked == []
+
+
+# --- documents ---
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+DECISION = re.compile(r"docs/adr/(\d{4})(?:-[a-z0-9-]+\.md)?")
+
+
+def headings_of(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub forms them."""
+    text = FENCE.sub("", path.read_text())
+    titles = (line.lstrip("#").strip() for line in text.splitlines() if re.match(r"#{1,6} ", line))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def _broken_links(path: Path) -> Iterator[str]:
+    for link in LINK.findall(FENCE.sub("", path.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in headings_of(target)):
+            yield f"{name_of(path)}: {link}"
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of a document names a file that is there and, with an anchor, a heading in it."""
+    assert [link for path in DOCUMENTS for link in _broken_links(path)] == []
+
+
+def test_decisions_cited_in_the_code_are_written_down() -> None:
+    """A comment that points to `docs/adr/NNNN` points to a record that exists."""
+    written = {record.name[:4] for record in (ROOT / "docs" / "adr").glob("[0-9]*.md")}
+    missing = [
+        f"{name_of(path)}: {cited}"
+        for path in [*LIBRARY, *AROUND, ROOT / "pyproject.toml"]
+        for cited in DECISION.findall(path.read_text())
+        if cited not in written
+    ]
+    assert missing == []
+
+
+def test_every_decision_is_listed() -> None:
+    """The index of decisions names each record, so that a reader finds it."""
+    records = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    assert records
+    assert [record.name for record in records if f"({record.name})" not in index] == []
