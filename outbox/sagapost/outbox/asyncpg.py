@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import msgspec
-
 from sagapost.core.errors import NotInTransactionError
-from sagapost.outbox.rows import Rows, RowValues
+from sagapost.outbox.rows import Rows
 
 __all__ = ["AsyncpgConnection", "insert_rows_asyncpg", "require_asyncpg_transaction"]
 
@@ -39,15 +36,6 @@ def require_asyncpg_transaction(connection: AsyncpgConnection) -> None:
 
 async def insert_rows_asyncpg(connection: AsyncpgConnection, rows: Rows) -> None:
     """Write the rows in the open transaction, as one INSERT and one round trip."""
-    arguments = [_arguments(row, rows.target.columns) for row in rows.values]
-    if len(arguments) == 1:
-        await connection.execute(rows.target.raw_one, *arguments[0])
-    elif arguments:
-        await connection.execute(rows.target.raw_many, *map(list, zip(*arguments, strict=True)))
-
-
-def _arguments(row: RowValues, columns: Sequence[str]) -> list[Any]:
-    extensions = row["extensions"]
-    if extensions is not None:
-        row = {**row, "extensions": msgspec.json.encode(extensions).decode()}
-    return [row[column] for column in columns]
+    if rows.values:
+        statement, arguments = rows.target.raw(rows.values)
+        await connection.execute(statement, *arguments)

@@ -44,10 +44,17 @@ def require_connection_transaction(connection: Connection | AsyncConnection) -> 
 
 def insert_rows(connection: Connection, rows: Rows) -> None:
     """Write the rows in their order, as one INSERT where the database can."""
-    if len(rows.values) == 1:
+    dialect = connection.dialect
+    if not rows.values:
+        return
+    translated = connection.get_execution_options().get("schema_translate_map")
+    if dialect.driver == "asyncpg" and not translated:
+        # One text for any number of rows, so nothing is compiled, looked up or bound by type again.
+        connection.exec_driver_sql(*rows.target.raw(rows.values))
+    elif len(rows.values) == 1:
         connection.execute(rows.target.core_one, rows.values[0])
-    elif rows.values:
-        several = connection.dialect.insert_executemany_returning
+    else:
+        several = dialect.insert_executemany_returning
         connection.execute(rows.target.core_many if several else rows.target.core_one, rows.values)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import Insert, Table, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 
@@ -32,13 +35,14 @@ _quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  #
 
 
 class Target:
-    """A table that events are written to, with its INSERT in every form a handle needs; built once."""
+    """A table that events are written to, with its INSERT in every form a handle needs; built once per `Outbox`."""
 
-    __slots__ = ("columns", "core_many", "core_one", "name", "raw_many", "raw_one", "table")
+    __slots__ = ("_in_order", "_raw_many", "_raw_one", "core_many", "core_one", "name", "table")
 
     def __init__(self, table: Table, *further: str) -> None:
         self.table = table
-        self.columns = (*ENVELOPE_COLUMNS, *further)
+        names = (*ENVELOPE_COLUMNS, *further)
+        self._in_order: Callable[[RowValues], tuple[Any, ...]] = itemgetter(*names)
         # inline(): nobody asks for the generated position, so nothing is returned.
         self.core_one: Insert = insert(table).inline()
         # SQLAlchemy writes one INSERT with many VALUES only where something is returned; else the statement is sent
@@ -46,20 +50,32 @@ class Target:
         self.core_many: Insert = insert(table).returning(table.c.event_id)
 
         self.name = _quoting.format_table(table)
-        types = [_PARAMETER_TYPES.get(column, "text") for column in self.columns]
-        casts = ["::jsonb" if column == "extensions" else "" for column in self.columns]
-        columns = ", ".join(self.columns)
+        types = [_PARAMETER_TYPES.get(column, "text") for column in names]
+        casts = ["::jsonb" if column == "extensions" else "" for column in names]
+        columns = ", ".join(names)
         parameters = ", ".join(
             f"${n}::{type_}{cast}" for n, (type_, cast) in enumerate(zip(types, casts, strict=True), 1)
         )
-        self.raw_one = f"INSERT INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
+        self._raw_one = f"INSERT INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
         arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types, 1))
-        selected = ", ".join(f"r.{column}{cast}" for column, cast in zip(self.columns, casts, strict=True))
+        selected = ", ".join(f"r.{column}{cast}" for column, cast in zip(names, casts, strict=True))
         # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
-        self.raw_many = (
+        self._raw_many = (
             f"INSERT INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
             f"FROM unnest({arrays}) WITH ORDINALITY AS r ({columns}, ordinal) ORDER BY ordinal"
         )
+
+    def raw(self, values: Sequence[RowValues]) -> tuple[str, tuple[Any, ...]]:
+        """Return the statement with `$n` parameters that writes all of `values`, and its parameters."""
+        arguments = [self._arguments(row) for row in values]
+        if len(arguments) == 1:
+            return self._raw_one, arguments[0]
+        return self._raw_many, tuple(list(column) for column in zip(*arguments, strict=True))
+
+    def _arguments(self, row: RowValues) -> tuple[Any, ...]:
+        if row["extensions"] is not None:
+            row = {**row, "extensions": msgspec.json.encode(row["extensions"]).decode()}
+        return self._in_order(row)
 
 
 @dataclass(frozen=True, slots=True)
