@@ -1,0 +1,136 @@
+"""`RabbitMQBroker`: the broker port on RabbitMQ 3.8 and later (AMQP 0-9-1), through aiormq."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Literal
+
+from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.rabbitmq.settings import ConnectionSettings, Limits, TopologySettings
+from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, Subscription
+from sagapost.core.errors import ConfigurationError, MissingExtraError
+
+# Everything that imports aiormq is imported where it is used: configuration stays cheap, and possible without it.
+
+__all__ = ["RabbitMQBroker"]
+
+
+class RabbitMQBroker:
+    """Configuration of a RabbitMQ broker; opens nothing by itself.
+
+    `url`: ``amqp://user:password@host:port/vhost`` or ``amqps://...``; for TLS the query may name `cafile`, `capath`,
+    `certfile`, `keyfile`, or `no_verify_ssl=1` (testing only).
+    `exchange`: the durable topic exchange; services that are to hear each other must agree on it.
+    `queue_type`: of the queues that are declared. Classic queues live on one node and count no deliveries.
+    `heartbeat`: a silent peer is given up after two of them (default 10 s, so within 25 s).
+    `connect_timeout`: for connecting, and for each call the broker answers at once.
+    `confirm_timeout`: for the answer to a batch, and for writing one; its clock stands still while the broker blocks
+    publishers. Too short for a loaded broker means duplicates.
+    `max_message_bytes`: larger bodies are not sent. Set it to the broker's `max_message_size` (16 MiB by default in
+    RabbitMQ 4, 128 MiB before).
+    `delivery_limit`: of quorum queues; a message handed out more often goes to the dead-letter queue
+    ``<queue>.dead``. Lost connections count, so a low limit turns an outage into dead letters.
+    `max_buffered_bytes`: of bodies received ahead of a slow consumer; past it the socket is not read.
+    `name`: what the connections are called in the broker's management tools.
+
+    :raises ConfigurationError: if a setting is out of range; names it.
+    :raises MissingExtraError: if aiormq is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        exchange: str = "sagapost",
+        queue_type: Literal["quorum", "classic"] = "quorum",
+        heartbeat: timedelta = timedelta(seconds=10),
+        connect_timeout: timedelta = timedelta(seconds=10),
+        confirm_timeout: timedelta = timedelta(seconds=30),
+        max_message_bytes: int = 16 * 1024 * 1024,
+        delivery_limit: int = 100,
+        max_buffered_bytes: int = 64 * 1024 * 1024,
+        stranger_policy: StrangerPolicy | None = None,
+        name: str = "sagapost",
+    ) -> None:
+        if find_spec("aiormq") is None:
+            raise MissingExtraError(module="aiormq", extra="rabbitmq", purpose="RabbitMQBroker")
+        self._settings = ConnectionSettings(
+            url=url, name=name, heartbeat=heartbeat, connect_timeout=connect_timeout, confirm_timeout=confirm_timeout
+        )
+        _check(exchange=exchange, queue_type=queue_type)
+        for setting, value in (
+            ("max_message_bytes", max_message_bytes),
+            ("delivery_limit", delivery_limit),
+            ("max_buffered_bytes", max_buffered_bytes),
+        ):
+            if value < 1:
+                raise ConfigurationError(f"{setting} is {value}; it must be at least 1.")
+        self._topology = TopologySettings(exchange, queue_type, delivery_limit)
+        self._max_buffered_bytes = max_buffered_bytes
+        self._stranger_policy = stranger_policy or StrangerPolicy()
+        self._limits = Limits(max_message_bytes)
+
+    @property
+    def capabilities(self) -> BrokerCapabilities:
+        """What this adapter promises with this type of queue."""
+        return BrokerCapabilities(
+            durable=True,
+            reports_unroutable=True,
+            counts_deliveries=self._topology.queue_type == "quorum",
+            single_active_consumer=True,
+            crosses_processes=True,
+        )
+
+    @property
+    def address(self) -> str:
+        """Scheme, host, port and virtual host; no credentials."""
+        return self._settings.address
+
+    def __repr__(self) -> str:
+        topology = self._topology
+        return f"RabbitMQBroker({self.address!r}, exchange={topology.exchange!r}, queue_type={topology.queue_type!r})"
+
+    @asynccontextmanager
+    async def publisher(self) -> AsyncGenerator[Publisher]:
+        """Open a publisher on a connection of its own."""
+        from sagapost.adapters.rabbitmq.publisher import open_publisher
+
+        async with open_publisher(self._settings, self._topology, self._limits) as publisher:
+            yield publisher
+
+    @asynccontextmanager
+    async def subscribe(self, queue: Queue, *, prefetch: int) -> AsyncGenerator[Subscription]:
+        """Declare the queue and consume from it on a connection of its own."""
+        from sagapost.adapters.rabbitmq.consumer import open_subscription
+
+        async with open_subscription(
+            self._settings,
+            self._topology,
+            queue,
+            prefetch=prefetch,
+            stranger_policy=self._stranger_policy,
+            max_buffered_bytes=self._max_buffered_bytes,
+        ) as subscription:
+            yield subscription
+
+    async def declare(self, *queues: Queue) -> None:
+        """Create exchange, queues, dead-letter queues and bindings ahead of time."""
+        from sagapost.adapters.rabbitmq.connection import open_link
+        from sagapost.adapters.rabbitmq.topology import declare_exchange, declare_queue
+
+        async with open_link(self._settings, purpose="topology") as link:
+            await declare_exchange(link, self._topology)
+            for queue in queues:
+                await declare_queue(link, self._topology, queue)
+
+
+def _check(*, exchange: str, queue_type: str) -> None:
+    if not exchange or len(exchange.encode()) > 127:
+        raise ConfigurationError(f"exchange is {exchange!r}; it needs a name of 1 to 127 bytes.")
+    if exchange.startswith("amq."):
+        raise ConfigurationError(f"exchange is {exchange!r}; names that begin with 'amq.' belong to the broker.")
+    if queue_type not in ("quorum", "classic"):
+        raise ConfigurationError(f"queue_type is {queue_type!r}; it must be 'quorum' or 'classic'.")

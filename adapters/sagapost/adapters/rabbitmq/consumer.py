@@ -1,0 +1,343 @@
+"""The consuming side: the read callback only puts deliveries aside; whoever iterates takes them, in its own task."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from struct import Struct
+
+import anyio
+from aiormq.abc import AbstractChannel, DeliveredMessage
+
+from sagapost.adapters.cloudevents import StrangerPolicy, read_message
+from sagapost.adapters.rabbitmq.connection import DRIVER_ERRORS, Link, open_link
+from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming, read_short
+from sagapost.adapters.rabbitmq.errors import closed_error
+from sagapost.adapters.rabbitmq.settings import ConnectionSettings, TopologySettings
+from sagapost.adapters.rabbitmq.topology import declare_queue
+from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
+from sagapost.core.broker import Delivery, Malformed, Queue
+from sagapost.core.errors import BrokerError, BrokerUnavailableError
+from sagapost.core.event import Event
+
+__all__ = ["RabbitMQDelivery", "RabbitMQSubscription", "open_subscription"]
+
+_QUORUM_PREFETCH = 2000
+"""RabbitMQ's own upper bound for quorum queues."""
+
+_CONSUMER_TAG = "sagapost"
+
+_BASIC_DELIVER = bytes((0, 60, 0, 60))
+_BASIC_CANCEL = bytes((0, 60, 0, 30))
+_TAG = Struct(">QB").unpack_from  # delivery tag, redelivered
+_U64 = Struct(">Q").unpack_from
+
+# frame type, channel, size, class, method, delivery tag, bits, end octet
+_SETTLE = Struct(">BHIHHQBB").pack
+_ACK, _REJECT, _NACK = 80, 90, 120
+_MULTIPLE, _NACK_REQUEUE, _REJECT_REQUEUE = 1, 2, 1
+_CE = 0xCE
+
+
+class RabbitMQDelivery:
+    """One message handed to one subscription. The envelope is read when it is first asked for."""
+
+    __slots__ = ("_content", "_count", "_properties", "_redelivered", "body", "subscription", "tag", "topic")
+
+    def __init__(
+        self,
+        tag: int,
+        topic: str,
+        properties: bytes,
+        body: bytes,
+        redelivered: bool,
+        subscription: RabbitMQSubscription,
+    ) -> None:
+        self.tag = tag
+        self.topic = topic
+        self.body = body
+        self.subscription = subscription
+        self._properties = properties
+        self._redelivered = redelivered
+        self._content: Event | Malformed | None = None
+        self._count = 0
+
+    @property
+    def content(self) -> Event | Malformed:
+        """The decoded envelope, or why there is none."""
+        return self._content or self._read()
+
+    @property
+    def delivery_count(self) -> int:
+        """How often the broker handed this message out before; a classic queue only tells 0 from more."""
+        if self._content is None:
+            self._read()
+        return self._count
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
+
+    def _read(self) -> Event | Malformed:
+        self._count = 1 if self._redelivered else 0
+        content: Event | Malformed
+        try:
+            incoming = read_incoming(self._properties, self.body, self.topic)
+        except ContentError as error:
+            content = Malformed(reason=str(error), body=self.body, headers={})
+        else:
+            headers = incoming.headers
+            # RabbitMQ 4.3 counts what it handed out; before, quorum queues count what came back.
+            for name in ("x-acquired-count", "x-delivery-count"):
+                count = headers.get(name)
+                if isinstance(count, int) and count > self._count:
+                    self._count = count
+            content = read_message(incoming, self.subscription.stranger_policy)
+        self._content = content
+        return content
+
+
+class RabbitMQSubscription:
+    """One consumer on a channel and connection of its own; see `sagapost.core.broker.Subscription`."""
+
+    def __init__(
+        self,
+        link: Link,
+        channel: AbstractChannel,
+        queue: Queue,
+        *,
+        stranger_policy: StrangerPolicy,
+        max_buffered_bytes: int,
+        call_timeout: float,
+    ) -> None:
+        self.stranger_policy = stranger_policy
+        self._link = link
+        self._channel = channel
+        self._number = channel.number
+        self._queue = queue
+        self._max_buffered_bytes = max_buffered_bytes
+        self._call_timeout = call_timeout
+        # Bounded by the prefetch: the broker hands out no more until something is settled.
+        self._received: deque[RabbitMQDelivery] = deque()
+        self._received_bytes = 0
+        self._unsettled: OrderedDict[int, RabbitMQDelivery] = OrderedDict()
+        self._wake = anyio.Event()
+        self._ended: CloseReason | None = None
+        self._stopping = self._stopped = False
+        self._delivering: tuple[int, str, bool] | None = None
+        self._properties = b""
+        self._body_size = 0
+        self._parts: list[bytes] = []
+        link.listen(channel, self)
+
+    # --- iteration ---
+
+    def __aiter__(self) -> RabbitMQSubscription:
+        """Iterate over deliveries in the queue's order."""
+        return self
+
+    async def __anext__(self) -> RabbitMQDelivery:
+        """Return the next delivery."""
+        while not self._received:
+            if self._ended is not None:
+                raise self._error(self._ended)
+            if self._stopped:
+                raise StopAsyncIteration
+            self._wake = anyio.Event()
+            await self._wake.wait()
+        if self._ended is not None:
+            # What is left here will be delivered again: handling it now would only make a duplicate.
+            raise self._error(self._ended)
+        delivery = self._received.popleft()
+        self._received_bytes -= len(delivery.body)
+        if self._received_bytes * 2 <= self._max_buffered_bytes:
+            self._link.hold_reading(False)
+        return delivery
+
+    # --- settling ---
+
+    async def ack(self, *deliveries: Delivery) -> None:
+        """Tell the broker these are done: one write, and one frame for those that complete a run from the oldest."""
+        tags = self._take(deliveries)
+        if not tags:
+            return
+        tags.sort()
+        oldest_left = next(iter(self._unsettled), None)
+        covered = tags if oldest_left is None else [tag for tag in tags if tag < oldest_left]
+        frames = [self._frame(_ACK, tag, 0) for tag in tags[len(covered) :]]
+        if covered:
+            # Nothing unsettled is older, so "up to and including" covers exactly these.
+            frames.append(self._frame(_ACK, covered[-1], _MULTIPLE))
+        await self._write(frames)
+
+    async def reject(self, delivery: Delivery, *, requeue: bool) -> None:
+        """Count an attempt and requeue, or dead-letter."""
+        bits = _REJECT_REQUEUE if requeue else 0
+        await self._write([self._frame(_REJECT, tag, bits) for tag in self._take((delivery,))])
+
+    async def release(self, *deliveries: Delivery) -> None:
+        """Give deliveries back untouched. RabbitMQ 4.3 counts no attempt; earlier quorum queues count one."""
+        await self._write([self._frame(_NACK, tag, _NACK_REQUEUE) for tag in self._take(deliveries)])
+
+    async def stop(self) -> None:
+        """Cancel the consumer; what was received by then is still handed out. Idempotent."""
+        if self._stopping or self._ended is not None:
+            return
+        self._stopping = True
+        # Deliveries on their way come before the broker's answer, so it must be read; the prefetch bounds them.
+        self._link.hold_reading(False)
+        # A cancelled RPC makes aiormq close the channel, and with it deliveries in hand could not be settled.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._link.call(self._channel.basic_cancel(_CONSUMER_TAG), "cancelling the consumer")
+            except BrokerError:
+                self._link.drop("it did not answer the cancelling of the consumer")
+            except DRIVER_ERRORS as error:
+                if self._ended is None:
+                    self._link.drop(f"the consumer could not be cancelled ({type(error).__name__})")
+        self._stopped = True
+        self._wake.set()
+
+    async def give_back(self) -> None:
+        """Cancel the consumer and return everything unsettled, so that closing does not count as a failure."""
+        await self.stop()
+        if self._ended is None and self._unsettled:
+            self._received.clear()
+            self._unsettled.clear()
+            # Tag 0 with "multiple" stands for all there are.
+            self._link.write(self._frame(_NACK, 0, _MULTIPLE | _NACK_REQUEUE))
+
+    def _take(self, deliveries: Iterable[Delivery]) -> list[int]:
+        """Strike deliveries off; return the tags that were still open."""
+        if self._ended is not None:
+            raise self._error(self._ended)
+        tags: list[int] = []
+        unsettled = self._unsettled
+        for delivery in deliveries:
+            if not isinstance(delivery, RabbitMQDelivery) or delivery.subscription is not self:
+                raise ValueError(
+                    "This delivery belongs to another subscription. Settle a delivery where it was received; after a "
+                    "reconnect the broker delivers it again."
+                )
+            if unsettled.pop(delivery.tag, None) is not None:
+                tags.append(delivery.tag)
+        if self._received and tags:
+            # Settled without having been iterated over (a release in bulk): not to be handed out any more.
+            self._received = deque(d for d in self._received if d.tag in unsettled)
+            self._received_bytes = sum(len(d.body) for d in self._received)
+        return tags
+
+    def _frame(self, method: int, tag: int, bits: int) -> bytes:
+        return _SETTLE(1, self._number, 13, 60, method, tag, bits, _CE)
+
+    async def _write(self, frames: list[bytes]) -> None:
+        if not frames:
+            return
+        self._link.write(b"".join(frames))
+        if self._link.write_paused and not await self._link.drain(self._call_timeout):
+            self._link.drop(f"it took in nothing for {self._call_timeout:g} s")
+        if self._ended is not None:
+            raise self._error(self._ended)
+
+    def _error(self, reason: CloseReason) -> BrokerError:
+        return closed_error(self._link.address, reason, f"subscription to queue {self._queue.name!r}")
+
+    # --- called by the tap ---
+
+    def on_closed(self, reason: CloseReason) -> None:
+        """End the subscription; the first reason stands."""
+        if self._ended is None:
+            self._ended = reason
+            self._unsettled.clear()
+            self._wake.set()
+
+    def on_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+        """Take deliveries; RPC replies go on to aiormq."""
+        if kind == METHOD_FRAME:
+            method = data[start : start + 4]
+            if method == _BASIC_DELIVER:
+                at = start + 5 + data[start + 4]  # past the consumer tag
+                tag, redelivered = _TAG(data, at)
+                at += 9
+                at += 1 + data[at]  # past the exchange
+                self._delivering = (tag, data[at + 1 : at + 1 + data[at]].decode("utf-8", "replace"), redelivered != 0)
+                return True
+            if method == _BASIC_CANCEL:
+                _, at = read_short(data, start + 4)
+                self.on_closed(CloseReason("the broker cancelled the consumer; its queue was deleted or has moved"))
+                # aiormq gets it too: newer brokers expect an answer.
+            return False
+        if self._delivering is None:
+            return False
+        if kind == BODY_FRAME:
+            body = data[start:stop]
+            if len(body) == self._body_size and not self._parts:
+                self._complete(body)
+            else:
+                self._parts.append(body)
+                self._body_size -= len(body)
+                if self._body_size <= 0:
+                    self._complete(b"".join(self._parts))
+                    self._parts.clear()
+            return True
+        if kind == HEADER_FRAME:
+            (self._body_size,) = _U64(data, start + 4)
+            self._properties = data[start + 12 : stop]
+            if self._body_size == 0:
+                self._complete(b"")
+        return True
+
+    def _complete(self, body: bytes) -> None:
+        assert self._delivering is not None  # noqa: S101 - checked by the caller; for the type checker
+        tag, topic, redelivered = self._delivering
+        self._delivering = None
+        delivery = RabbitMQDelivery(tag, topic, self._properties, body, redelivered, self)
+        self._unsettled[tag] = delivery
+        self._received.append(delivery)
+        self._received_bytes += len(body)
+        if self._received_bytes > self._max_buffered_bytes and not self._stopping:
+            self._link.hold_reading(True)
+        self._wake.set()
+
+
+async def _never(message: DeliveredMessage) -> None:
+    """Stand in for aiormq's consumer callback: the tap takes deliveries before aiormq sees them."""
+    raise BrokerUnavailableError(f"A delivery bypassed the tap (tag {message.delivery_tag}).")
+
+
+@asynccontextmanager
+async def open_subscription(
+    settings: ConnectionSettings,
+    topology: TopologySettings,
+    queue: Queue,
+    *,
+    prefetch: int,
+    stranger_policy: StrangerPolicy,
+    max_buffered_bytes: int,
+) -> AsyncGenerator[RabbitMQSubscription]:
+    """Declare the queue and consume from it; see `sagapost.core.broker.Broker.subscribe`."""
+    if prefetch < 1:
+        raise ValueError(f"prefetch is {prefetch}; at least one delivery has to fit.")
+    async with open_link(settings, purpose=f"consumer of {queue.name}") as link:
+        await declare_queue(link, topology, queue)
+        channel = await link.channel()
+        if topology.queue_type == "quorum":
+            prefetch = min(prefetch, _QUORUM_PREFETCH)
+        await link.call(channel.basic_qos(prefetch_count=min(prefetch, 0xFFFF)), "setting the prefetch")
+        subscription = RabbitMQSubscription(
+            link,
+            channel,
+            queue,
+            stranger_policy=stranger_policy,
+            max_buffered_bytes=max_buffered_bytes,
+            call_timeout=settings.connect_timeout.total_seconds(),
+        )
+        consuming = channel.basic_consume(queue.name, _never, consumer_tag=_CONSUMER_TAG)
+        await link.call(consuming, f"consuming from {queue.name!r}")
+        try:
+            yield subscription
+        finally:
+            with anyio.CancelScope(shield=True):
+                await subscription.give_back()

@@ -1,0 +1,136 @@
+"""What `RabbitMQBroker` was configured with: where the broker is, how calls are bounded, what is declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+from sagapost.core.broker import Queue
+from sagapost.core.errors import ConfigurationError
+
+__all__ = ["ConnectionSettings", "Limits", "TopologySettings"]
+
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_EXAMPLE = "for example amqp://user:password@localhost:5672/ or amqps://user:password@broker.example/vhost"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """A broker's URL, checked, with the time limits of its connections."""
+
+    url: str = field(repr=False)
+    """Holds the password: shown nowhere; use `address`."""
+    name: str
+    """What the connections are called at the broker."""
+    heartbeat: timedelta
+    connect_timeout: timedelta
+    """Bounds connecting, and then each call the broker answers at once (declare, consume, cancel)."""
+    confirm_timeout: timedelta
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError:
+            # The parser's own message may quote the URL, password included.
+            raise ConfigurationError(f"The broker's URL cannot be read. Write it like this: {_EXAMPLE}.") from None
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ConfigurationError(
+                f"The broker's URL must begin with amqp:// or amqps:// and name a host: {_EXAMPLE}."
+            )
+        if port == 0:
+            raise ConfigurationError("The broker's URL names port 0; leave the port out for the default.")
+        if not timedelta(seconds=1) <= self.heartbeat <= timedelta(minutes=10):
+            raise ConfigurationError(
+                f"heartbeat is {self.heartbeat.total_seconds():g} s; it must be 1 to 600 s (10 s is a good value). "
+                "Without one a dead link would never be noticed."
+            )
+        for name in ("connect_timeout", "confirm_timeout"):
+            value: timedelta = getattr(self, name)
+            if value <= timedelta(0):
+                raise ConfigurationError(f"{name} is {value.total_seconds():g} s; it must be positive.")
+
+    @property
+    def address(self) -> str:
+        """The URL without credentials and query, for logs and errors."""
+        parts = urlsplit(self.url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        vhost = quote(unquote(parts.path[1:]), safe="")
+        return f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}/{vhost}"
+
+    @property
+    def heartbeat_seconds(self) -> int:
+        """The heartbeat as AMQP negotiates it, in whole seconds."""
+        return max(1, round(self.heartbeat.total_seconds()))
+
+    def driver_url(self) -> str:
+        """Return the URL for aiormq, which takes heartbeat and TLS files from the query."""
+        parts = urlsplit(self.url)
+        query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("heartbeat", "name")]
+        query.append(("heartbeat", str(self.heartbeat_seconds)))
+        return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+_NO_LIMIT = 1_000_000_000
+"""RabbitMQ 4 limits deliveries to 20 unless told otherwise, 3.x knows no "unlimited": looking into a dead-letter
+queue must not lose its letters, so they get a limit nobody reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopologySettings:
+    """What is declared, and how."""
+
+    exchange: str
+    queue_type: Literal["quorum", "classic"]
+    delivery_limit: int
+
+    @property
+    def dead_letter_exchange(self) -> str:
+        """Where rejected messages of all queues go, under the name of their queue."""
+        return f"{self.exchange}.dead"
+
+    def dead_letter_queue(self, queue: str) -> str:
+        """Where the rejected messages of one queue end up."""
+        return f"{queue}.dead"
+
+    def queue_arguments(self, queue: Queue) -> dict[str, Any]:
+        """Arguments of a consumer's queue."""
+        arguments: dict[str, Any] = {
+            "x-queue-type": self.queue_type,
+            "x-dead-letter-exchange": self.dead_letter_exchange,
+            "x-dead-letter-routing-key": queue.name,
+        }
+        if self.queue_type == "quorum":
+            arguments |= {
+                "x-delivery-limit": self.delivery_limit,
+                # Dead-lettering is at most once unless asked for; at least once needs this overflow setting, which
+                # does nothing without a maximum length.
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }
+        if queue.ordered:
+            arguments["x-single-active-consumer"] = True
+        return arguments
+
+    def dead_letter_arguments(self) -> dict[str, Any]:
+        """Arguments of a dead-letter queue."""
+        if self.queue_type == "quorum":
+            return {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT}
+        return {"x-queue-type": "classic"}
+
+
+@dataclass(slots=True)
+class Limits:
+    """The largest message the broker takes; shared by the publishers of one `RabbitMQBroker`.
+
+    AMQP 0-9-1 has no way to ask for it. What is configured is an upper bound, and a broker that closes a channel
+    over a message teaches a lower one.
+    """
+
+    max_message_bytes: int
+
+    def learn(self, refused_bytes: int) -> None:
+        """Take note that the broker refused a message of this size."""
+        self.max_message_bytes = max(0, min(self.max_message_bytes, refused_bytes - 1))
