@@ -20,6 +20,9 @@ __all__ = ["SchemaPart", "check_schema", "install_schema", "schema_table"]
 
 SCHEMA_TABLE = "sagapost_schema"
 
+_INSTALL_LOCK = int.from_bytes(b"sagapost")
+"""Advisory lock of installers, one per database; eight bytes that nobody else is likely to take."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchemaPart:
@@ -65,10 +68,16 @@ def check_schema(connection: Connection, versions: Table, part: SchemaPart, *, w
 def install_schema(connection: Connection, versions: Table, parts: Sequence[SchemaPart]) -> list[str]:
     """Create what is missing, in the caller's transaction; return the names of the parts that changed. Idempotent.
 
+    Several processes may do so at once (replicas that start together): on PostgreSQL they take turns.
+
     :raises SchemaError: if the database holds a part in a newer version than this release knows.
     """
-    if versions.schema is not None and connection.dialect.name == "postgresql":
-        connection.execute(CreateSchema(versions.schema, if_not_exists=True))
+    if connection.dialect.name == "postgresql":
+        # IF NOT EXISTS does not help two transactions that create the same name: the second fails on the catalogue's
+        # unique index. The lock ends with the caller's transaction.
+        connection.execute(sql_select(func.pg_advisory_xact_lock(_INSTALL_LOCK)))
+        if versions.schema is not None:
+            connection.execute(CreateSchema(versions.schema, if_not_exists=True))
     versions.create(connection, checkfirst=True)
     changed: list[str] = []
     for part in parts:
