@@ -1,0 +1,14 @@
+"""The settings of a `sagapost` process, read from the environment. Needs the extra `cli`."""
+
+from sagapost.ops.settings.load import InvalidSettingsError, LoadedSettings, Problem, Source, load_settings
+from sagapost.ops.settings.model import Settings, all_settings
+
+__all__ = [
+    "InvalidSettingsError",
+    "LoadedSettings",
+    "Problem",
+    "Settings",
+    "Source",
+    "all_settings",
+    "load_settings",
+]
