@@ -25,8 +25,9 @@ ENVELOPE = ", ".join(f'"{name}"' if name in {"type", "time", "position"} else na
 """The envelope's columns, in one fixed order, for moving rows between tables."""
 
 ROW_COLUMNS = (
-    "position, key_hash, topic, event_id, source, type, time, subject, datacontenttype, dataschema, correlationid, "
-    "causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
+    # The id is turned into text by the server: a UUID object costs this process half a microsecond to print.
+    "position, key_hash, topic, event_id::text AS event_id, source, type, time, subject, datacontenttype, dataschema, "
+    "correlationid, causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
     # Only refused rows pay for the arithmetic; on the good path this is a constant.
     "CASE WHEN attempts = 0 THEN 0 ELSE extract(epoch FROM next_attempt_at - clock_timestamp())::float8 END "
     "AS retry_in"
@@ -56,7 +57,7 @@ def decode_rows(records: Iterable[Record], partitions: int) -> list[OutboxRow]:
                 key_hash % partitions,
                 topic,
                 Event(
-                    id=str(event_id),
+                    id=event_id,
                     source=source,
                     type=type_,
                     time=time,

@@ -115,20 +115,39 @@ class Gate:
 
     def admit(self, rows: Sequence[OutboxRow], owned: Collection[Partition], now: float) -> None:
         """Take fetched rows, in position order; each is made ready, queued behind its key, or dropped for later."""
-        flight, holds, recent = self._flight, self._holds, self._recently_settled
+        flight, holds, recent, per_partition = self._flight, self._holds, self._recently_settled, self._per_partition
+        largest = self.max_message_bytes
+        topic, type_, proven = "", "", False
         for row in rows:
-            position = row.position
-            if position in flight or position in recent or row.partition not in owned:
+            position, partition = row.position, row.partition
+            if position in flight or position in recent or partition not in owned:
                 continue
             if holds and not self._passes_hold(row, now):
                 continue
             if row.attempts and row.retry_in > 0 and not self._is_probe(row):
                 self._hold(row, HoldState.WAITING, row.attempts, now + row.retry_in)
                 continue
-            flight[position] = row.partition
-            self._per_partition[row.partition] += 1
-            self._bytes += len(row.event.data)
-            self._queue(row)
+            event = row.event
+            size = len(event.data)
+            flight[position] = partition
+            per_partition[partition] += 1
+            self._bytes += size
+            name = event.partitionkey
+            if name is None:
+                self._ready.append(row)
+                continue
+            if row.topic != topic or event.type != type_:
+                # Nothing is confirmed or refused while this runs, so one look per run of rows of a route will do.
+                topic, type_ = row.topic, event.type
+                proven = self._routes.proven(row)
+            risky = not proven or row.attempts > 0 or (largest is not None and size > largest)
+            key = self._keys.get(name)
+            if key is None:
+                key = self._keys[name] = _Key()
+            elif key.waiting or key.serial or (risky and key.in_flight):
+                key.waiting.append(row)
+                continue
+            self._start(key, row, risky=risky)
 
     def _passes_hold(self, row: OutboxRow, now: float) -> bool:
         """Tell whether no hold stands in the way of this row; a due head becomes the probe of its key."""
@@ -149,27 +168,14 @@ class Gate:
         hold = self._holds.get(_name(row))
         return hold is not None and hold.state is HoldState.PROBING
 
-    def _queue(self, row: OutboxRow) -> None:
-        """Make the row ready, or let it wait behind the rows of its key in flight."""
-        name = row.event.partitionkey
-        if name is None:
-            self._ready.append(row)
-            return
-        key = self._keys.get(name)
-        if key is None:
-            key = self._keys[name] = _Key()
-        elif key.waiting or key.serial or (key.in_flight and self._may_be_refused(row)):
-            key.waiting.append(row)
-            return
-        self._start(key, row)
-
-    def _start(self, key: _Key, row: OutboxRow) -> None:
+    def _start(self, key: _Key, row: OutboxRow, *, risky: bool) -> None:
         key.in_flight += 1
-        if self._may_be_refused(row):
+        if risky:
             key.serial = True
         self._ready.append(row)
 
     def _may_be_refused(self, row: OutboxRow) -> bool:
+        """Whether nothing of the row's key may follow it before its answer."""
         return (
             row.attempts > 0
             or not self._routes.proven(row)
@@ -393,10 +399,11 @@ class Gate:
         key.serial = False
         while key.waiting:
             row = key.waiting[0]
-            if key.in_flight and (key.serial or self._may_be_refused(row)):
+            risky = self._may_be_refused(row)
+            if key.in_flight and (key.serial or risky):
                 return
             key.waiting.popleft()
-            self._start(key, row)
+            self._start(key, row, risky=risky)
         if not key.in_flight:
             del self._keys[name]
 

@@ -108,11 +108,11 @@ class SendStage:
     def _take_confirmed(self, rows: Sequence[OutboxRow]) -> None:
         parts = self._parts
         # One look per run of rows on one route: a batch is mostly one topic.
-        last: str | None = None
+        topic, type_ = "", ""
         for row in rows:
-            if row.topic is not last:
+            if row.topic != topic or row.event.type != type_:
+                topic, type_ = row.topic, row.event.type
                 parts.routes.confirmed(row)
-                last = row.topic
         freed = parts.gate.confirmed(rows)
         for row, hold in freed:
             parts.observer.notify(obs.Released(key=row.event.partitionkey, position=int(hold.position)))
