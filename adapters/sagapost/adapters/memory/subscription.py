@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -115,18 +114,21 @@ class MemorySubscription:
 
     # --- the port ---
 
-    async def __aiter__(self) -> AsyncIterator[MemoryDelivery]:
+    def __aiter__(self) -> MemorySubscription:
         """Iterate over deliveries in the queue's order."""
-        while True:
-            await anyio.lowlevel.checkpoint()
-            while not self._received and not self._stopped and self._lost is None:
-                self._wake = anyio.Event()
-                await self._wake.wait()
-            if self._lost is not None:
-                raise self._unavailable()
-            if not self._received:
-                return
-            yield self._received.popleft()
+        return self
+
+    async def __anext__(self) -> MemoryDelivery:
+        """Return the next delivery."""
+        await anyio.lowlevel.checkpoint()
+        while not self._received and not self._stopped and self._lost is None:
+            self._wake = anyio.Event()
+            await self._wake.wait()
+        if self._lost is not None:
+            raise self._unavailable()
+        if not self._received:
+            raise StopAsyncIteration
+        return self._received.popleft()
 
     async def ack(self, *deliveries: Delivery) -> None:
         """Forget these messages."""

@@ -126,6 +126,8 @@ class RabbitMQSubscription:
         self._wake = anyio.Event()
         self._ended: CloseReason | None = None
         self._stopping = self._stopped = False
+        self._gaps = False
+        """Whether there are deliveries that are struck off here and still open at the broker."""
         self._delivering: tuple[int, str, bool] | None = None
         self._properties = b""
         self._body_size = 0
@@ -165,7 +167,7 @@ class RabbitMQSubscription:
             return
         tags.sort()
         oldest_left = next(iter(self._unsettled), None)
-        covered = tags if oldest_left is None else [tag for tag in tags if tag < oldest_left]
+        covered = [] if self._gaps else tags if oldest_left is None else [tag for tag in tags if tag < oldest_left]
         frames = [self._frame(_ACK, tag, 0) for tag in tags[len(covered) :]]
         if covered:
             # Nothing unsettled is older, so "up to and including" covers exactly these.
@@ -179,13 +181,24 @@ class RabbitMQSubscription:
 
     async def release(self, *deliveries: Delivery) -> None:
         """Give deliveries back untouched. RabbitMQ 4.3 counts no attempt; earlier quorum queues count one."""
-        await self._write([self._frame(_NACK, tag, _NACK_REQUEUE) for tag in self._take(deliveries)])
+        tags = self._take(deliveries)
+        if self._queue.ordered and self._stopping:
+            # This consumer is still the active one and would get them right back; closing returns them in order.
+            self._gaps = True
+            return
+        await self._write([self._frame(_NACK, tag, _NACK_REQUEUE) for tag in tags])
 
     async def stop(self) -> None:
         """Cancel the consumer; what was received by then is still handed out. Idempotent."""
         if self._stopping or self._ended is not None:
             return
         self._stopping = True
+        if self._queue.ordered:
+            # Once cancelled, a single active consumer is replaced at once, and its successor would overtake the
+            # deliveries still in hand here. So stay, take no more, and let closing hand over.
+            self._stopped = True
+            self._wake.set()
+            return
         # Deliveries on their way come before the broker's answer, so it must be read; the prefetch bounds them.
         self._link.hold_reading(False)
         # A cancelled RPC makes aiormq close the channel, and with it deliveries in hand could not be settled.
@@ -199,15 +212,6 @@ class RabbitMQSubscription:
                     self._link.drop(f"the consumer could not be cancelled ({type(error).__name__})")
         self._stopped = True
         self._wake.set()
-
-    async def give_back(self) -> None:
-        """Cancel the consumer and return everything unsettled, so that closing does not count as a failure."""
-        await self.stop()
-        if self._ended is None and self._unsettled:
-            self._received.clear()
-            self._unsettled.clear()
-            # Tag 0 with "multiple" stands for all there are.
-            self._link.write(self._frame(_NACK, 0, _MULTIPLE | _NACK_REQUEUE))
 
     def _take(self, deliveries: Iterable[Delivery]) -> list[int]:
         """Strike deliveries off; return the tags that were still open."""
@@ -293,6 +297,8 @@ class RabbitMQSubscription:
         assert self._delivering is not None  # noqa: S101 - checked by the caller; for the type checker
         tag, topic, redelivered = self._delivering
         self._delivering = None
+        if self._stopped:
+            return  # an ordered queue still hands out after stop(); closing gives it back
         delivery = RabbitMQDelivery(tag, topic, self._properties, body, redelivered, self)
         self._unsettled[tag] = delivery
         self._received.append(delivery)
@@ -336,8 +342,6 @@ async def open_subscription(
         )
         consuming = channel.basic_consume(queue.name, _never, consumer_tag=_CONSUMER_TAG)
         await link.call(consuming, f"consuming from {queue.name!r}")
-        try:
-            yield subscription
-        finally:
-            with anyio.CancelScope(shield=True):
-                await subscription.give_back()
+        # On the way out the connection is simply closed: the broker then returns what is unsettled to its place before
+        # it lets the next consumer in. Cancelling and returning by hand first would let others overtake it.
+        yield subscription
