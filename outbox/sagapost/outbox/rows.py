@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -111,4 +111,5 @@ def row_values(event: Event, topic: str) -> RowValues:
 
 def scheduled_values(event: Event, topic: str, *, deliver_at: datetime, name: str | None) -> RowValues:
     """Return the row of an event that becomes due later."""
-    return {**row_values(event, topic), "deliver_at": deliver_at, "name": name}
+    # In UTC: SQLite keeps the digits of a time and drops its zone.
+    return {**row_values(event, topic), "deliver_at": deliver_at.astimezone(UTC), "name": name}

@@ -1,0 +1,110 @@
+"""Which relay works on this database: one at a time, and another takes over when it goes.
+
+Several relays would only queue for the one write lock, so the partitions are not shared: a relay gets all of them or
+none, and one that gets none asks again at every heartbeat. Tokens and expiry are those of every store, since a relay
+that was suspended must notice that another one took over.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timedelta
+
+from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.rows import LATER, NOW, modifier, quoted
+from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
+from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
+
+__all__ = ["Leases"]
+
+
+class Leases:
+    """The ownership statements of one outbox."""
+
+    def __init__(self, link: Link, tables: OutboxTables) -> None:
+        self._link = link
+        leases, relays = quoted(tables.leases), quoted(tables.relays)
+        self._count = f"SELECT count(*) FROM {leases}"
+        self._seed = f"INSERT INTO {leases} (partition) VALUES (?)"
+        self._clear = f"DELETE FROM {relays} WHERE expires_at < {NOW}"
+        self._heartbeat = f"""
+            INSERT INTO {relays} (relay, expires_at) VALUES (?, {LATER})
+            ON CONFLICT (relay) DO UPDATE SET expires_at = excluded.expires_at"""
+        self._other = f"SELECT 1 FROM {leases} WHERE owner <> ? AND expires_at >= {NOW} LIMIT 1"
+        self._claim = f"""
+            UPDATE {leases} SET owner = ?, token = token + 1, expires_at = {LATER}
+            WHERE partition IN (
+                SELECT partition FROM {leases} WHERE owner IS NULL OR expires_at < {NOW} ORDER BY partition LIMIT ?
+            )
+            RETURNING partition, token"""
+        # A lease that ran out but was taken by nobody still carries our token: it is renewed, not lost.
+        self._renew = f"UPDATE {leases} SET expires_at = {LATER} WHERE partition = ? AND token = ? AND owner = ?"
+        self._release = f"""
+            UPDATE {leases} SET owner = NULL, expires_at = NULL
+            WHERE partition = ? AND token = ? AND owner = ?"""
+        self._release_all = f"UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = ?"
+        self._forget = f"DELETE FROM {relays} WHERE relay = ?"
+
+    async def partition_count(self) -> int:
+        """See `OutboxStore.partition_count`."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            (found,) = connection.execute(self._count).fetchone()
+            return int(found)
+
+        def seed(connection: sqlite3.Connection) -> int:
+            if count(connection) == 0:
+                connection.executemany(self._seed, [(n,) for n in range(DEFAULT_PARTITIONS)])
+            return count(connection)
+
+        return await self._link.read(count) or await self._link.write(seed)
+
+    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
+        """See `OutboxStore.heartbeat`; always 1, since the partitions are not shared with those that stand by."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(self._clear)
+            connection.execute(self._heartbeat, (relay.hex, modifier(ttl)))
+
+        await self._link.write(work)
+        return 1
+
+    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+        """See `OutboxStore.claim`; nothing while another relay holds any partition."""
+
+        def work(connection: sqlite3.Connection) -> Claims:
+            if connection.execute(self._other, (relay.hex,)).fetchone() is not None:
+                return {}
+            rows = connection.execute(self._claim, (relay.hex, modifier(ttl), want)).fetchall()
+            return {Partition(partition): LeaseToken(token) for partition, token in rows}
+
+        return await self._link.write(work)
+
+    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
+        """See `OutboxStore.renew`."""
+
+        def work(connection: sqlite3.Connection) -> frozenset[Partition]:
+            return frozenset(
+                partition
+                for partition, token in claims.items()
+                if connection.execute(self._renew, (modifier(ttl), partition, token, relay.hex)).rowcount == 1
+            )
+
+        return await self._link.write(work)
+
+    async def release(self, relay: RelayId, claims: Claims) -> None:
+        """See `OutboxStore.release`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(self._release, [(p, token, relay.hex) for p, token in claims.items()])
+
+        await self._link.write(work)
+
+    async def retire(self, relay: RelayId) -> None:
+        """See `OutboxStore.retire`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(self._release_all, (relay.hex,))
+            connection.execute(self._forget, (relay.hex,))
+
+        await self._link.write(work)

@@ -1,0 +1,129 @@
+"""Terminal writes: delete what is published, keep what was refused, bury what is given up.
+
+Each is one write transaction that first reads the lease tokens, so a relay that lost a partition without noticing
+changes nothing there; SQLite lets nobody else write in between.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+
+from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.rows import ENVELOPE, LATER, json_array, modifier, quoted
+from sagapost.core.errors import LeaseLostError
+from sagapost.core.outbox_store import Claims, Failure, Partition, Position
+from sagapost.outbox.tables import OutboxTables
+
+__all__ = ["Settlement"]
+
+
+class Settlement:
+    """The settle statements of one outbox."""
+
+    def __init__(self, link: Link, tables: OutboxTables, partitions: int) -> None:
+        self._link = link
+        self._partitions = partitions
+        outbox, dead, leases = quoted(tables.outbox), quoted(tables.dead), quoted(tables.leases)
+        self._tokens = f"SELECT partition, token FROM {leases}"
+        mine = "key_hash % ? = ?"
+        self._delete = f"""
+            DELETE FROM {outbox}
+            WHERE position IN (SELECT value FROM json_each(?)) AND {mine}"""
+        self._record = f"""
+            UPDATE {outbox} SET attempts = attempts + 1, last_error = ?, next_attempt_at = {LATER}
+            WHERE position = ? AND {mine}"""
+        into_dead = f"INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)"
+        self._bury = f"""{into_dead}
+            SELECT position, {ENVELOPE}, attempts + 1, ?, CASE WHEN ? AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
+            FROM {outbox} WHERE position = ? AND {mine}"""
+        self._buried = f"DELETE FROM {outbox} WHERE position = ? AND {mine}"
+        self._bury_followers = f"""{into_dead}
+            SELECT position, {ENVELOPE}, attempts, coalesce(last_error, ?), 1
+            FROM {outbox} WHERE partitionkey = ? AND {mine}"""
+        self._buried_followers = f"DELETE FROM {outbox} WHERE partitionkey = ? AND {mine}"
+        self._blocked = f"""
+            SELECT partitionkey, min(position) FROM {dead}
+            WHERE blocks_key = 1 AND key_hash % ? IN (SELECT value FROM json_each(?))
+            GROUP BY partitionkey"""
+
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+        """See `OutboxStore.delete_published`."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, frozenset[Partition]]:
+            held = self._held(connection, claims)
+            deleted = 0
+            for partition in held.intersection(rows):
+                cursor = connection.execute(self._delete, (json_array(rows[partition]), self._partitions, partition))
+                deleted += cursor.rowcount
+            return deleted, held
+
+        deleted, held = await self._link.write(work)
+        _raise_if_lost(rows, held)
+        return deleted
+
+    async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
+        """See `OutboxStore.record_failures`."""
+
+        def work(connection: sqlite3.Connection) -> frozenset[Partition]:
+            held = self._held(connection, claims)
+            connection.executemany(
+                self._record,
+                [
+                    (f.reason, modifier(f.retry_after), f.position, self._partitions, f.partition)
+                    for f in failures
+                    if f.partition in held
+                ],
+            )
+            return held
+
+        _raise_if_lost((f.partition for f in failures), await self._link.write(work))
+
+    async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
+        """See `OutboxStore.bury`."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, frozenset[Partition]]:
+            held = self._held(connection, claims)
+            buried = 0
+            for failure in failures:
+                if failure.partition in held:
+                    row = (failure.position, self._partitions, failure.partition)
+                    connection.execute(self._bury, (failure.reason, block_keys, *row))
+                    buried += connection.execute(self._buried, row).rowcount
+            return buried, held
+
+        buried, held = await self._link.write(work)
+        _raise_if_lost((f.partition for f in failures), held)
+        return buried
+
+    async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
+        """See `OutboxStore.bury_followers`."""
+        reason = "parked behind an earlier dead letter of the same key"
+
+        def work(connection: sqlite3.Connection) -> int:
+            if partition not in self._held(connection, claims):
+                return 0
+            connection.execute(self._bury_followers, (reason, key, self._partitions, partition))
+            return connection.execute(self._buried_followers, (key, self._partitions, partition)).rowcount
+
+        return await self._link.write(work)
+
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+        """See `OutboxStore.blocked_keys`."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, Position]:
+            rows = connection.execute(self._blocked, (self._partitions, json_array(claims)))
+            return {key: Position(position) for key, position in rows}
+
+        return await self._link.read(work)
+
+    def _held(self, connection: sqlite3.Connection, claims: Claims) -> frozenset[Partition]:
+        """Return the claimed partitions whose token is unchanged."""
+        tokens = dict(connection.execute(self._tokens))
+        return frozenset(partition for partition, token in claims.items() if tokens.get(partition) == token)
+
+
+def _raise_if_lost(partitions: Iterable[Partition], held: frozenset[Partition]) -> None:
+    lost = frozenset(partitions) - held
+    if lost:
+        raise LeaseLostError(partitions=lost)

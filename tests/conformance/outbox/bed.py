@@ -1,0 +1,188 @@
+"""What the parts of the outbox store's conformance suite share: the database under test, and one open store on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+from sqlalchemy import Table, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from sagapost.core.outbox_store import (
+    Claims,
+    Failure,
+    OutboxReader,
+    OutboxRow,
+    OutboxStore,
+    Partition,
+    Position,
+    RelayId,
+)
+from sagapost.outbox import Outbox, OutboxTables
+
+__all__ = [
+    "BYTES",
+    "LONG_AGO",
+    "MANY",
+    "TTL",
+    "Bed",
+    "StoreFactory",
+    "StoreSuite",
+    "by_partition",
+    "failure",
+    "requires",
+]
+
+TTL = timedelta(seconds=30)
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+MANY = 1_000
+BYTES = 16 * 2**20
+
+
+@dataclass(slots=True)
+class StoreFactory:
+    """What an adapter gives the suite: a database of its own with the outbox tables installed."""
+
+    open: Callable[[], OutboxStore]
+    """Open a store on that database, as one more process would."""
+    engine: AsyncEngine
+    """For the writers, and for looking at the tables."""
+    tables: OutboxTables
+    open_empty: Callable[[], OutboxStore]
+    """Open a store on a database without any tables."""
+
+
+@dataclass(slots=True)
+class Bed:
+    """One open store that holds every partition, and a reader on it."""
+
+    factory: StoreFactory
+    store: OutboxStore
+    reader: OutboxReader
+    relay: RelayId
+    claims: Claims
+    outbox: Outbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(source="https://conformance.example", tables=self.factory.tables)
+
+    # --- writing ---
+
+    async def write(self, *rows: tuple[str | None, bytes]) -> None:
+        """Commit events given as (key, data), in one transaction."""
+        async with self.factory.engine.begin() as connection:
+            await self.insert(connection, *rows)
+
+    async def insert(self, connection: AsyncConnection, *rows: tuple[str | None, bytes]) -> None:
+        """Write events in a transaction that stays open."""
+        for key, data in rows:
+            await self.outbox.publish(connection, data, key=key, type="conformance.written.v1")
+
+    async def schedule(self, *due: tuple[timedelta, bytes]) -> None:
+        """Commit scheduled events given as (from now, data)."""
+        async with self.factory.engine.begin() as connection:
+            for after, data in due:
+                await self.outbox.publish(
+                    connection, data, type="conformance.scheduled.v1", deliver_at=datetime.now(UTC) + after
+                )
+
+    # --- reading ---
+
+    async def fetch(self, *, max_rows: int = MANY, max_bytes: int = BYTES) -> list[OutboxRow]:
+        """Fetch until caught up; return all rows."""
+        rows: list[OutboxRow] = []
+        with anyio.fail_after(10):
+            while True:
+                page = await self.reader.fetch(self.claims, max_rows=max_rows, max_bytes=max_bytes)
+                rows += page.rows
+                if page.caught_up:
+                    return rows
+
+    async def fetch_data(self) -> list[bytes]:
+        """Fetch until caught up; return the payloads."""
+        return [row.event.data for row in await self.fetch()]
+
+    async def table(self, table: Table, *columns: str) -> list[tuple[Any, ...]]:
+        """Return columns of a table, ordered by its first primary key column."""
+        key = next(iter(table.primary_key))
+        async with self.factory.engine.connect() as connection:
+            result = await connection.execute(select(*(table.c[name] for name in columns)).order_by(key))
+            return [tuple(row) for row in result]
+
+    async def count(self, table: Table) -> int:
+        """Return the number of rows of a table."""
+        async with self.factory.engine.connect() as connection:
+            return (await connection.execute(select(func.count()).select_from(table))).scalar_one()
+
+    # --- ownership ---
+
+    async def let_expire(self) -> None:
+        """Turn every lease into one that ran out long ago, as if its relay had been suspended."""
+        async with self.factory.engine.begin() as connection:
+            leases, relays = self.factory.tables.leases, self.factory.tables.relays
+            await connection.execute(update(leases).where(leases.c.owner.is_not(None)).values(expires_at=LONG_AGO))
+            await connection.execute(update(relays).values(expires_at=LONG_AGO))
+
+    async def lose(self, *partitions: Partition) -> None:
+        """Give partitions to another relay, as `claim` does after their leases ran out."""
+        leases = self.factory.tables.leases
+        async with self.factory.engine.begin() as connection:
+            await connection.execute(
+                update(leases)
+                .where(leases.c.partition.in_(partitions))
+                .values(owner=uuid4(), token=leases.c.token + 1, expires_at=datetime.now(UTC) + TTL)
+            )
+
+
+def failure(row: OutboxRow, reason: str = "refused", *, retry_after: timedelta = timedelta(seconds=60)) -> Failure:
+    """Return the failure of a row."""
+    return Failure(position=row.position, partition=row.partition, reason=reason, retry_after=retry_after)
+
+
+def by_partition(rows: Sequence[OutboxRow]) -> dict[Partition, list[Position]]:
+    """Group rows for `delete_published`."""
+    grouped: dict[Partition, list[Position]] = {}
+    for row in rows:
+        grouped.setdefault(row.partition, []).append(row.position)
+    return grouped
+
+
+def requires(declared: bool, capability: str) -> None:
+    """Skip the test by declaration."""
+    if not declared:
+        pytest.skip(f"not declared: {capability}")
+
+
+class StoreSuite:
+    """Base of the parts: the fixtures."""
+
+    @pytest.fixture
+    def store_factory(self) -> StoreFactory:
+        """Overridden by the adapter's test module."""
+        raise NotImplementedError("the adapter's test class provides the fixture store_factory")
+
+    @pytest.fixture
+    async def bed(self, store_factory: StoreFactory) -> AsyncGenerator[Bed, None]:
+        """A store that holds every partition, with a reader."""
+        store, relay = store_factory.open(), RelayId(uuid4())
+        try:
+            await store.heartbeat(relay, ttl=TTL)
+            claims = await store.claim(relay, want=await store.partition_count(), ttl=TTL)
+            async with store.reader() as reader:
+                yield Bed(store_factory, store, reader, relay, claims)
+        finally:
+            await store.aclose()
+
+    @pytest.fixture
+    async def second(self, store_factory: StoreFactory) -> AsyncGenerator[OutboxStore, None]:
+        """Another store on the same database, as a second process would open it."""
+        store = store_factory.open()
+        try:
+            yield store
+        finally:
+            await store.aclose()

@@ -1,0 +1,180 @@
+"""Ownership: who may write, for how long, and how it changes hands. Time is the database's."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import uuid4
+
+import anyio
+
+from sagapost.core.outbox_store import Claims, LeaseToken, OutboxStore, RelayId
+from tests.conformance.outbox.bed import TTL, Bed, StoreFactory, StoreSuite, requires
+
+PARTITIONS = 32
+
+
+def relay_id() -> RelayId:
+    """Return the identity of one more relay."""
+    return RelayId(uuid4())
+
+
+class OwnershipConformance(StoreSuite):
+    """Leases, heartbeats and tokens of `OutboxStore`."""
+
+    async def test_the_number_of_partitions_is_the_databases(self, store_factory: StoreFactory) -> None:
+        """Seeded once, by whoever asks first, and the same for everyone."""
+        stores = [store_factory.open() for _ in range(3)]
+        counts: list[int] = []
+
+        async def ask(store: OutboxStore) -> None:
+            counts.append(await store.partition_count())
+
+        async with anyio.create_task_group() as group:
+            for store in stores:
+                group.start_soon(ask, store)
+        for store in stores:
+            await store.aclose()
+        assert counts == [PARTITIONS] * 3
+
+    async def test_every_partition_is_claimed_once(self, bed: Bed) -> None:
+        """All of them, each with a token, and then no more."""
+        assert set(bed.claims) == set(range(PARTITIONS))
+        assert all(token > 0 for token in bed.claims.values())
+        assert await bed.store.claim(bed.relay, want=PARTITIONS, ttl=TTL) == {}
+
+    async def test_a_claim_takes_no_more_than_wanted(self, second: OutboxStore) -> None:
+        """A relay takes its share and leaves the rest."""
+        relay = relay_id()
+        await second.partition_count()
+        first = await second.claim(relay, want=5, ttl=TTL)
+        more = await second.claim(relay, want=3, ttl=TTL)
+        assert len(first) == 5
+        assert len(more) == 3
+        assert not set(first) & set(more)
+
+    async def test_relays_that_claim_at_once_share(self, store_factory: StoreFactory) -> None:
+        """Nothing is granted twice, and everything is granted in the end."""
+        requires((probe := store_factory.open()).capabilities.many_relays, "many_relays")
+        await probe.partition_count()
+        await probe.aclose()
+        stores = [store_factory.open() for _ in range(4)]
+        granted: list[int] = []
+
+        async def claim(store: OutboxStore) -> None:
+            relay = relay_id()
+            for _ in range(8):
+                granted.extend(await store.claim(relay, want=1, ttl=TTL))
+
+        async with anyio.create_task_group() as group:
+            for store in stores:
+                group.start_soon(claim, store)
+        last = await stores[0].claim(relay_id(), want=PARTITIONS, ttl=TTL)
+        for store in stores:
+            await store.aclose()
+        assert sorted([*granted, *last]) == list(range(PARTITIONS))
+
+    async def test_what_is_held_is_not_granted(self, bed: Bed, second: OutboxStore) -> None:
+        """A second relay gets nothing while the first one's leases run."""
+        assert await second.claim(relay_id(), want=PARTITIONS, ttl=TTL) == {}
+
+    async def test_a_second_relay_stands_by(self, bed: Bed, second: OutboxStore) -> None:
+        """Where partitions are not shared, what the active relay releases goes to nobody until it is gone."""
+        if bed.store.capabilities.many_relays:
+            return
+        other = relay_id()
+        some = dict(list(bed.claims.items())[:4])
+        await bed.store.release(bed.relay, some)
+        assert await second.claim(other, want=PARTITIONS, ttl=TTL) == {}
+        await bed.store.retire(bed.relay)
+        assert set(await second.claim(other, want=PARTITIONS, ttl=TTL)) == set(range(PARTITIONS))
+
+    async def test_a_lease_that_ran_out_goes_to_the_next(self, bed: Bed, second: OutboxStore) -> None:
+        """With a token that is higher than the one before."""
+        await bed.let_expire()
+        taken = await second.claim(relay_id(), want=PARTITIONS, ttl=TTL)
+        assert set(taken) == set(bed.claims)
+        assert all(taken[partition] > bed.claims[partition] for partition in taken)
+
+    async def test_a_short_lease_runs_out_by_itself(self, bed: Bed, second: OutboxStore) -> None:
+        """By the database's clock, with nobody doing anything."""
+        await bed.store.renew(bed.relay, bed.claims, ttl=timedelta(milliseconds=20))
+        await bed.store.heartbeat(bed.relay, ttl=timedelta(milliseconds=20))
+        taken: Claims = {}
+        with anyio.fail_after(10):
+            while not taken:
+                taken = await second.claim(relay_id(), want=PARTITIONS, ttl=TTL)
+        assert set(taken) == set(bed.claims)
+
+    # --- renew ---
+
+    async def test_a_renewed_lease_holds(self, bed: Bed, second: OutboxStore) -> None:
+        """Every lease of ours is extended, also one that ran out but that nobody took."""
+        await bed.let_expire()
+        assert await bed.store.renew(bed.relay, bed.claims, ttl=TTL) == frozenset(bed.claims)
+        assert await second.claim(relay_id(), want=PARTITIONS, ttl=TTL) == {}
+
+    async def test_a_lease_that_was_taken_is_not_renewed(self, bed: Bed) -> None:
+        """The answer is what still holds."""
+        lost, *kept = bed.claims
+        await bed.lose(lost)
+        assert await bed.store.renew(bed.relay, bed.claims, ttl=TTL) == frozenset(kept)
+
+    async def test_an_old_token_is_not_renewed(self, bed: Bed) -> None:
+        """Also for the same relay: it lost the partition in between."""
+        partition = next(iter(bed.claims))
+        stale = {partition: LeaseToken(bed.claims[partition] - 1)}
+        assert await bed.store.renew(bed.relay, stale, ttl=TTL) == frozenset()
+
+    # --- release and retire ---
+
+    async def test_released_partitions_are_free_at_once(self, bed: Bed) -> None:
+        """Those and no others, with a higher token for the next owner."""
+        some = dict(list(bed.claims.items())[:3])
+        await bed.store.release(bed.relay, some)
+        await bed.store.release(bed.relay, some)
+        again = await bed.store.claim(bed.relay, want=PARTITIONS, ttl=TTL)
+        assert set(again) == set(some)
+        assert all(again[partition] > some[partition] for partition in some)
+
+    async def test_an_old_token_releases_nothing(self, bed: Bed, second: OutboxStore) -> None:
+        """A relay that comes back late must not take the partition from its new owner."""
+        lost = next(iter(bed.claims))
+        await bed.lose(lost)
+        await bed.store.release(bed.relay, {lost: bed.claims[lost]})
+        assert await second.claim(relay_id(), want=PARTITIONS, ttl=TTL) == {}
+
+    async def test_a_retired_relay_leaves_nothing_behind(self, bed: Bed, second: OutboxStore) -> None:
+        """Every lease it still has is free, and it is not counted any more."""
+        await bed.store.retire(bed.relay)
+        await bed.store.retire(bed.relay)
+        taken = await second.claim(relay_id(), want=PARTITIONS, ttl=TTL)
+        assert set(taken) == set(range(PARTITIONS))
+        assert await bed.count(bed.factory.tables.relays) == 0
+
+    # --- heartbeat ---
+
+    async def test_the_living_are_counted(self, bed: Bed, second: OutboxStore) -> None:
+        """Itself included; a heartbeat more makes nobody more."""
+        requires(bed.store.capabilities.many_relays, "many_relays")
+        other = relay_id()
+        assert await bed.store.heartbeat(bed.relay, ttl=TTL) == 1
+        assert await second.heartbeat(other, ttl=TTL) == 2
+        assert await bed.store.heartbeat(bed.relay, ttl=TTL) == 2
+        await second.retire(other)
+        assert await bed.store.heartbeat(bed.relay, ttl=TTL) == 1
+
+    async def test_the_silent_are_not_counted(self, bed: Bed, second: OutboxStore) -> None:
+        """A relay whose announcement ran out is dead, until it speaks again."""
+        requires(bed.store.capabilities.many_relays, "many_relays")
+        other = relay_id()
+        assert await second.heartbeat(other, ttl=TTL) == 2
+        await bed.let_expire()
+        assert await bed.store.heartbeat(bed.relay, ttl=TTL) == 1
+        assert await second.heartbeat(other, ttl=TTL) == 2
+
+    async def test_a_relay_that_shares_with_nobody_counts_itself(self, bed: Bed, second: OutboxStore) -> None:
+        """Where partitions are not shared, one that stands by takes no share from the active one."""
+        if bed.store.capabilities.many_relays:
+            return
+        assert await second.heartbeat(relay_id(), ttl=TTL) == 1
+        assert await bed.store.heartbeat(bed.relay, ttl=TTL) == 1
