@@ -1,0 +1,176 @@
+"""`Consumer`: runs an inbox against a broker and a database, until stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from sagapost.core.broker import Broker
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.errors import BrokerError, BrokerUnavailableError, ConfigurationError, StoreUnavailableError
+from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.schema import check_schema
+from sagapost.inbox import observations as obs
+from sagapost.inbox.availability import Availability
+from sagapost.inbox.claims import Claims
+from sagapost.inbox.database import Database
+from sagapost.inbox.dedup import Dedup
+from sagapost.inbox.dispatch import Dispatcher
+from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.intake import Intake
+from sagapost.inbox.moments import Moments
+from sagapost.inbox.parking import ParkingLot
+from sagapost.inbox.registry import register_consumer
+from sagapost.inbox.session import HandlerSessions
+from sagapost.inbox.settings import ConsumerSettings
+from sagapost.inbox.transaction import Transactions
+
+__all__ = ["Consumer"]
+
+T = TypeVar("T")
+
+
+class Consumer:
+    """One consumer of an inbox. Run as many processes of it as you like; they share the queue.
+
+    :param inbox: what is consumed, and the handlers.
+    :param engine: the service's database, which holds the inbox tables, the outbox tables, and what handlers write.
+    :param broker: where the events come from.
+    :param sessions: your session factory, for its class and options; the inbox binds its sessions itself.
+    :param observer: told about everything that happens (`sagapost.inbox.observations`).
+    :raises ConfigurationError: if the inbox has no handler, or the engine's pool is too small for the settings.
+
+    One effect per event: the handlers' work, what they publish, and the dedup key are one transaction, and the
+    message is acknowledged after its commit. Nothing is lost: what cannot be handled is parked with the reason.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        engine: AsyncEngine,
+        broker: Broker,
+        settings: ConsumerSettings | None = None,
+        sessions: async_sessionmaker[Any] | None = None,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not inbox.handlers:
+            raise ConfigurationError(
+                f"Inbox {inbox.name!r} has no handlers. Declare one with @{inbox.name}.on(...), and import the module "
+                "that does so before the consumer is made."
+            )
+        self._inbox = inbox
+        self._broker = broker
+        self._settings = settings if settings is not None else ConsumerSettings()
+        self._observer = observer if observer is not None else NullObserver()
+        self._clock = clock if clock is not None else SystemClock()
+        self._sessions = HandlerSessions(sessions)
+        self._database = Database(
+            engine, concurrency=self._settings.concurrency, timeout=self._settings.database_timeout
+        )
+        self._stop = anyio.Event()
+        self._availability = Availability(
+            self._database,
+            self._settings.reconnect,
+            self._observer,
+            self._clock,
+            consumer=inbox.name,
+            stop=self._stop,
+        )
+        self._intake: Intake | None = None
+
+    def stop(self) -> None:
+        """Receive nothing new, finish what is running, acknowledge it, give the rest back, and let `run` return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Consume until `stop` is called or the task is cancelled.
+
+        :raises SchemaError: if the tables are missing or of another version.
+        :raises BrokerRefusedError: if the broker refuses this consumer before it ever worked (credentials,
+            permissions). Unreachable servers are waited for.
+        :raises TopologyConflictError: if the queue exists with other arguments.
+        """
+        name = self._inbox.name
+        self._observer.notify(obs.ConsumerStarted(name))
+        unfinished = 0
+        try:
+            number = await self._until_available(lambda: self._database.run(self._register))
+            if number is not None:
+                unfinished = await self._consume(self._assemble(number))
+        finally:
+            self._observer.notify(obs.ConsumerStopped(name, unfinished))
+
+    def _register(self, connection: Connection) -> int:
+        tables = self._inbox.tables
+        check_schema(connection, tables.versions, tables.part, where=self._database.address)
+        return register_consumer(connection, tables, self._inbox.name)
+
+    def _assemble(self, number: int) -> Dispatcher:
+        tables, dialect = self._inbox.tables, self._database.dialect
+        dedup = Dedup(tables, dialect=dialect, consumer=number)
+        moments = Moments(dialect, self._clock)
+        lot = ParkingLot(tables, dedup, moments, dialect=dialect, consumer=number, ordered=self._inbox.ordered)
+        transactions = Transactions(
+            self._inbox,
+            self._database,
+            Claims(dedup),
+            self._sessions,
+            self._observer,
+            self._clock,
+            timeout=self._settings.handler_timeout.total_seconds(),
+            threads=anyio.CapacityLimiter(self._database.concurrency),
+        )
+        return Dispatcher(self._inbox, self._settings, self._database, lot, transactions, self._observer, self._clock)
+
+    async def _until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Repeat a call while the database cannot be reached; None if stopped before."""
+        while not self._stop.is_set():
+            try:
+                return await call()
+            except StoreUnavailableError as error:
+                await self._availability.restored(error)
+        return None
+
+    async def _consume(self, dispatcher: Dispatcher) -> int:
+        """One subscription after the other, until stopped; returns how many messages were left unfinished."""
+        attempt = 0
+        worked = False
+        unfinished = 0
+        while not self._stop.is_set():
+            try:
+                prefetch = self._settings.effective_prefetch(self._database.concurrency)
+                async with self._broker.subscribe(self._inbox.queue, prefetch=prefetch) as subscription:
+                    self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, prefetch))
+                    worked, attempt = True, 0
+                    intake = self._intake = Intake(
+                        subscription,
+                        dispatcher,
+                        self._database,
+                        self._availability,
+                        self._settings,
+                        self._observer,
+                        consumer=self._inbox.name,
+                        ordered=self._inbox.ordered,
+                        stop=self._stop,
+                    )
+                    try:
+                        await intake.run()
+                    finally:
+                        unfinished = intake.unfinished
+            except BrokerError as error:
+                if not worked and not isinstance(error, BrokerUnavailableError):
+                    raise
+                attempt += 1
+                delay = self._settings.reconnect.seconds(attempt)
+                self._observer.notify(
+                    obs.BrokerLost(self._inbox.name, self._broker.address, str(error), attempt, delay)
+                )
+                with anyio.move_on_after(delay):
+                    await self._stop.wait()
+        return unfinished

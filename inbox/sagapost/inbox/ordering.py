@@ -1,0 +1,99 @@
+"""Who may be handled next: in the order of arrival, and for an ordered inbox one of each ordering key at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+import anyio
+
+__all__ = ["Lanes"]
+
+T = TypeVar("T")
+
+
+class Lanes(Generic[T]):
+    """Items waiting for a worker. Items of one lane are handed out one after the other, in order.
+
+    An item without a lane waits for nobody. Memory: one entry per lane that has an item in work.
+    """
+
+    def __init__(self) -> None:
+        self._ready: deque[tuple[str | None, T]] = deque()
+        self._behind: dict[str, deque[T]] = {}
+        self._waiters: deque[anyio.Event] = deque()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Return how many wait, those that nobody may take yet included."""
+        return len(self._ready) + sum(map(len, self._behind.values()))
+
+    def put(self, item: T, lane: str | None) -> None:
+        """Add an item at the end."""
+        if lane is None:
+            self._ready.append((None, item))
+        elif (queue := self._behind.get(lane)) is not None:
+            queue.append(item)
+            return
+        else:
+            self._behind[lane] = deque()
+            self._ready.append((lane, item))
+        if self._waiters:
+            self._waiters.popleft().set()
+
+    def take_nowait(self, limit: int) -> list[tuple[str | None, T]]:
+        """Take up to `limit` items that may be handled now; several of a lane come in their order.
+
+        Each lane in the result is the caller's until `done` is called for it.
+        """
+        taken: list[tuple[str | None, T]] = []
+        while self._ready and len(taken) < limit:
+            lane, item = self._ready.popleft()
+            taken.append((lane, item))
+            if lane is not None:
+                queue = self._behind[lane]
+                while queue and len(taken) < limit:
+                    taken.append((lane, queue.popleft()))
+        return taken
+
+    async def take(self, limit: int) -> list[tuple[str | None, T]]:
+        """Like `take_nowait`, but wait for an item; empty once `close` was called."""
+        while not (taken := self.take_nowait(limit)):
+            if self._closed:
+                break
+            waiter = anyio.Event()
+            self._waiters.append(waiter)
+            try:
+                await waiter.wait()
+            except BaseException:
+                if not waiter.is_set():
+                    self._waiters.remove(waiter)
+                elif self._ready and self._waiters:
+                    # Woken and cancelled at once: pass the call on.
+                    self._waiters.popleft().set()
+                raise
+        return taken
+
+    def done(self, lane: str | None) -> None:
+        """Let the next item of a lane go."""
+        if lane is None:
+            return
+        queue = self._behind[lane]
+        if not queue:
+            del self._behind[lane]
+            return
+        self._ready.append((lane, queue.popleft()))
+        if self._waiters:
+            self._waiters.popleft().set()
+
+    def close(self) -> list[T]:
+        """Hand out nothing more; return what waits, and wake everybody."""
+        self._closed = True
+        left = [item for _, item in self._ready]
+        self._ready.clear()
+        for queue in self._behind.values():
+            left += queue
+            queue.clear()
+        while self._waiters:
+            self._waiters.popleft().set()
+        return left
