@@ -30,7 +30,7 @@ _URL = re.compile(
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _SECRET_PARAMETER = re.compile(r"pass|pwd|secret|token|credential|key", re.IGNORECASE)
-_USERINFO = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):[^\s]*@")
+_USERINFO = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?!password@)[^\s]*@")
 
 
 def mask_url(url: str) -> str:
@@ -106,7 +106,8 @@ class Redactor:
     """Takes known passwords, and anything shaped like ``scheme://user:password@``, out of a text.
 
     A password that also is another part of its own URL (`guest`, `postgres`), or is shorter than four characters, is
-    left to the URL pattern alone: blotting it out everywhere would protect nothing and ruin the log.
+    left to the URL pattern alone: blotting it out everywhere would protect nothing and ruin the log. The word
+    "password" is what examples say.
     """
 
     def __init__(self, urls: Iterable[SecretUrl] = ()) -> None:

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings
 
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings.field import setting
-from sagapost.ops.settings.units import Duration
+from sagapost.ops.settings.units import ByteSize, Duration
 
 __all__ = ["ConnectionSettings"]
 
@@ -202,10 +202,47 @@ class ConnectionSettings(BaseSettings):
     )
     broker_heartbeat: Duration = setting(
         timedelta(seconds=10),
-        "Interval of the heartbeat on broker connections; a dead link is noticed after about three of them.",
+        "Interval of the heartbeat on broker connections; a dead link is noticed after two of them.",
         example="10s",
         unit="duration",
         danger="Too short: a busy process loses its connections. Long: a dead link is noticed late.",
         low=timedelta(seconds=1),
         high=timedelta(minutes=10),
+    )
+    broker_max_message_bytes: ByteSize = setting(
+        16 * 2**20,
+        "Largest event that is sent; a larger one counts as refused by the broker.",
+        example="16MiB",
+        unit="bytes",
+        danger="Above the broker's own `max_message_size` (16 MiB in RabbitMQ 4, 128 MiB before), it closes the "
+        "channel over such a message.",
+        low=1,
+        high=2**31,
+    )
+    broker_max_buffered_bytes: ByteSize = setting(
+        64 * 2**20,
+        "Bodies received ahead of a slow consumer; past it the socket is not read.",
+        example="64MiB",
+        unit="bytes",
+        danger="High: memory. Low with large messages: the consumer waits for the network.",
+        low=1024,
+        high=2**40,
+    )
+    broker_delivery_limit: int = setting(
+        100,
+        "How often the broker hands a message of a quorum queue out before it moves to the queue's dead-letter queue.",
+        example="100",
+        unit="deliveries",
+        danger="Lost connections count, so a low limit turns an outage into dead letters. A queue that exists keeps "
+        "its limit; another value here is refused at start.",
+        low=1,
+        high=1_000_000,
+    )
+    strangers_without_id: Literal["reject", "digest"] = setting(
+        "reject",
+        "Messages of other producers that carry no message id: `reject` parks them, `digest` derives an id from their "
+        "content.",
+        example="digest",
+        unit="word",
+        danger="With `digest`, two messages that were meant to be two but are equal byte for byte are handled once.",
     )

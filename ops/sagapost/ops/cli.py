@@ -1,0 +1,41 @@
+"""The `sagapost` command: errors become one clear text and an exit code, never a bare traceback of ours."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import NoReturn
+
+from sagapost.core.errors import MissingExtraError, SagapostError
+from sagapost.ops.exit_codes import ExitCode, exit_code_of
+from sagapost.ops.masking import Redactor
+
+__all__ = ["main"]
+
+_EXTRA = frozenset({"dotenv", "pydantic", "pydantic_core", "pydantic_settings", "rich", "typer"})
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        from sagapost.ops.commands import app
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        _complain(MissingExtraError(module=missing, extra="cli", purpose="The sagapost command"))
+        sys.exit(ExitCode.CONFIGURATION)
+    try:
+        app()
+    except SagapostError as error:
+        _complain(error)
+        sys.exit(exit_code_of(error))
+    except Exception:
+        sys.stderr.write(Redactor()(traceback.format_exc()))
+        sys.exit(ExitCode.UNEXPECTED)
+    sys.exit(ExitCode.OK)
+
+
+def _complain(error: SagapostError) -> None:
+    """Write an error for a person."""
+    sys.stderr.write(f"sagapost: {Redactor()(str(error))}\n")

@@ -1,0 +1,26 @@
+"""The commands of `sagapost`, one module for each group. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+import typer
+
+from sagapost.ops.commands import db
+from sagapost.ops.commands.config import config
+from sagapost.ops.commands.consume import consume
+from sagapost.ops.commands.relay import relay
+from sagapost.ops.commands.status import status
+
+__all__ = ["app", "config", "consume", "db", "relay", "status"]
+
+app = typer.Typer(
+    name="sagapost",
+    help="Transactional outbox, idempotent inbox and sagas. Settings come from SAGAPOST_* variables and from .env.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A pretty traceback shows local variables, and with them passwords and payloads.
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (relay, consume, config, status):
+    app.command()(command)
+app.add_typer(db.app, name="db")

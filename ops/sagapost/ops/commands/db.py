@@ -1,0 +1,78 @@
+"""`sagapost db`: the tables in the database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio
+import typer
+
+from sagapost.ops import database
+from sagapost.ops.commands.options import AsJson, EnvFile
+from sagapost.ops.commands.output import write_json, write_line
+from sagapost.ops.settings import load_settings
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Create and check sagapost's tables.", no_args_is_help=True)
+
+
+@app.command()
+def upgrade(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Create what is missing. Safe to run on every start, and by several processes at once."""
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+    tables = database.tables_of(loaded.settings)
+
+    async def run() -> list[str]:
+        async with database.connect(loaded, create=True) as connection:
+            return await database.upgrade(connection, tables)
+
+    changed = anyio.run(run)
+    where = database.address_of(database.engine_url(loaded.database_url))
+    if as_json:
+        write_json({"database": where, "changed": changed, "versions": _versions(tables)})
+    elif changed:
+        write_line(f"{where}: installed {', '.join(changed)}")
+    else:
+        write_line(f"{where}: nothing to do")
+
+
+@app.command()
+def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Verify that the tables are there and of this release; exit code 4 if not."""
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+    tables = database.tables_of(loaded.settings)
+
+    async def run() -> None:
+        async with database.connect(loaded) as connection:
+            await database.check(connection, tables.versions, tables.parts)
+
+    anyio.run(run)
+    where = database.address_of(database.engine_url(loaded.database_url))
+    if as_json:
+        write_json({"database": where, "versions": _versions(tables)})
+    else:
+        versions = ", ".join(f"{name} {version}" for name, version in _versions(tables).items())
+        write_line(f"{where}: as this release needs it ({versions})")
+
+
+@app.command()
+def sql(
+    env_file: EnvFile = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(help="postgresql or sqlite. Default: that of SAGAPOST_DATABASE_URL.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the statements that create everything in an empty database, for a migration of your own."""
+    loaded = load_settings(required=() if dialect else ("database_url",), env_file=env_file)
+    if dialect is None:
+        dialect = database.engine_url(loaded.database_url).get_backend_name()
+    if dialect not in {"postgresql", "sqlite"}:
+        raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
+    for statement in database.ddl(database.tables_of(loaded.settings), dialect):
+        write_line(f"{statement}\n")
+
+
+def _versions(tables: database.Tables) -> dict[str, int]:
+    return {part.name: part.version for part in tables.parts}

@@ -1,0 +1,68 @@
+"""Relays and consumers as services of the daemon: what they left in flight, taken from what they report."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.broker import Broker
+from sagapost.core.observer import Observation, Observer, Observers
+from sagapost.core.outbox_store import OutboxStore
+from sagapost.inbox.consumer import Consumer
+from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.observations import ConsumerStopped
+from sagapost.inbox.settings import ConsumerSettings
+from sagapost.outbox.relay import Relay, RelaySettings
+from sagapost.outbox.relay.observations import RelayStopped
+
+__all__ = ["ConsumerService", "RelayService"]
+
+
+class _LeftInFlight:
+    """Remembers what a relay or consumer says when it ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def notify(self, event: Observation, /) -> None:
+        if isinstance(event, RelayStopped):
+            self.count = event.left_in_flight
+        elif isinstance(event, ConsumerStopped):
+            self.count = event.unfinished
+
+
+class RelayService:
+    """One relay, for one run."""
+
+    def __init__(self, store: OutboxStore, broker: Broker, settings: RelaySettings, observer: Observer) -> None:
+        self._left = _LeftInFlight()
+        self._relay = Relay(store, broker, settings=settings, observer=Observers([observer, self._left]))
+
+    async def run(self) -> int:
+        """See `Service.run`."""
+        await self._relay.run()
+        return self._left.count
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._relay.stop()
+
+
+class ConsumerService:
+    """One inbox's consumer, for one run."""
+
+    def __init__(
+        self, inbox: Inbox, engine: AsyncEngine, broker: Broker, settings: ConsumerSettings, observer: Observer
+    ) -> None:
+        self._left = _LeftInFlight()
+        self._consumer = Consumer(
+            inbox, engine=engine, broker=broker, settings=settings, observer=Observers([observer, self._left])
+        )
+
+    async def run(self) -> int:
+        """See `Service.run`."""
+        await self._consumer.run()
+        return self._left.count
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._consumer.stop()
