@@ -1,1 +1,21 @@
-"""Sagas: correlation, compensation, deadlines and their tracking."""
+"""Choreographed sagas: started, undone, timed, and declared."""
+
+from sagapost.sagas.compensator import Compensator, CompensatorSettings
+from sagapost.sagas.context import CompensationContext, StepContext
+from sagapost.sagas.declaration import DeadlineDeclaration, manifest_of
+from sagapost.sagas.sagas import Sagas
+from sagapost.sagas.start import join, start
+from sagapost.sagas.tables import SagaTables
+
+__all__ = [
+    "start",
+    "join",
+    "Sagas",
+    "SagaTables",
+    "StepContext",
+    "CompensationContext",
+    "DeadlineDeclaration",
+    "manifest_of",
+    "Compensator",
+    "CompensatorSettings",
+]

@@ -1,0 +1,88 @@
+"""Compensations as declared: functions that undo a step, and how their arguments travel through the ledger."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, get_type_hints
+
+import msgspec
+
+from sagapost.core.errors import ConfigurationError, EncodingError
+
+__all__ = ["CompensationDeclaration", "CompensationFunction", "declare"]
+
+CompensationFunction: TypeAlias = Callable[..., Awaitable[None]]
+"""``async def refund_payment(ctx: CompensationContext, *, payment_id: UUID) -> None``."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationDeclaration:
+    """One registered compensation."""
+
+    name: str
+    function: CompensationFunction
+    emits: tuple[str, ...]
+    parameters: Mapping[str, Any]
+    """Name -> annotation, for turning JSON back into what the function expects."""
+
+    def pack(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turn the arguments of a call into JSON values.
+
+        Checked when the step runs, not when it is undone, perhaps days later.
+
+        :raises ConfigurationError: if the function cannot be called with them.
+        :raises EncodingError: if one has no JSON form.
+        """
+        try:
+            inspect.signature(self.function).bind(object(), **arguments)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"The compensation {self.name!r} cannot be called with the arguments {sorted(arguments)}: {error}."
+            ) from error
+        try:
+            packed: Mapping[str, Any] = msgspec.to_builtins(dict(arguments), str_keys=True)
+            msgspec.json.encode(packed)
+        except (TypeError, ValueError) as error:
+            raise EncodingError(event_type=f"compensation {self.name}", cls=dict, reason=str(error)) from error
+        return packed
+
+    def unpack(self, packed: Mapping[str, Any]) -> dict[str, Any]:
+        """Turn recorded JSON values into arguments.
+
+        :raises ConfigurationError: if they no longer fit the function, which has changed since they were recorded.
+        """
+        try:
+            return {
+                name: msgspec.convert(value, self.parameters.get(name, Any), strict=False)
+                for name, value in packed.items()
+            }
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"What was recorded for the compensation {self.name!r} no longer fits its parameters: {error}. "
+                "Keep accepting what was recorded until no saga holds it any more."
+            ) from error
+
+
+def declare(function: CompensationFunction, *, name: str | None, emits: tuple[str, ...]) -> CompensationDeclaration:
+    """Read a function's signature.
+
+    :raises ConfigurationError: if it is not an `async def` with a context as its first parameter.
+    """
+    chosen = name if name is not None else function.__name__
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"The compensation {chosen!r} is not an `async def`.")
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in {
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    }:
+        raise ConfigurationError(f"The compensation {chosen!r} takes a context as its first parameter.")
+    hints = get_type_hints(function)
+    return CompensationDeclaration(
+        name=chosen,
+        function=function,
+        emits=emits,
+        parameters={parameter.name: hints.get(parameter.name, Any) for parameter in parameters[1:]},
+    )

@@ -1,0 +1,109 @@
+"""What a step of a saga can do beside handling its event: record its undoing, set and cancel deadlines."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sagapost.core.context import current
+from sagapost.core.event import Event
+from sagapost.inbox.context import Context
+from sagapost.outbox.options import PublishOptions
+from sagapost.outbox.outbox import Outbox
+from sagapost.sagas.compensations import CompensationFunction
+
+if TYPE_CHECKING:
+    from sagapost.sagas.sagas import Sagas
+
+__all__ = ["CompensationContext", "StepContext"]
+
+
+class StepContext(Context):
+    """The context of a handler that is a step of a saga. Made by `Sagas.context`."""
+
+    sagas: ClassVar[Sagas]
+
+    __slots__ = ()
+
+    @property
+    def saga(self) -> str:
+        """The saga's correlation id."""
+        return self.event.correlationid or self.event.id
+
+    async def on_rollback(self, compensation: CompensationFunction, /, **arguments: Any) -> None:
+        """Record, in this step's transaction, how to undo it if the saga fails.
+
+        Compensations of a saga run in reverse order of their recording, each in a transaction of its own. If the saga
+        is already rolling back, this one is due as soon as the step commits: a late step undoes itself.
+
+        :param compensation: a function registered with `Sagas.compensation`.
+        :param arguments: its keyword arguments; kept as JSON.
+        :raises ConfigurationError: if it is not registered, or cannot be called with the arguments.
+        :raises EncodingError: if an argument has no JSON form.
+        """
+        await self.sagas.record(self.session, self.saga, compensation, arguments, step_event=self.event.id)
+
+    async def deadline(
+        self, name: str, /, *, after: timedelta, event: object, **options: Unpack[PublishOptions]
+    ) -> Event:
+        """Publish `event` in this saga when `after` has passed, unless the deadline is cancelled first.
+
+        A scheduled outbox event of this service: it survives restarts and is sent once. One deadline of a name is kept
+        per saga; setting it again moves it. Cancel it with `cancel_deadline` in a later step of the same service.
+        """
+        await self.cancel_deadline(name)
+        options["name"] = name
+        options["correlationid"] = self.saga
+        options["deliver_at"] = self.sagas.clock.now() + after
+        options.setdefault("key", self.event.partitionkey)
+        return await self.publish(event, **options)
+
+    async def cancel_deadline(self, name: str) -> bool:
+        """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
+        return bool(await self.cancel(correlationid=self.saga, name=name))
+
+    async def roll_back(self, reason: str) -> bool:
+        """Start the rollback of this service's part of the saga with this step; False if it has started already."""
+        return await self.sagas.begin_rollback(self.session, self.saga, reason=reason, cause=self.event.id)
+
+
+class CompensationContext:
+    """What a compensation is given: a transaction, and a way to say what was undone.
+
+    `session` is the transaction that also marks the compensation as done in the ledger: both are committed together
+    after the function returns. It must not commit, roll back or close it.
+    """
+
+    __slots__ = ("_outbox", "attempt", "cause", "reason", "saga", "session", "step_event")
+
+    def __init__(
+        self,
+        *,
+        session: AsyncSession,
+        outbox: Outbox,
+        saga: str,
+        reason: str,
+        cause: str | None,
+        step_event: str | None,
+        attempt: int,
+    ) -> None:
+        self.session = session
+        self.saga = saga
+        """The saga's correlation id."""
+        self.reason = reason
+        """Why the saga is rolled back."""
+        self.cause = cause
+        """The id of the event that started the rollback."""
+        self.step_event = step_event
+        """The id of the event whose handling is being undone."""
+        self.attempt = attempt
+        """1 for the first try."""
+        self._outbox = outbox
+
+    async def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:
+        """Publish an event in this transaction and saga; see `Outbox.publish`."""
+        running = current()
+        options.setdefault("correlationid", running.correlationid if running is not None else self.saga)
+        return await self._outbox.publish(self.session, payload, **options)

@@ -1,0 +1,143 @@
+"""From what a service declares in code to its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sagapost.core.naming import event_type_of
+from sagapost.inbox.handlers import Handler
+from sagapost.inbox.inbox import Inbox
+from sagapost.sagas.choreography import manifest as parts
+from sagapost.sagas.compensations import CompensationFunction
+
+if TYPE_CHECKING:
+    from sagapost.sagas.sagas import Sagas
+
+__all__ = ["DeadlineDeclaration", "StepDeclaration", "manifest_of", "schema_of", "type_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlineDeclaration:
+    """A deadline that a step sets: after this time, this event."""
+
+    name: str
+    event: type | str
+    after: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class StepDeclaration:
+    """What a step says about itself beyond what its handler says."""
+
+    compensation: CompensationFunction | None
+    fails_with: tuple[type | str, ...]
+    undoes: tuple[type | str, ...]
+    deadlines: tuple[DeadlineDeclaration, ...]
+    cancels: tuple[str, ...]
+    changes_nothing: bool
+    likely_to_fail: bool
+
+
+_PLAIN = StepDeclaration(None, (), (), (), (), changes_nothing=False, likely_to_fail=False)
+
+
+def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
+    """Return the manifest of a service: its handlers, and what `Sagas` knows about them.
+
+    :param sagas: default: the one whose context class the inbox was made with, if any.
+    """
+    found: Sagas | None = sagas if sagas is not None else getattr(inbox.context, "sagas", None)
+    schemas: dict[str, Mapping[str, Any]] = {}
+    steps: list[parts.Step] = []
+    for handler in inbox.handlers:
+        if getattr(handler.function, "__module__", "").startswith("sagapost."):
+            # The library's own handlers are declared by `rolls_back_on`, and drawn as one step below.
+            continue
+        steps.append(_step(handler, found))
+        for type_, cls in handler.accepts.items():
+            _note_schema(schemas, type_, cls)
+    if found is not None and found.rollback_events:
+        steps.append(
+            parts.Step(
+                name="roll_back",
+                hears=found.rollback_events,
+                changes_nothing=True,
+                summary="Undoes what this service did in the saga.",
+            )
+        )
+    if found is not None:
+        for item in found.declared_events:
+            if not isinstance(item, str):
+                _note_schema(schemas, event_type_of(item), item)
+    return parts.Manifest(
+        service=inbox.name,
+        source=inbox.outbox.source if inbox.outbox is not None else "",
+        steps=tuple(steps),
+        starts=type_names(found.starts) if found is not None else (),
+        ends=type_names(found.ends) if found is not None else (),
+        schemas=dict(sorted(schemas.items())),
+    )
+
+
+def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
+    declared = sagas.steps.get(handler.function, _PLAIN) if sagas is not None else _PLAIN
+    failures = type_names(declared.fails_with)
+    deadlines = tuple(
+        parts.Deadline(
+            name=deadline.name, event=type_names([deadline.event])[0], after_seconds=deadline.after.total_seconds()
+        )
+        for deadline in declared.deadlines
+    )
+    apart = {*failures, *(deadline.event for deadline in deadlines)}
+    compensation = None
+    if declared.compensation is not None and sagas is not None:
+        name = sagas.name_of(declared.compensation)
+        compensation = parts.Compensation(name=name, emits=sagas.compensations[name].emits)
+    return parts.Step(
+        name=getattr(handler.function, "__name__", handler.name),
+        hears=tuple(sorted({*handler.accepts, *handler.patterns})),
+        emits=tuple(sorted(handler.emits - apart)),
+        fails_with=failures,
+        compensation=compensation,
+        compensates=type_names(declared.undoes),
+        sets=deadlines,
+        cancels=declared.cancels,
+        changes_nothing=declared.changes_nothing,
+        likely_to_fail=declared.likely_to_fail,
+        summary=_first_line(handler.function),
+    )
+
+
+def type_names(events: Iterable[type | str]) -> tuple[str, ...]:
+    """Return the event types of classes and names."""
+    return tuple(item if isinstance(item, str) else event_type_of(item) for item in events)
+
+
+def schema_of(cls: type) -> Mapping[str, Any] | None:
+    """Return the JSON Schema of an event class; None where there is none to be had (bytes, plain dicts)."""
+    if cls in {bytes, dict}:
+        return None
+    own = getattr(cls, "model_json_schema", None)
+    if own is not None:
+        generated: Mapping[str, Any] = own()
+        return generated
+    try:
+        return msgspec.json.schema(cls)
+    except TypeError:
+        # A field whose type has no JSON Schema: the event still travels, only its shape is not on the map.
+        return None
+
+
+def _note_schema(schemas: dict[str, Mapping[str, Any]], type_: str, cls: type) -> None:
+    schema = schema_of(cls)
+    if schema is not None:
+        schemas[type_] = schema
+
+
+def _first_line(function: object) -> str:
+    return (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]

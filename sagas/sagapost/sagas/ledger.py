@@ -1,0 +1,216 @@
+"""The ledger's statements: recording what to undo, starting a rollback, and deciding between the two.
+
+Progress and rollback of one saga meet on its row in `saga_states`: both lock it first, so the database decides which
+came first. If the rollback did, the late step's intent is due at once. Statements run in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Executable, Row, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ColumnElement
+
+from sagapost.core.clock import Clock
+from sagapost.inbox.moments import Moments
+from sagapost.sagas.tables import SagaTables
+
+__all__ = ["Intent", "Ledger", "intent_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One undo intent as recorded."""
+
+    id: int
+    name: str
+    arguments: Mapping[str, Any]
+    step_event: str | None
+    attempts: int
+
+
+class Ledger:
+    """Statements for one service. Builders only: whoever holds the transaction executes them, sync or async."""
+
+    def __init__(self, service: str, tables: SagaTables, *, dialect: str, clock: Clock) -> None:
+        self.service = service
+        self._dialect = dialect
+        self._moments = Moments(dialect, clock)
+        self.tables = tables
+        self._states = tables.states
+        self._intents = tables.compensations
+
+    def ensure(self, saga: str) -> Executable:
+        """Make sure that the saga has a row; changes nothing if it has."""
+        values = {"service": self.service, "saga": saga, "state": "running"}
+        if self._dialect == "sqlite":
+            return sqlite.insert(self._states).values(values).on_conflict_do_nothing()
+        return postgresql.insert(self._states).values(values).on_conflict_do_nothing()
+
+    def lock(self, saga: str) -> Executable:
+        """Lock the saga's row until the transaction ends, and read its state.
+
+        SQLite has no row locks and needs none: the insert in `ensure` made this the only writing transaction.
+        """
+        return (
+            select(self._states.c.state, self._states.c.rollback_reason, self._states.c.rollback_cause)
+            .where(self._mine(saga))
+            .with_for_update()
+        )
+
+    def record(self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None) -> Executable:
+        """Write an undo intent."""
+        return insert(self._intents).values(
+            service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event
+        )
+
+    def begin(self, saga: str, *, reason: str, cause: str | None) -> Executable:
+        """Turn a running saga into one that is rolling back; the first reason stands."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "running")
+            .values(
+                state="rolling_back",
+                rollback_started_at=self._moments.now(),
+                rollback_reason=reason,
+                rollback_cause=cause,
+                due_at=self._moments.now(),
+            )
+        )
+
+    def reopen(self, saga: str) -> Executable:
+        """A step came after the rollback had ended: there is something to undo again."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "rolled_back")
+            .values(state="rolling_back", rolled_back_at=None, due_at=self._moments.now())
+        )
+
+    def claim(self) -> Executable:
+        """Lock the saga whose next compensation has been due the longest; another compensator takes another one."""
+        return (
+            select(self._states.c.saga, self._states.c.rollback_reason, self._states.c.rollback_cause)
+            .where(
+                self._states.c.service == self.service,
+                self._states.c.state == "rolling_back",
+                self._states.c.due_at <= self._moments.now(),
+            )
+            .order_by(self._states.c.due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+
+    def next_intent(self, saga: str) -> Executable:
+        """The newest intent that is not undone: compensations run in reverse order."""
+        return (
+            select(
+                self._intents.c.id,
+                self._intents.c.name,
+                self._intents.c.arguments,
+                self._intents.c.step_event,
+                self._intents.c.attempts,
+            )
+            .where(
+                self._intents.c.service == self.service,
+                self._intents.c.saga == saga,
+                self._intents.c.state == "pending",
+            )
+            .order_by(self._intents.c.id.desc())
+            .limit(1)
+        )
+
+    def remaining(self, saga: str) -> Executable:
+        """How many intents are not undone."""
+        return (
+            select(func.count())
+            .select_from(self._intents)
+            .where(
+                self._intents.c.service == self.service,
+                self._intents.c.saga == saga,
+                self._intents.c.state.in_(("pending", "needs_human")),
+            )
+        )
+
+    def done(self, intent: int, *, attempts: int) -> Executable:
+        """An intent was carried out."""
+        return (
+            update(self._intents)
+            .where(self._intents.c.id == intent)
+            .values(state="done", attempts=attempts, ended_at=self._moments.now())
+        )
+
+    def failed(self, intent: int, *, attempts: int, error: str, give_up: bool) -> Executable:
+        """An intent could not be carried out this time, or is left to a person."""
+        return (
+            update(self._intents)
+            .where(self._intents.c.id == intent)
+            .values(state="needs_human" if give_up else "pending", attempts=attempts, last_error=error)
+        )
+
+    def postpone(self, saga: str, delay: timedelta) -> Executable:
+        """Try the saga's next compensation later."""
+        return update(self._states).where(self._mine(saga)).values(due_at=self._moments.after(delay))
+
+    def finish(self, saga: str) -> Executable:
+        """Everything is undone."""
+        return (
+            update(self._states)
+            .where(self._mine(saga))
+            .values(state="rolled_back", rolled_back_at=self._moments.now(), due_at=None)
+        )
+
+    def stick(self, saga: str) -> Executable:
+        """A person must decide."""
+        return update(self._states).where(self._mine(saga)).values(state="stuck", due_at=None)
+
+    def resume(self, saga: str) -> Executable:
+        """A person has decided; go on."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "stuck")
+            .values(state="rolling_back", due_at=self._moments.now())
+        )
+
+    def retry(self, saga: str) -> Executable:
+        """Give the intents that were given up another round of attempts."""
+        return (
+            update(self._intents)
+            .where(
+                self._intents.c.service == self.service,
+                self._intents.c.saga == saga,
+                self._intents.c.state == "needs_human",
+            )
+            .values(state="pending", attempts=0)
+        )
+
+    def settle(self, intent: int, *, by: str, note: str) -> Executable:
+        """A person has undone it by other means, or decided that it stands."""
+        return (
+            update(self._intents)
+            .where(
+                self._intents.c.id == intent,
+                self._intents.c.service == self.service,
+                self._intents.c.state.in_(("pending", "needs_human")),
+            )
+            .values(state="settled", ended_at=self._moments.now(), decided_by=by, note=note)
+        )
+
+    def history(self, saga: str) -> Executable:
+        """Every intent of a saga, oldest first."""
+        return (
+            select(self._intents)
+            .where(self._intents.c.service == self.service, self._intents.c.saga == saga)
+            .order_by(self._intents.c.id)
+        )
+
+    def _mine(self, saga: str) -> ColumnElement[bool]:
+        return (self._states.c.service == self.service) & (self._states.c.saga == saga)
+
+
+def intent_of(row: Row[Any]) -> Intent:
+    """Read a row of `Ledger.next_intent`."""
+    return Intent(row.id, row.name, row.arguments, row.step_event, row.attempts)

@@ -1,0 +1,70 @@
+"""What a compensator tells its observers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sagapost.core.observer import Observation
+
+__all__ = [
+    "Compensated",
+    "CompensationFailed",
+    "CompensationGivenUp",
+    "LedgerUnavailable",
+    "SagaObservation",
+    "SagaRolledBack",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SagaObservation(Observation):
+    """Base of the compensator's events; `service` is whose part of the saga it is."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compensated(SagaObservation):
+    """A step was undone and the ledger says so."""
+
+    saga: str
+    compensation: str
+    attempts: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationFailed(SagaObservation):
+    """A compensation failed; it is tried again after `retry_in` seconds."""
+
+    saga: str
+    compensation: str
+    attempts: int
+    retry_in: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationGivenUp(SagaObservation):
+    """A compensation failed for the last time; the saga is stuck until a person decides."""
+
+    saga: str
+    compensation: str
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRolledBack(SagaObservation):
+    """Everything this service did for the saga is undone."""
+
+    saga: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerUnavailable(SagaObservation):
+    """The database cannot be reached; tried again after `retry_in` seconds."""
+
+    reason: str
+    attempt: int
+    retry_in: float

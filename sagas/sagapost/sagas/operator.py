@@ -1,0 +1,49 @@
+"""What a person can do about a stuck saga: try again, or settle a step by hand. In the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import CursorResult
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sagapost.core.errors import ConfigurationError
+from sagapost.sagas.sagas import Sagas
+
+__all__ = ["history", "retry_stuck", "settle"]
+
+
+async def retry_stuck(sagas: Sagas, session: AsyncSession, saga: str) -> int:
+    """Give the compensations that were given up another round of attempts; return how many."""
+    ledger = sagas.ledger(session)
+    await session.execute(ledger.lock(saga))
+    result = cast("CursorResult[Any]", await session.execute(ledger.retry(saga)))
+    await session.execute(ledger.resume(saga))
+    return result.rowcount
+
+
+async def settle(sagas: Sagas, session: AsyncSession, saga: str, compensation: int, *, by: str, note: str) -> None:
+    """Declare a compensation settled: undone by other means, or left as it is, as the note says.
+
+    The record keeps who decided and why; the rollback goes on with the older steps.
+
+    :raises ConfigurationError: if the saga has no such open compensation, or name or note are empty.
+    """
+    if not by.strip() or not note.strip():
+        raise ConfigurationError("Settling a compensation needs a name and a note: the record is read years later.")
+    ledger = sagas.ledger(session)
+    await session.execute(ledger.lock(saga))
+    result = cast("CursorResult[Any]", await session.execute(ledger.settle(compensation, by=by, note=note)))
+    if not result.rowcount:
+        raise ConfigurationError(
+            f"Saga {saga!r} has no open compensation {compensation} in the service {sagas.service!r}. "
+            "List them with `sagapost saga show`."
+        )
+    await session.execute(ledger.resume(saga))
+
+
+async def history(sagas: Sagas, session: AsyncSession, saga: str) -> Sequence[Mapping[str, Any]]:
+    """Return every undo intent of the saga in this service, oldest first, with what became of it."""
+    rows = await session.execute(sagas.ledger(session).history(saga))
+    return [dict(row) for row in rows.mappings()]

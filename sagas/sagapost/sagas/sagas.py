@@ -1,0 +1,231 @@
+"""`Sagas`: a service's part in sagas, declared: what undoes its steps, and what starts a rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.event import Event
+from sagapost.inbox.inbox import Inbox
+from sagapost.outbox.outbox import Outbox
+from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction, declare
+from sagapost.sagas.context import StepContext
+from sagapost.sagas.declaration import DeadlineDeclaration, StepDeclaration, type_names
+from sagapost.sagas.events import RollbackRequested, RollbackStarted
+from sagapost.sagas.ledger import Ledger
+from sagapost.sagas.tables import SagaTables
+
+__all__ = ["Sagas"]
+
+_F = TypeVar("_F", bound=CompensationFunction)
+_H = TypeVar("_H", bound=Callable[..., Any])
+
+
+class Sagas:
+    """A service's compensations and the events that make it roll back.
+
+    :param service: the service's name; the same as its inbox's.
+    :param outbox: what compensations and lifecycle events are published through.
+    :param tables: where the ledger is kept; default: tables of the default names in a MetaData of their own.
+    :param starts: events the service publishes outside handlers, which begin a saga; for the map.
+    :param ends: events after which a saga is over; for the map and the tracker.
+    :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a
+        tracker listens: events that no queue is bound for are held in the outbox.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        outbox: Outbox,
+        tables: SagaTables | None = None,
+        starts: Iterable[type | str] = (),
+        ends: Iterable[type | str] = (),
+        announce: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.service = service
+        self.outbox = outbox
+        self.tables = tables if tables is not None else SagaTables()
+        self.starts = tuple(starts)
+        self.ends = tuple(ends)
+        self.announce = announce
+        self.clock = clock if clock is not None else SystemClock()
+        self._compensations: dict[str, CompensationDeclaration] = {}
+        self._names: dict[CompensationFunction, str] = {}
+        self._emitted: list[type | str] = [*self.starts, *self.ends]
+        self.steps: dict[Callable[..., Any], StepDeclaration] = {}
+        """What steps declare about themselves, by handler function."""
+        self.rollback_events: tuple[str, ...] = ()
+        """What makes this service roll back its part."""
+        self._ledgers: dict[str, Ledger] = {}
+        self._context: type[StepContext] = type("StepContext", (StepContext,), {"sagas": self, "__slots__": ()})
+
+    @property
+    def context(self) -> type[StepContext]:
+        """The class to pass as ``Inbox(context=...)``, so that handlers get a `StepContext` of this service."""
+        return self._context
+
+    # --- declaring ---
+
+    def compensation(self, *, emits: Iterable[type | str] = (), name: str | None = None) -> Callable[[_F], _F]:
+        """Register the decorated ``async def function(ctx, **arguments)`` as a compensation.
+
+        :param emits: events it publishes.
+        :param name: what the ledger calls it; default: the function's name. It is recorded with every intent, so give
+            one before renaming the function.
+        :raises ConfigurationError: if the name is taken or the function cannot be one.
+        """
+
+        emitted = tuple(emits)
+
+        def register(function: _F) -> _F:
+            declaration = declare(function, name=name, emits=type_names(emitted))
+            if declaration.name in self._compensations:
+                raise ConfigurationError(
+                    f"The service {self.service!r} already has a compensation named {declaration.name!r}."
+                )
+            self._compensations[declaration.name] = declaration
+            self._names[function] = declaration.name
+            self._emitted += emitted
+            return function
+
+        return register
+
+    def step(
+        self,
+        *,
+        emits: Iterable[type | str] = (),
+        compensation: CompensationFunction | None = None,
+        fails_with: Iterable[type | str] = (),
+        undoes: Iterable[type | str] = (),
+        deadlines: Iterable[DeadlineDeclaration] = (),
+        cancels: Iterable[str] = (),
+        changes_nothing: bool = False,
+        likely_to_fail: bool = False,
+    ) -> Callable[[_H], _H]:
+        """Say what a handler is in the saga, for the map, the lint and the tracker. Goes below `Inbox.on`.
+
+        ::
+
+            @inbox.on(OrderPlaced, emits=[PaymentTaken, PaymentDeclined])
+            @sagas.step(compensation=refund_payment, fails_with=[PaymentDeclined], likely_to_fail=True)
+            async def take_payment(event: OrderPlaced, ctx: StepContext) -> None: ...
+
+        :param emits: classes of emitted events whose shape is to be on the map; `Inbox.on(emits=)` says which are.
+        :param compensation: what undoes the step; the handler records it with `ctx.on_rollback`.
+        :param fails_with: business failures, after which the saga is rolled back.
+        :param undoes: events whose effect this handler undoes: it is part of a rollback.
+        :param deadlines: what it sets with `ctx.deadline`.
+        :param cancels: names of deadlines it takes back.
+        :param changes_nothing: there is nothing to undo.
+        :param likely_to_fail: business failures are common here.
+        """
+        declaration = StepDeclaration(
+            compensation=compensation,
+            fails_with=tuple(fails_with),
+            undoes=tuple(undoes),
+            deadlines=tuple(deadlines),
+            cancels=tuple(cancels),
+            changes_nothing=changes_nothing,
+            likely_to_fail=likely_to_fail,
+        )
+        emitted = [*emits, *declaration.fails_with, *(deadline.event for deadline in declaration.deadlines)]
+
+        def describe(function: _H) -> _H:
+            self.steps[function] = declaration
+            self._emitted += emitted
+            return function
+
+        return describe
+
+    @property
+    def declared_events(self) -> tuple[type | str, ...]:
+        """Every event named in a declaration here."""
+        return tuple(self._emitted)
+
+    def rolls_back_on(self, inbox: Inbox, *events: type | str) -> None:
+        """Roll this service's part back when one of these events of the saga arrives, or an operator asks for it."""
+
+        async def start_rollback(_payload: object, ctx: StepContext) -> None:
+            await ctx.roll_back(f"{ctx.event.type} from {ctx.event.source}")
+
+        async def rollback_requested(payload: RollbackRequested, ctx: StepContext) -> None:
+            await ctx.roll_back(f"{payload.reason} (asked for by {payload.by})")
+
+        if events:
+            self.rollback_events += type_names(events)
+            inbox.on(*type_names(events))(start_rollback)
+        inbox.on(RollbackRequested)(rollback_requested)
+
+    @property
+    def compensations(self) -> Mapping[str, CompensationDeclaration]:
+        """What is registered, by name."""
+        return self._compensations
+
+    def name_of(self, compensation: CompensationFunction) -> str:
+        """Return the name a function is registered under.
+
+        :raises ConfigurationError: if it is not registered.
+        """
+        name = self._names.get(compensation)
+        if name is None:
+            called = getattr(compensation, "__qualname__", repr(compensation))
+            raise ConfigurationError(
+                f"{called} is no compensation of the service {self.service!r}. Decorate it with @sagas.compensation()."
+            )
+        return name
+
+    # --- in a transaction ---
+
+    def ledger(self, session: AsyncSession) -> Ledger:
+        """Return the ledger's statements for the session's database."""
+        dialect = session.get_bind().dialect.name
+        ledger = self._ledgers.get(dialect)
+        if ledger is None:
+            ledger = self._ledgers[dialect] = Ledger(self.service, self.tables, dialect=dialect, clock=self.clock)
+        return ledger
+
+    async def record(
+        self,
+        session: AsyncSession,
+        saga: str,
+        compensation: CompensationFunction,
+        arguments: Mapping[str, Any],
+        *,
+        step_event: str | None,
+    ) -> None:
+        """Record an undo intent in the caller's transaction; see `StepContext.on_rollback`."""
+        name = self.name_of(compensation)
+        packed = self._compensations[name].pack(arguments)
+        ledger = self.ledger(session)
+        await session.execute(ledger.ensure(saga))
+        row = (await session.execute(ledger.lock(saga))).one()
+        await session.execute(ledger.record(saga, name, packed, step_event))
+        if row.state == "rolled_back":
+            await session.execute(ledger.reopen(saga))
+
+    async def begin_rollback(self, session: AsyncSession, saga: str, *, reason: str, cause: str | None) -> bool:
+        """Start the rollback in the caller's transaction; False if it has started already."""
+        ledger = self.ledger(session)
+        await session.execute(ledger.ensure(saga))
+        row = (await session.execute(ledger.lock(saga))).one()
+        if row.state != "running":
+            return False
+        await session.execute(ledger.begin(saga, reason=reason, cause=cause))
+        remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
+        if not remaining:
+            # Kept all the same: a step that comes late finds here that it must undo itself.
+            await session.execute(ledger.finish(saga))
+        await self.tell(session, RollbackStarted(self.service, reason, remaining), saga)
+        return True
+
+    async def tell(self, session: AsyncSession, payload: object, saga: str) -> Event | None:
+        """Publish a lifecycle event, where somebody listens."""
+        if not self.announce:
+            return None
+        return await self.outbox.publish(session, payload, correlationid=saga, key=saga)

@@ -1,0 +1,54 @@
+"""Starting a saga, or joining one, where no handler does it: a web request, a job, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from sagapost.core.context import SagaContext, bind, current
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.ids import new_id
+
+__all__ = ["join", "start"]
+
+_MAX_BYTES = 255
+
+
+@contextmanager
+def start(saga: str | None = None) -> Generator[SagaContext, None, None]:
+    """Run the block as the beginning of a saga; every event published inside carries its id.
+
+    ``with saga.start() as context: ...``
+
+    :param saga: the correlation id; default: a fresh UUIDv7.
+    :raises ConfigurationError: if the id is empty or over 255 bytes.
+    """
+    context = SagaContext(correlationid=_valid(saga) if saga is not None else new_id())
+    with bind(context):
+        yield context
+
+
+@contextmanager
+def join(saga: str | None) -> Generator[SagaContext, None, None]:
+    """Run the block within a saga that began elsewhere, as named by a request header; start one if none is named.
+
+    Within a handler's saga the same id changes nothing, so the cause that the handler set is kept.
+
+    :raises ConfigurationError: if the id is over 255 bytes.
+    """
+    if not saga:
+        with start() as context:
+            yield context
+        return
+    running = current()
+    context = running if running is not None and running.correlationid == saga else SagaContext(_valid(saga))
+    with bind(context):
+        yield context
+
+
+def _valid(saga: str) -> str:
+    if not saga.isprintable() or not 0 < len(saga.encode()) <= _MAX_BYTES:
+        raise ConfigurationError(
+            f"A saga's id has 1 to {_MAX_BYTES} printable bytes; this one has {len(saga.encode())}."
+        )
+    return saga

@@ -1,0 +1,130 @@
+"""The compensation ledger: what a service would have to undo, and what became of it.
+
+`saga_states` has one row per saga that this service has something to undo for; it is the lock by which progress and
+rollback of one saga are kept apart. `saga_compensations` has one row per undo intent and is never deleted by the
+library: the record of a rollback can be read years later.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from sagapost.core.schema import SchemaPart, schema_table
+
+__all__ = ["SAGA_SCHEMA_VERSION", "SagaTables"]
+
+SAGA_SCHEMA_VERSION = 1
+
+
+class SagaTables:
+    """The ledger of the services of one database.
+
+    :param metadata: your MetaData, so that Alembic's autogenerate sees the tables; default: one of our own.
+    :param schema: database schema (PostgreSQL); default: the connection's search path.
+    :param prefix: put before each table name, where names would clash.
+    """
+
+    def __init__(self, metadata: MetaData | None = None, *, schema: str | None = None, prefix: str = "") -> None:
+        self.metadata = metadata if metadata is not None else MetaData()
+        self.schema = schema
+        self.prefix = prefix
+        self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
+        big = BigInteger().with_variant(Integer(), "sqlite")
+
+        self.states = Table(
+            f"{prefix}saga_states",
+            self.metadata,
+            Column("service", String(255), primary_key=True),
+            Column("saga", String(255), primary_key=True),
+            # running -> rolling_back -> rolled_back; a late step brings rolled_back to rolling_back again. stuck: a
+            # compensation was given up and a person must decide.
+            Column("state", String(16), nullable=False),
+            Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            Column("rollback_started_at", DateTime(timezone=True)),
+            Column("rollback_reason", Text),
+            Column("rollback_cause", String(255)),
+            Column("rolled_back_at", DateTime(timezone=True)),
+            # When the next compensation may be tried.
+            Column("due_at", DateTime(timezone=True)),
+            CheckConstraint(
+                "state IN ('running', 'rolling_back', 'rolled_back', 'stuck')", name=f"{prefix}saga_states_known"
+            ),
+            CheckConstraint(
+                "(state = 'rolling_back') = (due_at IS NOT NULL)", name=f"{prefix}saga_states_due_while_rolling_back"
+            ),
+            CheckConstraint(
+                "(state = 'running') = (rollback_started_at IS NULL)", name=f"{prefix}saga_states_rollback_recorded"
+            ),
+            schema=schema,
+        )
+        # The compensator's only question: what is due?
+        Index(
+            f"{prefix}saga_states_due",
+            self.states.c.service,
+            self.states.c.due_at,
+            postgresql_where=text("state = 'rolling_back'"),
+            sqlite_where=text("state = 'rolling_back'"),
+        )
+
+        self.compensations = Table(
+            f"{prefix}saga_compensations",
+            self.metadata,
+            # The order of the steps; undone from the highest down.
+            Column("id", big, Identity(always=True), primary_key=True),
+            Column("service", String(255), nullable=False),
+            Column("saga", String(255), nullable=False),
+            Column("name", String(255), nullable=False),
+            Column("arguments", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+            # The event whose handling did what is to be undone.
+            Column("step_event", String(255)),
+            Column("state", String(16), nullable=False, server_default="pending"),
+            Column("attempts", Integer, nullable=False, server_default="0"),
+            Column("last_error", Text),
+            Column("recorded_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            Column("ended_at", DateTime(timezone=True)),
+            # Who decided, where a person did, and why.
+            Column("decided_by", Text),
+            Column("note", Text),
+            CheckConstraint(
+                "state IN ('pending', 'done', 'needs_human', 'settled')", name=f"{prefix}saga_compensations_known"
+            ),
+            CheckConstraint(
+                "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_compensations_ended"
+            ),
+            CheckConstraint(
+                "state <> 'needs_human' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"
+            ),
+            CheckConstraint(
+                "state <> 'settled' OR (decided_by IS NOT NULL AND note IS NOT NULL)",
+                name=f"{prefix}saga_compensations_decisions_are_signed",
+            ),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+        Index(
+            f"{prefix}saga_compensations_saga",
+            self.compensations.c.service,
+            self.compensations.c.saga,
+            self.compensations.c.id,
+        )
+
+    @property
+    def part(self) -> SchemaPart:
+        """The tables as one installable part."""
+        return SchemaPart(name="sagas", version=SAGA_SCHEMA_VERSION, tables=(self.states, self.compensations))
