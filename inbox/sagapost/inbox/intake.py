@@ -136,6 +136,10 @@ class Intake:
                     self.unfinished += 1
                     return False
                 continue
+            except anyio.get_cancelled_exc_class():
+                # The drain budget ran out (or the consumer is cancelled): rolled back, and the message comes again.
+                self.unfinished += 1
+                raise
             if acknowledge:
                 self.settlement.ack(delivery)
             else:
