@@ -43,6 +43,9 @@ from sagapost.outbox.relay.settlement import Settler
 
 __all__ = ["Relay", "RelayStatistics"]
 
+_LAST_ANSWERS = 5.0
+"""Seconds to wait for the broker's answers when a cycle ends for another reason."""
+
 
 @dataclass(frozen=True, slots=True)
 class RelayStatistics:
@@ -106,6 +109,7 @@ class Relay:
         self._published = 0
         self._stop = anyio.Event()
         self._sender: SendStage | None = None
+        self._connected_once = False
 
     def stop(self) -> None:
         """Stop fetching, confirm and settle what was sent, hand the partitions over, and let `run` return."""
@@ -163,19 +167,17 @@ class Relay:
     async def _cycles(self) -> None:
         """One cycle per broker connection, until stopped."""
         attempt = 0
-        worked = False
         while not self._parts.stopping:
             before = self._published
             try:
                 await self._cycle()
             except (BrokerUnavailableError, StoreUnavailableError, LeaseLostError, LeaseNotProvenError) as error:
-                worked = worked or self._published > before
                 attempt = 1 if self._published > before else attempt + 1
                 await self._pause(error, attempt)
             except (BrokerError, StoreError) as error:
                 # Refused. At the start that is a mistake to report; later (a restarting server that still refuses,
                 # a rotated password) the relay holds on, since its work cannot be done by giving up.
-                if not worked:
+                if not self._connected_once:
                     raise
                 attempt += 1
                 await self._pause(error, attempt)
@@ -196,6 +198,7 @@ class Relay:
                     sender = self._sender = SendStage(parts, publisher, self._refusals)
                     fetcher = FetchStage(parts, reader, doorbell, self._refusals)
                     await self._refusals.load_blocked()
+                    self._connected_once = True
                     async with anyio.create_task_group() as tasks:
 
                         async def guard(stage: Callable[[], Awaitable[None]]) -> None:
@@ -204,6 +207,12 @@ class Relay:
                                 await stage()
                             except (BrokerError, StoreError, LeaseNotProvenError) as error:
                                 failure.append(error)
+                            if failure and stage == fetcher.run:
+                                # The broker is still there: take in its answers, or an outage of the database alone
+                                # would cost duplicates.
+                                with anyio.move_on_after(_LAST_ANSWERS):
+                                    await sender.finish()
+                            if failure:
                                 tasks.cancel_scope.cancel()
 
                         tasks.start_soon(guard, sender.send)

@@ -34,6 +34,8 @@ class SendStage:
         self._refusals = refusals
         self._sent: deque[tuple[Sequence[OutboxRow], Confirmation]] = deque()
         self._answered = anyio.Event()
+        self._emptied = anyio.Event()
+        self._finishing = False
         self._blocked = False
         self.published = 0
 
@@ -46,7 +48,7 @@ class SendStage:
         parts, publisher = self._parts, self._publisher
         outgoing, limit = parts.routes.outgoing, parts.settings.batch_rows
         while True:
-            if not parts.gate.has_ready:
+            if self._finishing or not parts.gate.has_ready:
                 parts.ready = anyio.Event()
                 await parts.ready.wait()
                 continue
@@ -72,8 +74,17 @@ class SendStage:
             results = await confirmation.wait()
             self._sent.popleft()
             unknown = await self._handle(rows, results)
+            if not self._sent:
+                self._emptied.set()
             if unknown is not None:
                 raise BrokerUnavailableError(f"The broker left messages unanswered: {unknown.reason}")
+
+    async def finish(self) -> None:
+        """Send nothing more, and wait until everything sent is answered; `confirm` must be running."""
+        self._finishing = True
+        while self._sent:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
 
     async def drain(self) -> None:
         """After the connection has ended: take in the answers that did arrive, so that they are not sent twice."""
@@ -85,9 +96,12 @@ class SendStage:
         confirmed: list[OutboxRow] = []
         refused: list[tuple[OutboxRow, str]] = []
         unknown: Unknown | None = None
+        optional = self._parts.settings.routing.optional
         for row, result in zip(rows, results, strict=True):
             match result:
                 case Confirmed():
+                    confirmed.append(row)
+                case Returned() if row.event.type in optional:
                     confirmed.append(row)
                 case Returned(reason=reason):
                     refused.append((row, f"no queue is bound for topic {row.topic!r} ({reason})"))

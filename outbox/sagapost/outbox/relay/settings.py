@@ -28,6 +28,9 @@ class Routing:
     """Event type -> exchange."""
     topics: Mapping[str, str] = field(default_factory=dict[str, str])
     """Event type -> routing key."""
+    optional: frozenset[str] = frozenset()
+    """Event types that nobody has to hear. Where no queue is bound they count as published and are gone; all other
+    events wait in the outbox until somebody listens. For the last events of a saga, and for lifecycle events."""
 
 
 @dataclass(frozen=True, slots=True)
