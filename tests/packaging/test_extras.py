@@ -11,8 +11,14 @@ from tests.packaging.environments import Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ADAPTERS = {"postgresql": "postgresql", "rabbitmq": "rabbitmq", "sqlite": "sqlite"}
-"""Package under `sagapost.adapters` -> the extra it needs."""
+ADAPTERS = {
+    "postgresql": "import sagapost.adapters.postgresql",
+    "rabbitmq": "from sagapost.adapters.rabbitmq import RabbitMQBroker; RabbitMQBroker('amqp://127.0.0.1/')",
+}
+"""Package under `sagapost.adapters`, also the name of its extra -> the first thing a user does with it."""
+
+COMMAND = "import sys; from sagapost.ops.cli import main; sys.argv[0] = 'sagapost'; sys.exit(main())"
+"""What the installed command does."""
 
 MakeEnvironment = Callable[..., Environment]
 
@@ -79,21 +85,28 @@ engine.dispose()
 
 
 def test_no_part_but_adapters_and_ops_needs_an_extra(environment: MakeEnvironment) -> None:
-    """Every module of core, outbox, inbox and sagas imports without any driver; so does the memory broker."""
-    modules = [*modules_of("core", "outbox", "inbox", "sagas"), "sagapost.adapters.memory"]
+    """Every module of core, outbox, inbox and sagas imports without any driver.
+
+    So do the two adapters for which the standard library is enough: the memory broker and the SQLite store.
+    """
+    modules = [
+        *modules_of("core", "outbox", "inbox", "sagas"),
+        "sagapost.adapters.memory",
+        "sagapost.adapters.sqlite",
+    ]
     ran = environment().run("-c", importing(*modules))
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.parametrize(("adapter", "extra"), ADAPTERS.items())
-def test_an_absent_driver_names_the_extra(environment: MakeEnvironment, adapter: str, extra: str) -> None:
-    """Importing an adapter without its driver raises one error with the command that installs it."""
+@pytest.mark.parametrize(("extra", "use"), ADAPTERS.items(), ids=list(ADAPTERS))
+def test_an_absent_driver_names_the_extra(environment: MakeEnvironment, extra: str, use: str) -> None:
+    """The first use of an adapter without its driver raises one error with the command that installs it."""
     ran = environment().run(
         "-c",
         f"""
 from sagapost.core.errors import MissingExtraError
 try:
-    import sagapost.adapters.{adapter}
+    {use}
 except MissingExtraError as error:
     print(error.extra)
     print(error)
@@ -105,10 +118,10 @@ except MissingExtraError as error:
     assert f"pip install 'sagapost[{extra}]'" in sentence
 
 
-@pytest.mark.parametrize(("adapter", "extra"), ADAPTERS.items())
-def test_an_extra_brings_all_its_adapter_needs(environment: MakeEnvironment, adapter: str, extra: str) -> None:
+@pytest.mark.parametrize("extra", ADAPTERS)
+def test_an_extra_brings_all_its_adapter_needs(environment: MakeEnvironment, extra: str) -> None:
     """With its own extra and no other, every module of the adapter imports."""
-    modules = [name for name in modules_of("adapters") if name.startswith(f"sagapost.adapters.{adapter}")]
+    modules = [name for name in modules_of("adapters") if name.startswith(f"sagapost.adapters.{extra}")]
     ran = environment(extra).run("-c", importing(*modules))
     assert modules
     assert ran.returncode == 0, ran.stderr
@@ -116,7 +129,7 @@ def test_an_extra_brings_all_its_adapter_needs(environment: MakeEnvironment, ada
 
 def test_the_command_without_its_extra_says_what_to_install(environment: MakeEnvironment) -> None:
     """`sagapost` in a bare installation ends with exit code 2 and the command to run, without a traceback."""
-    ran = environment().run("-c", "import sys; from sagapost.ops.cli import main; sys.exit(main())")
+    ran = environment().run("-c", COMMAND)
     assert ran.returncode == 2, ran.stderr
     assert "pip install 'sagapost[cli]'" in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -124,7 +137,27 @@ def test_the_command_without_its_extra_says_what_to_install(environment: MakeEnv
 
 def test_the_cli_extra_is_enough_for_help(environment: MakeEnvironment) -> None:
     """With the extra `cli` alone, `sagapost --help` works: drivers are imported when a command needs them."""
-    program = "import sys; sys.argv = ['sagapost', '--help']; from sagapost.ops.cli import main; sys.exit(main())"
-    ran = environment("cli").run("-c", program)
+    ran = environment("cli").run("-c", COMMAND, "--help")
     assert ran.returncode == 0, ran.stderr
     assert "relay" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments", "database_url"),
+    [
+        pytest.param("sqlite", ["db", "upgrade"], "sqlite:///orders.db", id="sqlite"),
+        pytest.param("postgresql", ["db", "upgrade"], "postgresql://orders@127.0.0.1/orders", id="postgresql"),
+        pytest.param("rabbitmq", ["relay"], "sqlite:///orders.db", id="rabbitmq"),
+    ],
+)
+def test_a_command_that_needs_another_extra_names_it(
+    environment: MakeEnvironment, extra: str, arguments: list[str], database_url: str
+) -> None:
+    """The command line is there but the driver its URL asks for is not: exit code 2, and what to install."""
+    others = {"sqlite", "postgresql", "rabbitmq"} - {extra}
+    ran = environment("cli", *others).run(
+        "-c", COMMAND, *arguments, SAGAPOST_DATABASE_URL=database_url, SAGAPOST_BROKER_URL="amqp://127.0.0.1/"
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert f"sagapost[{extra}]" in ran.stderr + ran.stdout
+    assert "Traceback" not in ran.stderr
