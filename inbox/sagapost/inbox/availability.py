@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import anyio
 
 from sagapost.core.backoff import Backoff
@@ -35,8 +37,16 @@ class Availability:
         self._stop = stop
         self._lock = anyio.Lock()
         self._recoveries = 0
-        self.lost_at: float | None = None
-        """When it was found to be down, by the clock's monotonic time; None: it serves, as far as is known."""
+        self._lost_at: float | None = None
+        self._lost = anyio.Event()
+
+    async def lost_for(self, limit: timedelta) -> bool:
+        """Wait for an outage; tell whether it lasted this long (and lasts)."""
+        await self._lost.wait()
+        began = self._lost_at
+        if began is not None:
+            await self._clock.sleep(max(0.0, began + limit.total_seconds() - self._clock.monotonic()))
+        return began is not None and self._lost_at == began
 
     async def restored(self, error: StoreUnavailableError) -> bool:
         """Wait until the database answers; False if the consumer is to stop before."""
@@ -46,7 +56,8 @@ class Availability:
                 # Somebody else waited for the same outage while this task waited for the lock.
                 return not self._stop.is_set()
             attempt = 0
-            self.lost_at = self._clock.monotonic()
+            self._lost_at = self._clock.monotonic()
+            self._lost.set()
             while not self._stop.is_set():
                 attempt += 1
                 delay = self._backoff.seconds(attempt)
@@ -59,7 +70,8 @@ class Availability:
                     error = still
                 else:
                     self._recoveries += 1
-                    self.lost_at = None
+                    self._lost_at = None
+                    self._lost = anyio.Event()
                     self._observer.notify(StoreReady(self._consumer, self._database.address))
                     break
         return not self._stop.is_set()

@@ -1,13 +1,16 @@
-"""How a transaction makes a message its own, by where the message comes from."""
+"""How a transaction makes messages its own, by where they come from; and whether they must wait for their key."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection
 
+from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.message import Message
+from sagapost.inbox.parking import ParkingLot
 
 __all__ = ["Claim", "Claims"]
 
@@ -15,14 +18,37 @@ Claim: TypeAlias = Literal["claimed", "seen", "behind"]
 
 
 class Claims:
-    """Claims messages in the open transaction."""
+    """Claims messages in the open transaction: committed or undone with everything else in it."""
 
-    def __init__(self, dedup: Dedup) -> None:
+    def __init__(self, dedup: Dedup, lot: ParkingLot, attempts: Attempts, *, ordered: bool) -> None:
         self._dedup = dedup
+        self._lot = lot
+        self._attempts = attempts
+        self._ordered = ordered
 
     def claim(self, connection: Connection, message: Message) -> Claim:
         """Make the message this transaction's own.
 
         `seen`: it was handled, or somebody else has it. `behind`: an earlier message of its ordering key is parked.
         """
-        return "claimed" if self._dedup.claim(connection, message.key) else "seen"
+        if message.recorded:
+            self._attempts.clear(connection, message.key)
+        place, key = message.parking, message.event.partitionkey
+        if place is not None:
+            if not self._lot.take_out(connection, place):
+                return "seen"
+            return "behind" if self._ordered and key and self._lot.is_blocked(connection, key, place.id) else "claimed"
+        if not self._dedup.claim(connection, message.key):
+            return "seen"
+        return "behind" if self._ordered and key and self._lot.is_blocked(connection, key) else "claimed"
+
+    def claim_all(self, connection: Connection, messages: Sequence[Message]) -> set[bytes] | None:
+        """Claim delivered messages together; return the keys that are fresh.
+
+        None: some must wait behind a parked message, so they cannot be handled together.
+        """
+        if self._ordered:
+            keys = {message.event.partitionkey for message in messages if message.event.partitionkey}
+            if keys and self._lot.any_blocked(connection, keys):
+                return None
+        return self._dedup.claim_all(connection, {message.key for message in messages})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
@@ -15,19 +16,15 @@ from sagapost.core.errors import BrokerError, BrokerUnavailableError, Configurat
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.core.schema import check_schema
 from sagapost.inbox import observations as obs
+from sagapost.inbox.assembly import Parts, assemble
 from sagapost.inbox.availability import Availability
-from sagapost.inbox.claims import Claims
+from sagapost.inbox.counters import ConsumerStatistics, Counters
 from sagapost.inbox.database import Database
-from sagapost.inbox.dedup import Dedup
-from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.intake import Intake
-from sagapost.inbox.moments import Moments
-from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.registry import register_consumer
 from sagapost.inbox.session import HandlerSessions
 from sagapost.inbox.settings import ConsumerSettings
-from sagapost.inbox.transaction import Transactions
 
 __all__ = ["Consumer"]
 
@@ -46,6 +43,7 @@ class Consumer:
 
     One effect per event: the handlers' work, what they publish, and the dedup key are one transaction, and the
     message is acknowledged after its commit. Nothing is lost: what cannot be handled is parked with the reason.
+    Memory: bounded by the prefetch and by `ConsumerSettings.max_bytes_in_hand`, whatever waits in the queue.
     """
 
     def __init__(
@@ -61,13 +59,13 @@ class Consumer:
     ) -> None:
         if not inbox.handlers:
             raise ConfigurationError(
-                f"Inbox {inbox.name!r} has no handlers. Declare one with @{inbox.name}.on(...), and import the module "
-                "that does so before the consumer is made."
+                f"Inbox {inbox.name!r} has no handlers. Declare one with @inbox.on(...), and import the module that "
+                "does so before the consumer is made."
             )
         self._inbox = inbox
         self._broker = broker
         self._settings = settings if settings is not None else ConsumerSettings()
-        self._observer = observer if observer is not None else NullObserver()
+        self._observer = self._counters = Counters(observer if observer is not None else NullObserver())
         self._clock = clock if clock is not None else SystemClock()
         self._sessions = HandlerSessions(sessions)
         self._database = Database(
@@ -88,6 +86,16 @@ class Consumer:
         """Receive nothing new, finish what is running, acknowledge it, give the rest back, and let `run` return."""
         self._stop.set()
 
+    @property
+    def statistics(self) -> ConsumerStatistics:
+        """Figures so far; a copy."""
+        settlement = self._intake.settlement if self._intake is not None else None
+        return replace(
+            self._counters.totals,
+            in_hand=settlement.in_hand if settlement is not None else 0,
+            bytes_in_hand=settlement.bytes_in_hand if settlement is not None else 0,
+        )
+
     async def run(self) -> None:
         """Consume until `stop` is called or the task is cancelled.
 
@@ -102,7 +110,7 @@ class Consumer:
         try:
             number = await self._until_available(lambda: self._database.run(self._register))
             if number is not None:
-                unfinished = await self._consume(self._assemble(number))
+                unfinished = await self._run(number)
         finally:
             self._observer.notify(obs.ConsumerStopped(name, unfinished))
 
@@ -111,22 +119,31 @@ class Consumer:
         check_schema(connection, tables.versions, tables.part, where=self._database.address)
         return register_consumer(connection, tables, self._inbox.name)
 
-    def _assemble(self, number: int) -> Dispatcher:
-        tables, dialect = self._inbox.tables, self._database.dialect
-        dedup = Dedup(tables, dialect=dialect, consumer=number)
-        moments = Moments(dialect, self._clock)
-        lot = ParkingLot(tables, dedup, moments, dialect=dialect, consumer=number, ordered=self._inbox.ordered)
-        transactions = Transactions(
+    async def _run(self, number: int) -> int:
+        parts = assemble(
             self._inbox,
+            self._settings,
             self._database,
-            Claims(dedup),
             self._sessions,
+            self._availability,
             self._observer,
             self._clock,
-            timeout=self._settings.handler_timeout.total_seconds(),
-            threads=anyio.CapacityLimiter(self._database.concurrency),
+            number=number,
+            stop=self._stop,
         )
-        return Dispatcher(self._inbox, self._settings, self._database, lot, transactions, self._observer, self._clock)
+        # Ages are judged by the database's clock from the first message on.
+        await self._until_available(parts.pruner.read_clock)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for service in (parts.workers.run, parts.retries.run, parts.pruner.run):
+                    tasks.start_soon(service)
+                await self._subscriptions(parts)
+                await parts.workers.drain(self._settings.drain_timeout)
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+                await parts.retries.call_off(parts.workers.left())
+        return parts.workers.unfinished
 
     async def _until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Repeat a call while the database cannot be reached; None if stopped before."""
@@ -137,32 +154,32 @@ class Consumer:
                 await self._availability.restored(error)
         return None
 
-    async def _consume(self, dispatcher: Dispatcher) -> int:
-        """One subscription after the other, until stopped; returns how many messages were left unfinished."""
+    async def _subscriptions(self, parts: Parts) -> None:
+        """One subscription after the other, until stopped."""
         attempt = 0
         worked = False
-        unfinished = 0
         while not self._stop.is_set():
+            # After an outage that ended the last subscription there is nothing to receive for yet.
+            await self._until_available(self._database.ping)
+            if self._stop.is_set():
+                return
             try:
-                prefetch = self._settings.effective_prefetch(self._database.concurrency)
-                async with self._broker.subscribe(self._inbox.queue, prefetch=prefetch) as subscription:
-                    self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, prefetch))
+                async with self._broker.subscribe(self._inbox.queue, prefetch=parts.prefetch) as subscription:
+                    self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, parts.prefetch))
                     worked, attempt = True, 0
-                    intake = self._intake = Intake(
+                    self._intake = Intake(
                         subscription,
-                        dispatcher,
-                        self._database,
+                        parts.dispatcher,
+                        parts.workers,
+                        parts.screening,
                         self._availability,
                         self._settings,
                         self._observer,
+                        self._clock,
                         consumer=self._inbox.name,
-                        ordered=self._inbox.ordered,
                         stop=self._stop,
                     )
-                    try:
-                        await intake.run()
-                    finally:
-                        unfinished = intake.unfinished
+                    await self._intake.run()
             except BrokerError as error:
                 if not worked and not isinstance(error, BrokerUnavailableError):
                     raise
@@ -173,4 +190,3 @@ class Consumer:
                 )
                 with anyio.move_on_after(delay):
                     await self._stop.wait()
-        return unfinished

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.event import Event
-from sagapost.outbox.outbox import Outbox, PublishOptions
+from sagapost.outbox import Outbox, PublishOptions
 
 __all__ = ["Context", "Delivered", "SyncContext"]
 

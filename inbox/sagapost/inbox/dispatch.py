@@ -1,100 +1,119 @@
-"""From a delivery to what becomes of it: decode, decide, try, and either acknowledge or park."""
+"""From a delivery, or a parked message whose time has come, to its end: handled, known already, or parked."""
 
 from __future__ import annotations
 
-import traceback
 from datetime import timedelta
-from typing import assert_never
+from typing import Literal, assert_never
 
 import anyio
+from sqlalchemy import Connection
 
 from sagapost.core.broker import Delivery, Malformed
-from sagapost.core.clock import Clock
 from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
-from sagapost.inbox.database import Database, Link, sqlstate_of
-from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.attempts import Attempts
+from sagapost.inbox.database import Link
 from sagapost.inbox.keys import dedup_key, malformed_key
-from sagapost.inbox.message import Arrival, Message, Unreadable
-from sagapost.inbox.outcomes import (
-    Behind,
-    BusinessFailed,
-    Duplicate,
-    Failed,
-    Handled,
-    Outcome,
-    ParkReason,
-    Refused,
-    Rejected,
-    RetryLater,
-    TooOld,
-)
-from sagapost.inbox.parking import Parked, ParkingLot
+from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
+from sagapost.inbox.outcomes import Duplicate, Failed, Outcome, TooOld
+from sagapost.inbox.parking import Due, Parked, ParkingLot
+from sagapost.inbox.screening import Screening
 from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
-from sagapost.inbox.transaction import Transactions
+from sagapost.inbox.settlement import Settlement
+from sagapost.inbox.transaction import Toolbox, Transactions
+from sagapost.inbox.verdicts import describe, policy_for, verdict
 
 __all__ = ["Dispatcher"]
 
 _CONFLICT_TRIES = 5
 """Tries after deadlocks and serialisation failures that count as one: the message is not to blame."""
 
+Settle = Literal["ack", "refuse"]
+
 
 class Dispatcher:
-    """Decides what is done with a message, and does it."""
+    """Decides what is done with a message, and does it.
+
+    Every method that speaks to the database raises StoreUnavailableError if it went away; nothing is counted then,
+    and the same call with the same message is to be made again when it is back.
+    """
 
     def __init__(
         self,
-        inbox: Inbox,
+        tools: Toolbox,
         settings: ConsumerSettings,
-        database: Database,
         lot: ParkingLot,
-        transactions: Transactions,
-        observer: Observer,
-        clock: Clock,
+        attempts: Attempts,
+        screening: Screening,
     ) -> None:
-        self._inbox = inbox
+        self._inbox = tools.inbox
+        self._consumer = tools.inbox.name
         self._settings = settings
-        self._database = database
+        self._database = tools.database
         self._lot = lot
-        self._transactions = transactions
-        self._observer = observer
-        self._clock = clock
+        self._attempts = attempts
+        self._screening = screening
+        self._transactions = Transactions(tools)
+        self._observer: Observer = tools.observer
+        self._clock = tools.clock
         self._conflict_pause = RetryPolicy().quick_backoff
+        self._suspects = anyio.Lock()
         self.clock_ahead = timedelta(0)
         """How far this host's clock is ahead of the database's."""
 
     # --- decode ---
 
-    def read(self, delivery: Delivery) -> Arrival:
+    def read(self, delivery: Delivery, settlement: Settlement) -> Arrival:
         """Read the envelope of a delivery."""
         content = delivery.content
         if isinstance(content, Malformed):
-            return Unreadable(content, delivery.topic, delivery)
+            return Unreadable(content, delivery.topic, delivery, settlement)
         calls = self._inbox.calls(content.type, delivery.topic)
-        return Message(content, delivery.topic, dedup_key(content), calls, delivery)
+        return Message(content, delivery.topic, dedup_key(content), calls, delivery, settlement)
 
-    # --- handle ---
+    # --- a delivery ---
 
-    async def handle(self, link: Link, arrival: Arrival) -> bool:
-        """Bring a delivery to its end: committed as handled, as a duplicate, or as parked.
-
-        Returns whether to acknowledge it; False: hand it to the broker's dead letters.
-
-        :raises StoreUnavailableError: if the database went away; handle it again when it is back.
-        """
+    async def handle(self, link: Link, arrival: Arrival) -> Settle:
+        """Bring a delivery to its end; return what to tell the broker."""
         if isinstance(arrival, Unreadable):
             await self._park_unreadable(arrival)
-            return True
+            return "ack"
         if not arrival.calls:
             return await self._unknown(arrival)
-        outcome = self._too_old(arrival) or await self.attempt(link, arrival)
-        parked = self.park_as(arrival, outcome)
-        if parked is not None:
-            # After a broken contract the dedup key may be committed by the very transaction that went wrong.
-            await self.park(arrival, parked, unclaimed=parked.reason != "broke-contract")
-        return True
+        if arrival.delivery is None or not arrival.delivery.delivery_count:
+            await self._handle(link, arrival)
+            return "ack"
+        # It was in hand when a connection or a process ended. One at a time, so that a killer is known from the rest.
+        async with self._suspects:
+            await self._handle_suspect(link, arrival)
+        return "ack"
 
-    def _too_old(self, message: Message) -> TooOld | None:
+    async def _handle(self, link: Link, message: Message) -> None:
+        outcome = self.too_old(message) or await self._attempt(link, message)
+        if isinstance(outcome, Duplicate):
+            self.found_duplicate()
+        parked = verdict(message, outcome, self._settings.retry)
+        if parked is not None:
+            await link.give_back()
+            # After a broken contract the dedup key may be committed by the very transaction that went wrong.
+            await self._park(message, parked, unclaimed=parked.reason != "broke-contract")
+        elif message.recorded and isinstance(outcome, Duplicate):
+            await link.give_back()
+            await self._database.run(lambda connection: self._attempts.clear(connection, message.key))
+
+    async def _handle_suspect(self, link: Link, message: Message) -> None:
+        if not message.recorded:
+            await link.give_back()
+            unended = await self._database.run(lambda connection: self._attempts.begin(connection, message.key))
+            message.recorded = True
+            self._observer.notify(obs.AttemptBegun(self._consumer, message.event.id, unended))
+            # The first time it was in hand is not on record: nothing made it suspect then.
+            if unended + 2 > self._settings.max_crashes:
+                await self._park(message, self._killer(unended + 1))
+                return
+        await self._handle(link, message)
+
+    def too_old(self, message: Message) -> TooOld | None:
         """Tell whether a message is from before the dedup window, by the database's clock."""
         if self._clock.now() - self.clock_ahead - message.event.time <= self._settings.retention:
             return None
@@ -104,149 +123,178 @@ class Dispatcher:
             "else discard it."
         )
 
-    async def attempt(self, link: Link, message: Message) -> Outcome:
+    async def _attempt(self, link: Link, message: Message) -> Outcome:
         """Try a message: once, and again at once as often as its policy and the cause allow."""
+        event = message.event
         conflicts = tries = 0
         while True:
             tries += 1
-            outcome = await self._transactions.run(link, message, attempt=message.attempts + tries)
+            attempt = message.attempts + tries
+            outcome = await self._transactions.run(link, message, attempt=attempt)
             if not isinstance(outcome, Failed):
                 return outcome
             self._observer.notify(
-                obs.HandlerFailed(
-                    self._inbox.name,
-                    message.event.id,
-                    message.event.type,
-                    message.attempts + tries,
-                    describe(outcome.error),
-                )
+                obs.HandlerFailed(self._consumer, event.id, event.type, attempt, describe(outcome.error))
             )
             if outcome.conflict and conflicts < _CONFLICT_TRIES:
                 conflicts += 1
                 tries -= 1
                 pause = self._conflict_pause.seconds(conflicts)
             else:
-                policy = self.policy(message, outcome.error)
+                policy = policy_for(message, outcome.error, self._settings.retry)
                 if policy is None or tries > policy.quick:
                     return outcome
                 pause = policy.quick_backoff.seconds(tries)
             await link.give_back()
             await anyio.sleep(pause)
 
-    def policy(self, message: Message, error: BaseException | None) -> RetryPolicy | None:
-        """Return the retry policy for a failure of this message; None: no retry."""
-        # All handlers of a message share its transaction and its fate; the first with a say decides.
-        for call in message.calls:
-            if error is None:
-                return call.handler.retry if call.handler.retry is not None else self._settings.retry
-            policy = call.handler.policy_for(error, self._settings.retry)
-            if policy is not self._settings.retry:
-                return policy
-        return self._settings.retry
+    async def call_off(self, arrival: Arrival) -> None:
+        """Take back what is on record about an attempt that was cancelled in order."""
+        if not isinstance(arrival, Message):
+            return
+        place, key = arrival.parking, arrival.key
+        if arrival.recorded:
+            await self._database.run(lambda connection: self._attempts.withdraw(connection, key))
+        if place is not None:
+            await self._database.run(lambda connection: self._lot.call_off(connection, [place]))
+
+    # --- a parked message ---
+
+    async def claim_due(self, *, limit: int) -> list[Message]:
+        """Claim parked messages that are due, and put those aside that nothing can be done with."""
+        # The lease outlasts any transaction; it matters only if this process dies.
+        lease = self._settings.handler_timeout + self._settings.database_timeout
+        due = await self._database.run(lambda connection: self._lot.claim_due(connection, limit=limit, lease=lease))
+        if due:
+            self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
+        messages: list[Message] = []
+        for item in due:
+            unfit = self._unfit(item)
+            if unfit is not None:
+                await self._park_again(item.place, item.content, unfit)
+                continue
+            if not isinstance(item.content, Malformed):
+                calls = self._inbox.calls(item.content.type, item.topic)
+                messages.append(
+                    Message(
+                        item.content, item.topic, item.key, calls, None, parking=item.place, attempts=item.attempts
+                    )
+                )
+        return messages
+
+    def _unfit(self, due: Due) -> Parked | None:
+        """Return how a due message is parked that cannot be tried; None: it can."""
+        if isinstance(due.content, Malformed):
+            return self._undecodable(due.content)
+        if due.crashes >= self._settings.max_crashes:
+            return self._killer(due.crashes, due.attempts)
+        if not self._inbox.calls(due.content.type, due.topic):
+            return self._unhandled(due.content.type)
+        return None
+
+    async def handle_parked(self, link: Link, message: Message) -> None:
+        """Bring the round of a parked message to its end."""
+        place, key = message.parking, message.event.partitionkey
+        if place is None:
+            raise ValueError("the message is not parked")
+        outcome = await self._attempt(link, message)
+        await link.give_back()
+        parked = verdict(message, outcome, self._settings.retry)
+        if parked is not None and parked.state == "behind":
+            await self._database.run(lambda connection: self._lot.call_off(connection, [place], behind=True))
+        elif parked is not None:
+            await self._park_again(place, message.event, parked)
+        if self._inbox.ordered and key is not None and not isinstance(outcome, Duplicate):
+            await self._promote(key)
 
     # --- park ---
 
-    def park_as(self, message: Message, outcome: Outcome) -> Parked | None:
-        """Return how a message is to be parked after this outcome; None: it is done."""
-        match outcome:
-            case Handled() | Duplicate() | BusinessFailed():
-                return None
-            case Failed(error=error, conflict=conflict):
-                policy = self.policy(message, error)
-                detail = "".join(traceback.format_exception(error))
-                reason: ParkReason = "conflict" if conflict else "failed"
-                if policy is None:
-                    sentence = (
-                        f"The handler raised {type(error).__name__}, which is declared not to be retried: {error}"
-                    )
-                    return Parked("dead", "rejected", sentence, detail, message.attempts + 1)
-                sentence = f"The handler raised {type(error).__name__}: {error}"
-                if conflict:
-                    sentence = (
-                        f"The database undid the transaction {_CONFLICT_TRIES + 1} times in a row for the sake of "
-                        f"another one (deadlock or serialisation failure): {error}"
-                    )
-                return self._waiting(message, policy, reason, sentence, detail, None)
-            case RetryLater(after=after, reason=why):
-                policy = self.policy(message, None) or self._settings.retry
-                return self._waiting(message, policy, "retry", why, None, after)
-            case Rejected(reason=why):
-                return Parked("dead", "rejected", why, None, message.attempts + 1)
-            case Refused(reason=refused, error=sentence, traceback=detail):
-                return Parked("dead", refused, sentence, detail, message.attempts + 1)
-            case TooOld(error=sentence):
-                return Parked("dead", "too-old", sentence)
-            case Behind():
-                return Parked("behind", "behind", "An earlier message of its ordering key is parked.")
-            case _:
-                assert_never(outcome)
-
-    def _waiting(
-        self,
-        message: Message,
-        policy: RetryPolicy,
-        reason: ParkReason,
-        sentence: str,
-        detail: str | None,
-        after: timedelta | None,
-    ) -> Parked:
-        attempts = message.attempts + 1
-        if attempts >= policy.attempts:
-            return Parked("dead", reason, f"{sentence} (attempt {attempts} of {policy.attempts})", detail, attempts)
-        delay = after if after is not None else policy.backoff.delay(attempts)
-        return Parked("waiting", reason, sentence, detail, attempts, delay)
-
-    async def park(self, message: Message, parked: Parked, *, unclaimed: bool = True) -> None:
-        """Commit a message to the parked ones.
-
-        :raises StoreUnavailableError: if the database went away.
-        """
+    async def _park(self, message: Message, parked: Parked, *, unclaimed: bool = True) -> None:
         event = message.event
-        fresh = await self._database.run(
-            lambda connection: self._lot.park(connection, message, parked, unclaimed=unclaimed)
-        )
-        if fresh:
-            self._notify_parked(event.id, event.type, parked)
-        else:
-            self._observer.notify(obs.Duplicate(self._inbox.name, event.id, event.type))
+
+        def park(connection: Connection) -> Parked | None:
+            if message.recorded:
+                self._attempts.clear(connection, message.key)
+            return self._lot.park(connection, message, parked, unclaimed=unclaimed)
+
+        done = await self._database.run(park)
+        if done is None:
+            self.found_duplicate()
+            self._observer.notify(obs.Duplicate(self._consumer, event.id, event.type))
+            return
+        self._notify_parked(event.id, event.type, done)
+        if done.state == "behind" and event.partitionkey is not None:
+            # What it waits for may have gone between the look and the commit.
+            await self._promote(event.partitionkey)
+
+    async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> None:
+        held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
+        if held:
+            id_ = content.message_id if isinstance(content, Malformed) else getattr(content, "id", None)
+            self._notify_parked(id_, getattr(content, "type", None), parked)
 
     async def _park_unreadable(self, arrival: Unreadable) -> None:
-        """Commit a message that is no event to the parked ones."""
         content, topic = arrival.content, arrival.topic
-        parked = Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
-        key = malformed_key(content)
+        parked, key = self._undecodable(content), malformed_key(content)
         fresh = await self._database.run(
             lambda connection: self._lot.park_malformed(connection, content, key, topic, parked)
         )
         if fresh:
             self._notify_parked(content.message_id, content.type, parked)
         else:
-            self._observer.notify(obs.Duplicate(self._inbox.name, content.message_id or "", content.type or ""))
+            self._observer.notify(obs.Duplicate(self._consumer, content.message_id or "", content.type or ""))
 
-    async def _unknown(self, message: Message) -> bool:
+    async def _unknown(self, message: Message) -> Settle:
         """Do with an event that no handler takes what the inbox says."""
         event = message.event
         match self._inbox.unknown:
             case "ignore":
-                self._observer.notify(obs.Ignored(self._inbox.name, event.id, event.type))
-                return True
+                self._observer.notify(obs.Ignored(self._consumer, event.id, event.type))
+                return "ack"
             case "reject":
-                self._observer.notify(obs.Ignored(self._inbox.name, event.id, event.type))
-                return False
+                self._observer.notify(obs.Ignored(self._consumer, event.id, event.type))
+                return "refuse"
             case "park":
-                sentence = (
-                    f"No handler of inbox {self._inbox.name!r} takes events of type {event.type!r}. Declare one and "
-                    "redrive, or discard it."
-                )
-                await self.park(message, Parked("dead", "unknown-type", sentence))
-                return True
+                await self._park(message, self._unhandled(event.type))
+                return "ack"
             case _ as never:
                 assert_never(never)
+
+    async def _promote(self, key: str) -> None:
+        promoted = await self._database.run(lambda connection: self._lot.promote(connection, key))
+        if promoted:
+            self._observer.notify(obs.Promoted(self._consumer, 1))
+
+    async def promote_all(self) -> None:
+        """Promote whatever a crash kept from being promoted."""
+        promoted = await self._database.run(self._lot.promote_all)
+        if promoted:
+            self._observer.notify(obs.Promoted(self._consumer, promoted))
+
+    def _undecodable(self, content: Malformed) -> Parked:
+        return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
+
+    def _unhandled(self, event_type: str) -> Parked:
+        return Parked(
+            "dead",
+            "unknown-type",
+            f"No handler of inbox {self._consumer!r} takes events of type {event_type!r}. Declare one and redrive, or "
+            "discard it.",
+        )
+
+    def _killer(self, crashes: int, attempts: int = 0) -> Parked:
+        return Parked(
+            "dead",
+            "killed-process",
+            f"The process died {crashes} times while this message was being handled, so it is not tried again. Find "
+            "out why (memory, a native library, a hard exit), correct it, then redrive.",
+            attempts=attempts,
+        )
 
     def _notify_parked(self, event_id: str | None, event_type: str | None, parked: Parked) -> None:
         self._observer.notify(
             obs.Parked(
-                self._inbox.name,
+                self._consumer,
                 event_id,
                 event_type,
                 parked.reason,
@@ -256,8 +304,16 @@ class Dispatcher:
             )
         )
 
+    def found_duplicate(self) -> None:
+        """Take note that duplicates are about."""
+        self._screening.found_duplicate()
 
-def describe(error: BaseException) -> str:
-    """Return what may be logged of an error: its kind, never its text, which may quote the message."""
-    code = sqlstate_of(error)
-    return f"{type(error).__name__} (SQLSTATE {code})" if code else type(error).__name__
+    def together(self, arrival: Arrival) -> bool:
+        """Tell whether an arrival may share a transaction with others."""
+        return (
+            isinstance(arrival, Message)
+            and arrival.delivery is not None
+            and not arrival.delivery.delivery_count
+            and bool(arrival.calls)
+            and self.too_old(arrival) is None
+        )

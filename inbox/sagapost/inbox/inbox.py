@@ -21,7 +21,7 @@ from sagapost.inbox.handlers import (
 )
 from sagapost.inbox.settings import RetryPolicy
 from sagapost.inbox.tables import InboxTables
-from sagapost.outbox.outbox import Outbox
+from sagapost.outbox import Outbox
 
 __all__ = ["Inbox", "UnknownPolicy"]
 

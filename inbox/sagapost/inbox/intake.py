@@ -1,26 +1,29 @@
-"""One subscription: receive, hand out to the workers, settle; until stopped, or until the broker or database goes."""
+"""One subscription: receive, screen, feed the workers, acknowledge; until stopped, or the broker or database goes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
 
-from sagapost.core.broker import Delivery, Subscription
-from sagapost.core.context import bind
+from sagapost.core.broker import Subscription
+from sagapost.core.clock import Clock
 from sagapost.core.errors import BrokerError, BrokerUnavailableError, StoreUnavailableError
 from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.availability import Availability
-from sagapost.inbox.database import Database, Link
 from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.message import Arrival, Message
-from sagapost.inbox.ordering import Lanes
+from sagapost.inbox.screening import Screening
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.inbox.settlement import Settlement
+from sagapost.inbox.workers import Workers
 
 __all__ = ["Intake"]
+
+_SCREENED_AT_ONCE = 200
 
 
 class Intake:
@@ -30,51 +33,47 @@ class Intake:
         self,
         subscription: Subscription,
         dispatcher: Dispatcher,
-        database: Database,
+        workers: Workers,
+        screening: Screening,
         availability: Availability,
         settings: ConsumerSettings,
         observer: Observer,
+        clock: Clock,
         *,
         consumer: str,
-        ordered: bool,
         stop: anyio.Event,
     ) -> None:
         self._subscription = subscription
         self._dispatcher = dispatcher
-        self._database = database
+        self._workers = workers
+        self._screening = screening
         self._availability = availability
         self._settings = settings
         self._observer = observer
+        self._clock = clock
         self._consumer = consumer
-        self._ordered = ordered
         self._stop = stop
-        self._lanes: Lanes[Arrival] = Lanes()
         self.settlement = Settlement(subscription, observer, consumer)
+        self._unscreened: deque[Message] = deque()
+        self._to_screen = anyio.Event()
         self._receiving = anyio.CancelScope()
         self._failure: Exception | None = None
-        self.unfinished = 0
 
     async def run(self) -> None:
-        """Consume until stopped.
+        """Consume until stopped, or until an outage of the database has lasted too long to hold messages.
 
         :raises BrokerError: if the subscription ended; what was not acknowledged comes again.
         """
-        left: list[Arrival] = []
         async with anyio.create_task_group() as settling:
             settling.start_soon(self._guard, self.settlement.run)
-            async with anyio.create_task_group() as watching:
-                watching.start_soon(self._watch)
-                async with anyio.create_task_group() as working:
-                    for _ in range(self._database.concurrency):
-                        working.start_soon(self._work)
-                    with self._receiving:
-                        await self._guard(self._receive)
-                    left = self._lanes.close()
-                    # What is running is finished; what is not begun goes back.
-                    working.cancel_scope.deadline = anyio.current_time() + self._settings.drain_timeout.total_seconds()
-                watching.cancel_scope.cancel()
-            if self._failure is None:
-                await self._guard(lambda: self._leave([arrival.delivery for arrival in left]))
+            async with anyio.create_task_group() as receiving:
+                receiving.start_soon(self._watch_stop)
+                receiving.start_soon(self._watch_outage)
+                receiving.start_soon(self._screen)
+                with self._receiving:
+                    await self._guard(self._receive)
+                receiving.cancel_scope.cancel()
+            await self._leave()
             settling.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
@@ -87,70 +86,75 @@ class Intake:
             self._failure = self._failure or error
             self._receiving.cancel()
 
-    async def _watch(self) -> None:
+    # --- receive ---
+
+    async def _receive(self) -> None:
+        settlement, limit = self.settlement, self._settings.max_bytes_in_hand
+        async for delivery in self._subscription:
+            settlement.received(delivery)
+            self._observer.notify(obs.Received(self._consumer, delivery.topic, delivery.size, delivery.delivery_count))
+            arrival = self._dispatcher.read(delivery, settlement)
+            if isinstance(arrival, Message) and (
+                self._screening.due or self._unscreened or (delivery.delivery_count and arrival.calls)
+            ):
+                self._unscreened.append(arrival)
+                self._to_screen.set()
+            else:
+                self._workers.feed(arrival)
+            if settlement.bytes_in_hand > limit:
+                # The adapter stops reading from its side; what is in hand must be settled first.
+                await settlement.until_below(limit)
+
+    async def _screen(self) -> None:
+        """Acknowledge what is known; feed the rest, in order."""
+        while True:
+            await self._to_screen.wait()
+            batch = [self._unscreened[i] for i in range(min(len(self._unscreened), _SCREENED_AT_ONCE))]
+            try:
+                known = await self._screening.known(batch)
+            except StoreUnavailableError as error:
+                await self._availability.restored(error)
+                continue
+            for message in batch:
+                self._unscreened.popleft()
+                if message.key in known and message.delivery is not None:
+                    self.settlement.ack(message.delivery)
+                else:
+                    self._workers.feed(message)
+            if not self._unscreened:
+                self._to_screen = anyio.Event()
+
+    # --- stop ---
+
+    async def _watch_stop(self) -> None:
         await self._stop.wait()
         with suppress(BrokerUnavailableError):
             # The iteration fails with the same error.
             await self._subscription.stop()
-        # Whether or not the adapter ends the iteration, nothing more is taken.
+        # What the adapter still holds goes back when the subscription closes.
         self._receiving.cancel()
 
-    async def _receive(self) -> None:
-        async for delivery in self._subscription:
-            self.settlement.received(delivery)
-            self._observer.notify(obs.Received(self._consumer, delivery.topic, delivery.size, delivery.delivery_count))
-            arrival = self._dispatcher.read(delivery)
-            lane = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
-            self._lanes.put(arrival, lane)
+    async def _watch_outage(self) -> None:
+        """Let go of the messages before the broker takes them away, when the database stays away."""
+        while not await self._availability.lost_for(self._settings.release_after):
+            pass
+        self._receiving.cancel()
 
-    async def _work(self) -> None:
-        link = Link(self._database)
-        try:
-            # Nothing of the place where the consumer was started reaches a handler.
-            with bind(None):
-                while True:
-                    taken = self._lanes.take_nowait(1)
-                    if not taken:
-                        await link.give_back()
-                        taken = await self._lanes.take(1)
-                        if not taken:
-                            return
-                    for lane, arrival in taken:
-                        if not await self._finish(link, arrival):
-                            return
-                        self._lanes.done(lane)
-        finally:
-            await link.give_back()
+    async def _leave(self) -> None:
+        """Give back what was not begun; on stop, finish and settle the rest first."""
+        mine: list[Arrival] = [*self._unscreened, *self._workers.withdraw(self._is_mine)]
+        if self._stop.is_set():
+            await self._workers.drain(self._settings.drain_timeout)
+        if self._failure is None:
+            await self._guard(lambda: self._give_back(mine))
 
-    async def _finish(self, link: Link, arrival: Arrival) -> bool:
-        """Bring one delivery to its end, through outages of the database; False if stopped during one."""
-        delivery = arrival.delivery
-        if delivery is None:
-            raise TypeError("what an intake handles was delivered")
-        while True:
-            try:
-                acknowledge = await self._dispatcher.handle(link, arrival)
-            except StoreUnavailableError as error:
-                await link.give_back(broken=True)
-                if not await self._availability.restored(error):
-                    self.unfinished += 1
-                    return False
-                continue
-            except anyio.get_cancelled_exc_class():
-                # The drain budget ran out (or the consumer is cancelled): rolled back, and the message comes again.
-                self.unfinished += 1
-                raise
-            if acknowledge:
-                self.settlement.ack(delivery)
-            else:
-                self.settlement.refuse(delivery)
-            return True
-
-    async def _leave(self, left: Sequence[Delivery | None]) -> None:
-        """Give back what was not begun, and settle what is done."""
+    async def _give_back(self, arrivals: list[Arrival]) -> None:
         with anyio.move_on_after(5):
             await self.settlement.flushed()
-            waiting = [delivery for delivery in left if delivery is not None]
-            if waiting:
-                await self.settlement.release(*waiting)
-                self._observer.notify(obs.Released(self._consumer, len(waiting)))
+            deliveries = [arrival.delivery for arrival in arrivals if arrival.delivery is not None]
+            if deliveries:
+                await self.settlement.release(*deliveries)
+                self._observer.notify(obs.Released(self._consumer, len(deliveries)))
+
+    def _is_mine(self, arrival: Arrival) -> bool:
+        return arrival.settlement is self.settlement

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import anyio
+
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.event import Event
 from sagapost.inbox.handlers import Call
+from sagapost.inbox.settlement import Settlement
 
 __all__ = ["Arrival", "Message", "Parking", "Unreadable"]
 
@@ -17,7 +20,7 @@ class Parking:
     """The row a message was parked in, and the token of the attempt that has claimed it."""
 
     id: int
-    started: int
+    token: int
 
 
 @dataclass(slots=True)
@@ -32,11 +35,15 @@ class Message:
     """Empty: no handler takes it."""
     delivery: Delivery | None
     """None: it comes from the parked messages."""
+    settlement: Settlement | None = None
+    """Where the delivery is acknowledged."""
     parking: Parking | None = None
     attempts: int = 0
     """Rounds that have failed before."""
-    suspect: bool = False
-    """A process died with it in hand, perhaps because of it: its row in `inbox_attempts` goes with the outcome."""
+    recorded: bool = False
+    """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
+    ended: anyio.Event | None = None
+    """Set when nobody works on it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Unreadable:
     content: Malformed
     topic: str
     delivery: Delivery
+    settlement: Settlement
 
 
 Arrival: TypeAlias = Message | Unreadable

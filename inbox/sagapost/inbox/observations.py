@@ -6,6 +6,7 @@ them, by the list of the classes here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sagapost.core.observer import Observation
@@ -20,12 +21,26 @@ __all__ = [
     "ConsumerStopped",
     "Duplicate",
     "Handled",
+    "GroupClaimed",
+    "GroupHandled",
+    "GroupReturned",
+    "GroupStarted",
+    "GroupUndone",
+    "GroupWritten",
     "HandlerFailed",
     "HandlerReturned",
     "Ignored",
+    "AttemptBegun",
+    "Discarded",
+    "Edited",
     "Parked",
+    "Promoted",
+    "PrunedKeys",
     "Received",
+    "Redriven",
     "Released",
+    "RoundClaimed",
+    "Screened",
     "Started",
     "Step",
     "StoreLost",
@@ -57,6 +72,32 @@ class Received(Step):
     topic: str
     bytes: int
     delivery_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Screened(Step):
+    """Messages were compared with the committed dedup keys; the duplicates among them are not yet acknowledged."""
+
+    messages: int
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptBegun(Step):
+    """A message that was handed out before is about to be handled, and this is on record.
+
+    `unended`: how many recorded attempts before this one never ended.
+    """
+
+    event_id: str
+    unended: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClaimed(Step):
+    """Parked messages became due and are claimed for a round."""
+
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +186,69 @@ class Ignored(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Promoted(Step):
+    """The next parked message of an ordering key may go."""
+
+    messages: int
+
+
+# --- steps of a group commit, which take the place of Started to Handled ---
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStarted(Step):
+    """A transaction for several messages is about to begin."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupClaimed(Step):
+    """The dedup keys are written, uncommitted."""
+
+    messages: int
+    fresh: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReturned(Step):
+    """All handlers returned."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWritten(Step):
+    """Everything the handlers did and published is in the database, uncommitted."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHandled(Step):
+    """Committed together. Not yet acknowledged."""
+
+    types: Mapping[str, int]
+    """Event type -> how many were handled."""
+    duplicates: int
+    seconds: float
+    """From the beginning of the transaction to its commit."""
+    lag_seconds: float
+    """From the `time` of the oldest event to now, by this host's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUndone(Step):
+    """The group's transaction was rolled back; its messages are run one by one."""
+
+    messages: int
+    error: str
+
+
+# --- the end of the way, by either ---
+
+
+@dataclass(frozen=True, slots=True)
 class Acknowledged(Step):
     """The broker was told that these are done."""
 
@@ -152,6 +256,37 @@ class Acknowledged(Step):
 
 
 # --- the rest ---
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedKeys(Consuming):
+    """Dedup keys from before the window were deleted."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven(Consuming):
+    """An operator let parked messages be handled again."""
+
+    messages: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded(Consuming):
+    """An operator gave parked messages up."""
+
+    messages: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edited(Consuming):
+    """An operator changed a parked message; the original is in the audit."""
+
+    parked_id: int
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import anyio
@@ -85,6 +86,22 @@ class Lanes(Generic[T]):
         self._ready.append((lane, queue.popleft()))
         if self._waiters:
             self._waiters.popleft().set()
+
+    def withdraw(self, which: Callable[[T], bool]) -> list[T]:
+        """Take back what nobody has taken yet."""
+        taken: list[T] = []
+        for name, queue in self._behind.items():
+            taken += filter(which, queue)
+            self._behind[name] = deque(item for item in queue if not which(item))
+        ready, self._ready = self._ready, deque()
+        for lane, item in ready:
+            if not which(item):
+                self._ready.append((lane, item))
+                continue
+            taken.append(item)
+            # The head of a lane is gone: the next one takes its place.
+            self.done(lane)
+        return taken
 
     def close(self) -> list[T]:
         """Hand out nothing more; return what waits, and wake everybody."""

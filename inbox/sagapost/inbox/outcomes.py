@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal, TypeAlias, Unpack
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.outbox.outbox import PublishOptions
+from sagapost.outbox import PublishOptions
 
 __all__ = [
     "Behind",

@@ -1,28 +1,38 @@
 """Parking: what cannot be handled now is kept in a table, with the reason, and acknowledged to the broker.
 
 So a retry needs no topology of the broker's, survives every restart, and can be seen and decided upon by a person.
+
+In an ordered inbox later messages of a key park behind the first (`behind`). The first one of a key that is left is
+promoted to `waiting` in a statement of its own, after the commit that removed its predecessor, and again after the
+commit that parked it: whichever commit comes last, its promotion sees both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import ColumnElement, Connection, Integer, String, delete, exists, func, literal_column, select, update
 
 from sagapost.core.broker import Malformed
 from sagapost.core.event import Event
 from sagapost.inbox.dedup import Dedup, insert_once
-from sagapost.inbox.envelope import envelope_of, shown, shown_time
-from sagapost.inbox.message import Message
+from sagapost.inbox.envelope import envelope_of, restore, shown, shown_time
+from sagapost.inbox.message import Message, Parking
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import ParkReason
+from sagapost.inbox.settings import DeadLetterPolicy
 from sagapost.inbox.tables import InboxTables
 
-__all__ = ["Parked", "ParkingLot", "State"]
+__all__ = ["Due", "Parked", "ParkingLot", "State"]
 
 State = Literal["waiting", "behind", "dead"]
+
+# Literals and no parameters: PostgreSQL must be able to tell that these are the conditions of the partial indexes.
+_ORDERED: ColumnElement[int] = literal_column("1", Integer)
+_WAITING: ColumnElement[str] = literal_column("'waiting'", String)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +48,31 @@ class Parked:
     """Set if, and only if, the state is `waiting`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A parked message whose time has come, claimed for one round."""
+
+    place: Parking
+    key: bytes
+    topic: str
+    content: Event | Malformed
+    attempts: int
+    crashes: int
+
+
 class ParkingLot:
     """The parked messages of one consumer; every method runs in the caller's transaction."""
 
     def __init__(
-        self, tables: InboxTables, dedup: Dedup, moments: Moments, *, dialect: str, consumer: int, ordered: bool
+        self,
+        tables: InboxTables,
+        dedup: Dedup,
+        moments: Moments,
+        *,
+        dialect: str,
+        consumer: int,
+        ordered: bool,
+        on_dead: DeadLetterPolicy,
     ) -> None:
         self._table = tables.parked
         self._dedup = dedup
@@ -50,17 +80,36 @@ class ParkingLot:
         self._consumer = consumer
         self._ordered = ordered
         self._insert = insert_once(tables.parked, dialect)
+        columns = self._table.c
+        # What holds the later messages of its ordering key back.
+        self._holds: list[ColumnElement[bool]] = [columns.consumer == consumer, columns.ordered == _ORDERED]
+        self._skip_dead = on_dead == "skip"
+        if self._skip_dead:
+            self._holds.append(columns.state != "dead")
 
-    def park(self, connection: Connection, message: Message, parked: Parked, *, unclaimed: bool = True) -> bool:
-        """Park a delivered message under its dedup key; False if it was handled or parked before.
+    # --- in ---
 
-        `unclaimed=False`: park it even if its dedup key is there, because the transaction that wrote the key is the
-        problem.
+    def park(
+        self, connection: Connection, message: Message, parked: Parked, *, unclaimed: bool = True
+    ) -> Parked | None:
+        """Park a delivered message under its dedup key; None if it was handled or parked before.
+
+        Returns how it was parked: an earlier message of its key may have been parked, or removed, since that was
+        decided. `unclaimed=False`: park it even if its dedup key is there, because the transaction that wrote the key
+        is the problem.
         """
         fresh = self._dedup.claim(connection, message.key)
         if not fresh and unclaimed:
-            return False
-        return self._add(connection, message.event, message.key, message.topic, parked)
+            return None
+        key = message.event.partitionkey
+        if parked.state != "dead" and self._ordered and key is not None:
+            blocked = self.is_blocked(connection, key)
+            if blocked:
+                parked = replace(parked, state="behind", retry_in=None)
+            elif parked.state == "behind":
+                parked = replace(parked, state="waiting", retry_in=timedelta(0))
+        added = self._add(connection, message.event, message.key, message.topic, parked)
+        return parked if added else None
 
     def park_malformed(
         self, connection: Connection, content: Malformed, key: bytes, topic: str, parked: Parked
@@ -68,36 +117,137 @@ class ParkingLot:
         """Park a message that is no event; False if it is parked already."""
         return self._add(connection, content, key, topic, parked)
 
-    def park_again(self, connection: Connection, message: Message, parked: Parked) -> bool:
-        """Record a failed round of a parked message; False if somebody else has taken or removed it meanwhile."""
-        place = message.parking
-        if place is None:
-            raise ValueError("the message is not parked")
+    def park_again(self, connection: Connection, place: Parking, parked: Parked) -> bool:
+        """Record how a round ended; False if somebody else has claimed or removed the message meanwhile."""
+        waiting = parked.state == "waiting"
         statement = (
             update(self._table)
-            .where(self._table.c.id == place.id, self._table.c.started == place.started)
+            .where(*self._mine(place))
             .values(
                 state=parked.state,
                 reason=parked.reason,
                 error=shown(parked.error),
                 traceback=shown(parked.traceback),
                 attempts=parked.attempts,
-                # A round that ended is not one a process died in.
-                started=parked.attempts,
-                claimed_until=None,
-                next_attempt_at=None if parked.retry_in is None else self._moments.after(parked.retry_in),
+                claimed=0,
+                next_attempt_at=self._moments.after(parked.retry_in or timedelta(0)) if waiting else None,
             )
         )
         return connection.execute(statement).rowcount == 1
 
-    def take_out(self, connection: Connection, place_id: int, started: int) -> bool:
-        """Remove a parked message that is being handled; False if somebody else has taken or removed it."""
-        statement = delete(self._table).where(self._table.c.id == place_id, self._table.c.started == started)
-        return connection.execute(statement).rowcount == 1
+    # --- order ---
+
+    def is_blocked(self, connection: Connection, key: str, before: int | None = None) -> bool:
+        """Tell whether a message of this ordering key is parked (and, with `before`, was so earlier)."""
+        columns = self._table.c
+        conditions = [*self._holds, columns.partitionkey == shown(key)]
+        if before is not None:
+            conditions.append(columns.id < before)
+        return bool(connection.execute(select(exists().where(*conditions))).scalar())
+
+    def any_blocked(self, connection: Connection, keys: Collection[str]) -> bool:
+        """Tell whether a message of any of these ordering keys is parked."""
+        columns = self._table.c
+        some = columns.partitionkey.in_([shown(key) for key in keys])
+        return bool(connection.execute(select(exists().where(*self._holds, some))).scalar())
+
+    def promote(self, connection: Connection, key: str) -> bool:
+        """Let the first parked message of an ordering key go, if it waits behind nothing any more."""
+        columns = self._table.c
+        first = select(func.min(columns.id)).where(*self._holds, columns.partitionkey == shown(key)).scalar_subquery()
+        return self._promote(connection, columns.id == first) > 0
+
+    def promote_all(self, connection: Connection) -> int:
+        """Let every message go that waits behind nothing any more: what a crash kept from being promoted."""
+        columns, earlier = self._table.c, self._table.alias("earlier")
+        conditions = [
+            earlier.c.consumer == self._consumer,
+            earlier.c.ordered == _ORDERED,
+            earlier.c.partitionkey == columns.partitionkey,
+            earlier.c.id < columns.id,
+        ]
+        if self._skip_dead:
+            conditions.append(earlier.c.state != "dead")
+        return self._promote(connection, ~exists().where(*conditions))
+
+    def _promote(self, connection: Connection, which: ColumnElement[bool]) -> int:
+        columns = self._table.c
+        statement = (
+            update(self._table)
+            .where(columns.consumer == self._consumer, columns.ordered == _ORDERED, columns.state == "behind", which)
+            .values(state="waiting", next_attempt_at=self._moments.now())
+        )
+        return connection.execute(statement).rowcount
+
+    # --- out ---
+
+    def claim_due(self, connection: Connection, *, limit: int, lease: timedelta) -> list[Due]:
+        """Claim messages that are due, oldest due first, each for one round of at most `lease`.
+
+        A message that was in hand when a process died comes alone, so that the innocent are told from the killer.
+        """
+        columns = self._table.c
+        due = connection.execute(
+            select(columns.id, columns.crashes, columns.claimed)
+            .where(
+                columns.consumer == self._consumer,
+                columns.state == _WAITING,
+                columns.next_attempt_at <= self._moments.now(),
+            )
+            .order_by(columns.next_attempt_at, columns.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        chosen = _one_suspect_or_none([(id_, crashes + claimed) for id_, crashes, claimed in due])
+        if not chosen:
+            return []
+        connection.execute(
+            update(self._table)
+            .where(columns.id.in_(chosen))
+            .values(
+                crashes=columns.crashes + columns.claimed,
+                claimed=1,
+                token=columns.token + 1,
+                next_attempt_at=self._moments.after(lease),
+            )
+        )
+        rows = connection.execute(select(self._table).where(columns.id.in_(chosen)).order_by(columns.id))
+        return [
+            Due(
+                Parking(row.id, row.token),
+                row.key,
+                row.topic,
+                restore(row.envelope, row.data),
+                row.attempts,
+                row.crashes,
+            )
+            for row in rows
+        ]
+
+    def take_out(self, connection: Connection, place: Parking) -> bool:
+        """Remove a message whose round is being run; False if somebody else has claimed or removed it."""
+        return connection.execute(delete(self._table).where(*self._mine(place))).rowcount == 1
+
+    def call_off(self, connection: Connection, places: Sequence[Parking], *, behind: bool = False) -> None:
+        """Give claims back whose round was not run: due at once, nothing counted."""
+        for place in places:
+            connection.execute(
+                update(self._table)
+                .where(*self._mine(place))
+                .values(
+                    claimed=0,
+                    state="behind" if behind else "waiting",
+                    next_attempt_at=None if behind else self._moments.now(),
+                )
+            )
+
+    # --- inside ---
+
+    def _mine(self, place: Parking) -> tuple[ColumnElement[bool], ...]:
+        columns = self._table.c
+        return columns.id == place.id, columns.token == place.token, columns.claimed == 1
 
     def _add(self, connection: Connection, content: Event | Malformed, key: bytes, topic: str, parked: Parked) -> bool:
-        event = content if isinstance(content, Event) else None
-        malformed = content if isinstance(content, Malformed) else None
         values = {
             "consumer": self._consumer,
             "key": key,
@@ -106,17 +256,31 @@ class ParkingLot:
             "error": shown(parked.error),
             "traceback": shown(parked.traceback),
             "attempts": parked.attempts,
-            "started": parked.attempts,
             "next_attempt_at": None if parked.retry_in is None else self._moments.after(parked.retry_in),
             "ordered": int(self._ordered),
             "topic": shown(topic),
-            "event_id": shown(event.id if event is not None else malformed.message_id if malformed else None),
-            "source": shown(event.source) if event is not None else None,
-            "type": shown(event.type if event is not None else malformed.type if malformed else None),
-            "time": shown_time(event.time) if event is not None else None,
-            "correlationid": shown(event.correlationid) if event is not None else None,
-            "partitionkey": shown(event.partitionkey) if event is not None else None,
             "envelope": envelope_of(content),
-            "data": event.data if event is not None else malformed.body if malformed is not None else b"",
+            **_shown_columns(content),
         }
         return connection.execute(self._insert.values(values)).rowcount == 1
+
+
+def _shown_columns(content: Event | Malformed) -> dict[str, object]:
+    """Return what people see and filter by, and the data."""
+    if isinstance(content, Malformed):
+        return {"event_id": shown(content.message_id), "type": shown(content.type), "data": content.body}
+    return {
+        "event_id": shown(content.id),
+        "source": shown(content.source),
+        "type": shown(content.type),
+        "time": shown_time(content.time),
+        "correlationid": shown(content.correlationid),
+        "partitionkey": shown(content.partitionkey),
+        "data": content.data,
+    }
+
+
+def _one_suspect_or_none(due: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the ids of the unsuspected; if there are none, the first suspect alone."""
+    innocent = [id_ for id_, crashes in due if not crashes]
+    return innocent or [id_ for id_, _ in due[:1]]

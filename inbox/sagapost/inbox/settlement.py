@@ -23,6 +23,7 @@ class Settlement:
         self._wake = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
+        self._freed = anyio.Event()
         self.in_hand = 0
         """Messages received and not yet settled."""
         self.bytes_in_hand = 0
@@ -76,6 +77,13 @@ class Settlement:
         """Wait until everything handed in so far is settled."""
         await self._idle.wait()
 
+    async def until_below(self, bytes_: int) -> None:
+        """Wait until no more than this many bytes are in hand."""
+        while self.bytes_in_hand > bytes_:
+            self._freed = anyio.Event()
+            await self._freed.wait()
+
     def _count_off(self, deliveries: list[Delivery] | tuple[Delivery, ...]) -> None:
         self.in_hand -= len(deliveries)
         self.bytes_in_hand -= sum(delivery.size for delivery in deliveries)
+        self._freed.set()

@@ -83,11 +83,14 @@ class InboxTables:
             Column("reason", String(32), nullable=False),
             Column("error", Text, nullable=False),
             Column("traceback", Text),
-            # Failed attempts that were counted, and attempts that were begun: a process that dies leaves a gap.
+            # Rounds that failed, and rounds whose end was never recorded: the process died.
             Column("attempts", Integer, nullable=False, server_default="0"),
-            Column("started", Integer, nullable=False, server_default="0"),
+            Column("crashes", Integer, nullable=False, server_default="0"),
+            # While a round runs: `claimed`, and `next_attempt_at` is when its claim lapses. The token grows with each
+            # claim, and whoever concludes a round must still hold it.
+            Column("claimed", SmallInteger, nullable=False, server_default="0"),
+            Column("token", BigInteger, nullable=False, server_default="0"),
             Column("next_attempt_at", DateTime(timezone=True)),
-            Column("claimed_until", DateTime(timezone=True)),
             # Parked by an ordered consumer: later messages of the same ordering key wait for this one.
             Column("ordered", SmallInteger, nullable=False, server_default="0"),
             Column("parked_at", DateTime(timezone=True), nullable=False, server_default=func.now()),

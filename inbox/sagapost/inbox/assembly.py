@@ -1,0 +1,107 @@
+"""The parts of a running consumer, put together once its number in the database is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+
+from sagapost.core.clock import Clock
+from sagapost.core.observer import Observer
+from sagapost.inbox.attempts import Attempts
+from sagapost.inbox.availability import Availability
+from sagapost.inbox.claims import Claims
+from sagapost.inbox.database import Database
+from sagapost.inbox.dedup import Dedup
+from sagapost.inbox.dispatch import Dispatcher
+from sagapost.inbox.group_commit import GroupCommit
+from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.moments import Moments
+from sagapost.inbox.parking import ParkingLot
+from sagapost.inbox.retention import Pruner, Retention
+from sagapost.inbox.retries import Retries
+from sagapost.inbox.screening import Screening
+from sagapost.inbox.session import HandlerSessions
+from sagapost.inbox.settings import ConsumerSettings
+from sagapost.inbox.transaction import Toolbox
+from sagapost.inbox.workers import Workers
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a consumer runs."""
+
+    dispatcher: Dispatcher
+    workers: Workers
+    retries: Retries
+    pruner: Pruner
+    screening: Screening
+    prefetch: int
+
+
+def assemble(
+    inbox: Inbox,
+    settings: ConsumerSettings,
+    database: Database,
+    sessions: HandlerSessions,
+    availability: Availability,
+    observer: Observer,
+    clock: Clock,
+    *,
+    number: int,
+    stop: anyio.Event,
+) -> Parts:
+    """Build the parts; opens nothing."""
+    tables, dialect = inbox.tables, database.dialect
+    moments = Moments(dialect, clock)
+    dedup = Dedup(tables, dialect=dialect, consumer=number)
+    attempts = Attempts(tables, moments, consumer=number)
+    lot = ParkingLot(
+        tables,
+        dedup,
+        moments,
+        dialect=dialect,
+        consumer=number,
+        ordered=inbox.ordered,
+        on_dead=settings.on_dead,
+    )
+    tools = Toolbox(
+        inbox,
+        database,
+        Claims(dedup, lot, attempts, ordered=inbox.ordered),
+        sessions,
+        observer,
+        clock,
+        timeout=settings.handler_timeout.total_seconds(),
+        threads=anyio.CapacityLimiter(database.concurrency),
+    )
+    screening = Screening(database, dedup, observer, consumer=inbox.name)
+    dispatcher = Dispatcher(tools, settings, lot, attempts, screening)
+    workers = Workers(
+        dispatcher, GroupCommit(tools), database, availability, batch=settings.batch, ordered=inbox.ordered
+    )
+    retries = Retries(
+        dispatcher,
+        workers,
+        availability,
+        interval=settings.poll_interval,
+        limit=database.concurrency,
+        ordered=inbox.ordered,
+        stop=stop,
+    )
+    pruner = Pruner(
+        Retention(tables, moments, consumer=number, window=settings.retention),
+        attempts,
+        moments,
+        database,
+        dispatcher,
+        availability,
+        settings,
+        observer,
+        clock,
+        consumer=inbox.name,
+        stop=stop,
+    )
+    return Parts(dispatcher, workers, retries, pruner, screening, settings.effective_prefetch(database.concurrency))

@@ -1,0 +1,101 @@
+"""What becomes of a message by how its handling ended: done, parked for another round, or parked for a person."""
+
+from __future__ import annotations
+
+import traceback
+from datetime import timedelta
+from typing import assert_never
+
+from sagapost.inbox.database import sqlstate_of
+from sagapost.inbox.message import Message
+from sagapost.inbox.outcomes import (
+    Behind,
+    BusinessFailed,
+    Duplicate,
+    Failed,
+    Handled,
+    Outcome,
+    ParkReason,
+    Refused,
+    Rejected,
+    RetryLater,
+    TooOld,
+)
+from sagapost.inbox.parking import Parked
+from sagapost.inbox.settings import RetryPolicy
+
+__all__ = ["describe", "policy_for", "verdict"]
+
+
+def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
+    """Return the retry policy for a failure of this message; None: it is declared not to be retried.
+
+    All handlers of a message share its transaction and its fate: the first that has a policy of its own decides.
+    """
+    for call in message.calls:
+        policy = call.handler.retry if error is None else call.handler.policy_for(error, default)
+        if error is None and policy is None:
+            continue
+        if policy is not default:
+            return policy
+    return default
+
+
+def verdict(message: Message, outcome: Outcome, default: RetryPolicy) -> Parked | None:
+    """Return how the message is to be parked; None: it is done."""
+    match outcome:
+        case Handled() | Duplicate() | BusinessFailed():
+            return None
+        case Failed():
+            return _failed(message, outcome, default)
+        case RetryLater(after=after, reason=reason):
+            policy = policy_for(message, None, default) or default
+            return _another_round(message, policy, "retry", reason, None, after)
+        case Rejected(reason=reason):
+            return Parked("dead", "rejected", reason, None, message.attempts + 1)
+        case Refused(reason=category, error=sentence, traceback=detail):
+            return Parked("dead", category, sentence, detail, message.attempts + 1)
+        case TooOld(error=sentence):
+            return Parked("dead", "too-old", sentence)
+        case Behind():
+            return Parked("behind", "behind", "An earlier message of its ordering key is parked.")
+        case _:
+            assert_never(outcome)
+
+
+def _failed(message: Message, outcome: Failed, default: RetryPolicy) -> Parked:
+    error = outcome.error
+    policy = policy_for(message, error, default)
+    detail = "".join(traceback.format_exception(error))
+    if policy is None:
+        sentence = f"The handler raised {type(error).__name__}, which it declares not to be retried: {error}"
+        return Parked("dead", "rejected", sentence, detail, message.attempts + 1)
+    if outcome.conflict:
+        sentence = (
+            "The database undid the transaction each time it was tried, for the sake of another one "
+            f"(deadlock or serialisation failure): {error}"
+        )
+        return _another_round(message, policy, "conflict", sentence, detail, None)
+    sentence = f"The handler raised {type(error).__name__}: {error}"
+    return _another_round(message, policy, "failed", sentence, detail, None)
+
+
+def _another_round(
+    message: Message,
+    policy: RetryPolicy,
+    reason: ParkReason,
+    sentence: str,
+    detail: str | None,
+    after: timedelta | None,
+) -> Parked:
+    attempts = message.attempts + 1
+    if attempts >= policy.attempts:
+        return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.attempts})", detail, attempts)
+    delay = after if after is not None else policy.backoff.delay(attempts)
+    return Parked("waiting", reason, sentence, detail, attempts, delay)
+
+
+def describe(error: BaseException) -> str:
+    """Return what may be logged of an error: its kind, never its text, which may quote the message."""
+    code = sqlstate_of(error)
+    return f"{type(error).__name__} (SQLSTATE {code})" if code else type(error).__name__

@@ -1,0 +1,170 @@
+"""The workers: a bounded number of tasks that bring messages to their end, through outages of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import anyio
+
+from sagapost.core.context import bind
+from sagapost.core.errors import StoreUnavailableError
+from sagapost.inbox.availability import Availability
+from sagapost.inbox.database import Database, Link
+from sagapost.inbox.dispatch import Dispatcher
+from sagapost.inbox.group_commit import GroupCommit
+from sagapost.inbox.message import Arrival, Message, Unreadable
+from sagapost.inbox.ordering import Lanes
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """Live as long as the consumer; what they are fed comes from subscriptions and from the parked messages."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        groups: GroupCommit,
+        database: Database,
+        availability: Availability,
+        *,
+        batch: int,
+        ordered: bool,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._groups = groups
+        self._database = database
+        self._availability = availability
+        self._batch = batch
+        self._ordered = ordered
+        self._lanes: Lanes[Arrival] = Lanes()
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._left: list[Arrival] = []
+        self.unfinished = 0
+        """Messages in work when the drain budget ran out, or when stopped during an outage."""
+
+    def feed(self, arrival: Arrival) -> None:
+        """Hand over a message; in an ordered inbox behind the others of its ordering key."""
+        lane = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
+        self._lanes.put(arrival, lane)
+
+    def withdraw(self, which: Callable[[Arrival], bool]) -> list[Arrival]:
+        """Take back what is not yet in work."""
+        return self._lanes.withdraw(which)
+
+    async def run(self) -> None:
+        """Work until `drain`."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(self._database.concurrency):
+                        tasks.start_soon(self._work)
+        finally:
+            self._ended.set()
+
+    async def drain(self, budget: timedelta) -> None:
+        """Take nothing new, and finish what is in work, within the budget."""
+        self._left += self._lanes.close()
+        with anyio.move_on_after(budget.total_seconds()):
+            await self._ended.wait()
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def left(self) -> list[Arrival]:
+        """Return what was not begun, after the workers have ended."""
+        self._left += self._lanes.close()
+        left, self._left = self._left, []
+        return left
+
+    async def _work(self) -> None:
+        link = Link(self._database)
+        try:
+            # Nothing of the place where the consumer was started reaches a handler.
+            with bind(None):
+                while True:
+                    taken = self._lanes.take_nowait(self._batch)
+                    if not taken:
+                        await link.give_back()
+                        taken = await self._lanes.take(self._batch)
+                    if not taken:
+                        return
+                    await self._finish_all(link, [arrival for _, arrival in taken])
+                    for lane in {lane for lane, _ in taken}:
+                        self._lanes.done(lane)
+        finally:
+            await link.give_back()
+
+    async def _finish_all(self, link: Link, arrivals: Sequence[Arrival]) -> None:
+        """Bring what was taken to its end: together where that is possible, else one by one in order."""
+        if len(arrivals) > 1:
+            together = [a for a in arrivals if isinstance(a, Message) and self._dispatcher.together(a)]
+            # Leaving some out must not let a message overtake another of its key.
+            whole = len(together) == len(arrivals)
+            if (whole or not self._ordered) and len(together) > 1 and await self._finish_together(link, together):
+                grouped = {id(message) for message in together}
+                arrivals = [arrival for arrival in arrivals if id(arrival) not in grouped]
+        for index, arrival in enumerate(arrivals):
+            try:
+                if not await self._finish(link, arrival):
+                    self.unfinished += len(arrivals) - index
+                    return
+            finally:
+                if isinstance(arrival, Message) and arrival.ended is not None:
+                    arrival.ended.set()
+
+    async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
+        """Try a group commit; False if the messages are to be run one by one."""
+        while True:
+            try:
+                duplicates = await self._groups.run(link, messages)
+            except StoreUnavailableError as error:
+                await link.give_back(broken=True)
+                if not await self._availability.restored(error):
+                    return False
+                continue
+            if duplicates is None:
+                return False
+            if duplicates:
+                self._dispatcher.found_duplicate()
+            for message in messages:
+                _settle(message, refuse=False)
+            return True
+
+    async def _finish(self, link: Link, arrival: Arrival) -> bool:
+        """Bring one message to its end, through outages of the database; False if stopped during one."""
+        while True:
+            try:
+                if isinstance(arrival, Message) and arrival.parking is not None:
+                    await self._dispatcher.handle_parked(link, arrival)
+                else:
+                    settle = await self._dispatcher.handle(link, arrival)
+                    _settle(arrival, refuse=settle == "refuse")
+            except StoreUnavailableError as error:
+                await link.give_back(broken=True)
+                if not await self._availability.restored(error):
+                    return False
+            except anyio.get_cancelled_exc_class():
+                self.unfinished += 1
+                await self._call_off(arrival)
+                raise
+            else:
+                return True
+
+    async def _call_off(self, arrival: Arrival) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            try:
+                await self._dispatcher.call_off(arrival)
+            except StoreUnavailableError:
+                # Then it counts as a crash, of which it takes several.
+                return
+
+
+def _settle(arrival: Message | Unreadable, *, refuse: bool) -> None:
+    if arrival.settlement is None or arrival.delivery is None:
+        return
+    if refuse:
+        arrival.settlement.refuse(arrival.delivery)
+    else:
+        arrival.settlement.ack(arrival.delivery)
