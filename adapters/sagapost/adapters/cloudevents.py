@@ -159,7 +159,7 @@ def _event(attributes: dict[str, str], message: Incoming, *, data: bytes, dataco
 class _StructuredData(msgspec.Struct):
     """Only the data members of a structured event; `Raw` keeps the producer's bytes as they are."""
 
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
     data_base64: str | None = None
 
 
@@ -199,9 +199,9 @@ def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
             return base64.b64decode(members.data_base64, validate=True)
         except (binascii.Error, ValueError) as error:
             raise _UnreadableError(f"its data_base64 is not valid base64: {error}") from error
-    if members.data is None:
-        return b""
     raw = bytes(members.data)
+    if raw == b"null":
+        return b""
     media_type = datacontenttype.partition(";")[0].strip().lower()
     is_json = media_type.endswith(("/json", "+json"))
     # A JSON string under another media type is that text itself (CloudEvents JSON format, section 3.1).

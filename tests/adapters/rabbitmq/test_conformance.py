@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import aiormq
 import anyio
+import anyio.to_thread
 import pytest
 from pamqp import commands
 
@@ -14,23 +15,44 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
 from tests.conformance.broker import LIMIT, BrokerConformance, word
 
-pytestmark = pytest.mark.servers
+if TYPE_CHECKING:
+    from tests.servers.fixtures import OwnRabbitMQ
+    from tests.servers.rabbitmq import PrivateRabbitMQ
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 class TestRabbitMQ(BrokerConformance):
-    """The suite on a real RabbitMQ, an exchange per test."""
+    """The suite on a real RabbitMQ, a virtual host per test."""
 
     max_message_bytes = 2 * 1024 * 1024
 
+    server: PrivateRabbitMQ | None = None
+    """The node of the one test that restarts it; the others share one."""
+
     @pytest.fixture(params=["quorum", "classic"])
-    def broker(self, request: pytest.FixtureRequest, amqp_url: str) -> RabbitMQBroker:
+    def broker(self, request: pytest.FixtureRequest) -> RabbitMQBroker:
         """Return a broker with an exchange of the test's own."""
         queue_type: Literal["quorum", "classic"] = request.param
+        if request.node.originalname == "test_messages_survive_a_restart_of_the_broker":
+            own_rabbitmq: OwnRabbitMQ = request.getfixturevalue("own_rabbitmq")
+            self.server = own_rabbitmq()
+            self.url = self.server.amqp_url()
+        else:
+            self.url = request.getfixturevalue("amqp_url")
+            self.cut: Callable[[], Awaitable[None]] = request.getfixturevalue("cut_connections")
         self.exchange = word()
-        self.url = amqp_url
         return RabbitMQBroker(
-            amqp_url, exchange=self.exchange, queue_type=queue_type, max_message_bytes=self.max_message_bytes
+            self.url, exchange=self.exchange, queue_type=queue_type, max_message_bytes=self.max_message_bytes
         )
+
+    async def drop_connections(self, broker: Broker) -> None:
+        """Kill them inside the server."""
+        await self.cut()
+
+    async def restart(self, broker: Broker) -> None:
+        """Stop and start the node."""
+        assert self.server is not None
+        await anyio.to_thread.run_sync(self.server.restart)
 
     async def dead_letters(self, broker: Broker, queue: str, count: int) -> list[bytes]:
         """Get them from the dead-letter queue, which is filled in the background."""

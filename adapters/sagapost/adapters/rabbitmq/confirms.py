@@ -21,7 +21,10 @@ _NACKED = Rejected("the broker answered with a negative confirm: a queue is full
 
 
 class PendingBatch:
-    """One sent batch and, in time, its results. This is the `Confirmation` handed to the caller."""
+    """One sent batch and, in time, its results. This is the `Confirmation` handed to the caller.
+
+    Batches are done in the order they were sent: one that is answered ahead of an older one waits for it.
+    """
 
     __slots__ = ("_answered", "_failed", "_index", "_refused", "_results", "batch", "deadline", "first", "last")
 
@@ -35,7 +38,7 @@ class PendingBatch:
         self.deadline = deadline
         self._refused = refused
         self._failed: dict[int, PublishResult] | None = None
-        self._index: dict[tuple[str, str | None, str], int] | None = None
+        self._index: dict[tuple[str, str, str], list[int]] | None = None
         self._results: Sequence[PublishResult] | None = None
         self._answered: anyio.Event | None = None
 
@@ -84,11 +87,19 @@ class PendingBatch:
         """Return the messages of the batch that were sent, in the order of their tags."""
         return [message for place, message in enumerate(self.batch) if place not in self._refused]
 
-    def tag_of(self, event_id: str, destination: str | None, topic: str) -> int | None:
-        """Find the tag of a returned message; builds an index on the first call, as most batches never need one."""
+    def take_return(self, event_id: str, exchange: str, topic: str, result: Returned, *, default: str) -> bool:
+        """Note a returned message if it is of this batch. Builds an index first, as most batches never need one."""
         if self._index is None:
-            self._index = {(m.event.id, m.destination, m.topic): tag for tag, m in enumerate(self.sent(), self.first)}
-        return self._index.get((event_id, destination, topic))
+            self._index = {}
+            for tag, sent in enumerate(self.sent(), self.first):
+                place = default if sent.destination is None else sent.destination
+                self._index.setdefault((sent.event.id, place, sent.topic), []).append(tag)
+        # Popped, so that a second return of the same hits the next one, should a caller have sent one twice.
+        tags = self._index.get((event_id, exchange, topic))
+        if not tags:
+            return False
+        self.fail(tags.pop(0), result)
+        return True
 
     def _merge(self, sent: list[PublishResult]) -> Sequence[PublishResult]:
         """Put the results of what was refused before sending in their places."""
@@ -156,14 +167,10 @@ class ConfirmLedger:
         Returns carry no number. Within what is in flight the event id tells them apart, and for one event on its
         way to several places so do exchange and topic, on which alone it depends whether a message is routed.
         """
-        for pending in self._pending:
-            tag = pending.tag_of(event_id, exchange, topic)
-            if tag is None and exchange == self._exchange:
-                tag = pending.tag_of(event_id, None, topic)
-            if tag is not None and tag > self._watermark:
-                pending.fail(tag, Returned(reason))
-                return True
-        return False
+        result = Returned(reason)
+        return any(
+            pending.take_return(event_id, exchange, topic, result, default=self._exchange) for pending in self._pending
+        )
 
     def unanswered(self) -> list[Outgoing]:
         """Return what was sent in the batches that are not answered in full."""

@@ -80,11 +80,12 @@ def _read(data: bytes, body: bytes, topic: str) -> Incoming:
     return incoming
 
 
-def _moment(seconds: int) -> datetime | None:
+def _moment(stamp: int) -> datetime | None:
+    # Seconds by the protocol; some clients write milliseconds, which as seconds would lie after the year 2106.
     try:
-        return datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(stamp if stamp <= 0xFFFFFFFF else stamp / 1000, UTC)
     except (ValueError, OverflowError, OSError):
-        return None  # milliseconds, as some clients write, are no time: better none than a wrong one
+        return None
 
 
 def _read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:

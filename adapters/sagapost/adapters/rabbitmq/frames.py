@@ -107,9 +107,10 @@ class PublishEncoder:
             part = view[start : start + self._payload_max]
             into += (_BODY(3, channel, len(part)), bytes(part), _END)
 
-    def knows(self, outgoing: Outgoing) -> bool:
-        """Tell whether a message to this destination and topic was encoded before."""
-        return (outgoing.destination, outgoing.topic) in self._methods
+    @property
+    def kept(self) -> int:
+        """How many topics and types are kept encoded."""
+        return len(self._methods) + len(self._kinds)
 
     def _method(self, outgoing: Outgoing) -> bytes:
         """Encode and keep the basic.publish frame of a destination and topic."""

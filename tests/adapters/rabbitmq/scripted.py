@@ -1,0 +1,183 @@
+"""A broker that does exactly what a test tells it: answers, returns, silence, and cuts at the byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pamqp.frame
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+
+__all__ = ["ScriptedBroker", "scripted_broker"]
+
+_PROPERTIES: dict[str, Any] = {
+    "capabilities": {"publisher_confirms": True, "basic.nack": True, "connection.blocked": True}
+}
+
+# What is answered without a script: the setting up of connections, channels, topology and consumers.
+_ANSWERS: dict[str, Any] = {
+    "Connection.StartOk": commands.Connection.Tune(channel_max=2047, frame_max=4096, heartbeat=60),
+    "Connection.Open": commands.Connection.OpenOk(),
+    "Connection.Close": commands.Connection.CloseOk(),
+    "Channel.Open": commands.Channel.OpenOk(),
+    "Channel.Close": commands.Channel.CloseOk(),
+    "Confirm.Select": commands.Confirm.SelectOk(),
+    "Exchange.Declare": commands.Exchange.DeclareOk(),
+    "Queue.Declare": commands.Queue.DeclareOk(queue="q", message_count=0, consumer_count=0),
+    "Queue.Bind": commands.Queue.BindOk(),
+    "Basic.Qos": commands.Basic.QosOk(),
+    "Basic.Consume": commands.Basic.ConsumeOk(consumer_tag="sagapost"),
+    "Basic.Cancel": commands.Basic.CancelOk(consumer_tag="sagapost"),
+}
+
+
+class ScriptedBroker:
+    """The server's side of one connection at a time."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.published: list[str] = []
+        """Message ids, in the order they arrived."""
+        self.settled: list[Any] = []
+        """Acks, rejects and nacks from the client."""
+        self.heartbeats = 0
+        self.mute: set[str] = set()
+        """Methods that get no answer."""
+        self.channel = 0
+        """The channel last used by confirm.select or basic.consume."""
+        self.chunk = 0
+        """Bytes per write; 0: whatever comes."""
+        self._writer: asyncio.StreamWriter | None = None
+        self._news = anyio.Event()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"amqp://guest:s3cr3t-pass@127.0.0.1:{self.port}/"
+
+    # --- what a test tells it ---
+
+    async def received(self, count: int) -> None:
+        """Wait until `count` messages have arrived."""
+        with anyio.fail_after(10):
+            while len(self.published) < count:
+                await self._news.wait()
+
+    async def heard_settling(self, count: int) -> None:
+        """Wait until `count` acks, rejects and nacks have arrived."""
+        with anyio.fail_after(10):
+            while len(self.settled) < count:
+                await self._news.wait()
+
+    async def send(self, *frames: Any, channel: int | None = None) -> None:
+        """Write frames, by default on the channel in use."""
+        number = self.channel if channel is None else channel
+        await self.send_bytes(b"".join(pamqp.frame.marshal(frame, number) for frame in frames))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Write bytes as they are, in chunks if told so."""
+        assert self._writer is not None
+        size = self.chunk or len(data) or 1
+        for start in range(0, len(data), size):
+            self._writer.write(data[start : start + size])
+            await self._writer.drain()
+            if self.chunk:
+                await anyio.lowlevel.checkpoint()
+
+    async def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Confirm."""
+        await self.send(commands.Basic.Ack(tag, multiple))
+
+    async def nack(self, tag: int, *, multiple: bool = False) -> None:
+        """Confirm negatively."""
+        await self.send(commands.Basic.Nack(tag, multiple, False))
+
+    async def return_message(self, message_id: str | None, *, exchange: str, topic: str, body: bytes = b"") -> None:
+        """Return a message as unroutable."""
+        properties = commands.Basic.Properties(message_id=message_id)
+        await self.send(
+            commands.Basic.Return(312, "NO_ROUTE", exchange, topic),
+            ContentHeader(0, len(body), properties),
+            *([ContentBody(body)] if body else []),
+        )
+
+    async def deliver(self, tag: int, topic: str, bodies: Sequence[bytes], **properties: Any) -> None:
+        """Deliver a message, its body in the given pieces."""
+        await self.send(
+            commands.Basic.Deliver("sagapost", tag, False, "sagapost", topic),
+            ContentHeader(0, sum(map(len, bodies)), commands.Basic.Properties(**properties)),
+            *map(ContentBody, bodies),
+        )
+
+    async def block(self) -> None:
+        """Tell the client to pause."""
+        await self.send(commands.Connection.Blocked("low on memory"), channel=0)
+
+    async def unblock(self) -> None:
+        """Tell the client to go on."""
+        await self.send(commands.Connection.Unblocked(), channel=0)
+
+    def stop_reading(self) -> None:
+        """Leave whatever the client sends in the socket."""
+        assert self._writer is not None
+        transport = self._writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+
+    def cut(self) -> None:
+        """End the connection without a word."""
+        assert self._writer is not None
+        self._writer.transport.abort()
+
+    # --- what it does by itself ---
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self._writer = writer
+        try:
+            await reader.readexactly(8)
+            await self.send(commands.Connection.Start(0, 9, _PROPERTIES), channel=0)
+            while True:
+                head = await reader.readexactly(7)
+                rest = await reader.readexactly(int.from_bytes(head[3:7], "big") + 1)
+                _, channel, frame = pamqp.frame.unmarshal(head + rest)
+                await self._take(channel, frame)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _take(self, channel: int, frame: Any) -> None:
+        if isinstance(frame, Heartbeat):
+            self.heartbeats += 1
+        elif isinstance(frame, ContentHeader):
+            self.published.append(str(frame.properties.message_id))
+        elif frame.name in ("Basic.Ack", "Basic.Reject", "Basic.Nack"):
+            self.settled.append(frame)
+        elif frame.name in _ANSWERS and frame.name not in self.mute:
+            if frame.name in ("Confirm.Select", "Basic.Consume"):
+                self.channel = channel
+            await self.send(_ANSWERS[frame.name], channel=channel)
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+
+@asynccontextmanager
+async def scripted_broker() -> AsyncGenerator[ScriptedBroker]:
+    """Listen on a free port of the loopback interface."""
+    broker = ScriptedBroker()
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    broker.port = server.sockets[0].getsockname()[1]
+    try:
+        yield broker
+    finally:
+        server.close()
+        with anyio.CancelScope(shield=True):
+            await server.wait_closed()
