@@ -49,8 +49,8 @@ class Running:
         self.process = process
         self.lines: list[Line] = []
         self._arriving: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -65,7 +65,10 @@ class Running:
             raise AssertionError(f"nothing more was logged in time; so far: {self.text}") from None
         if text is None:
             return None
-        line: Line = json.loads(text)
+        try:
+            line: Line = json.loads(text)
+        except json.JSONDecodeError:
+            raise AssertionError(f"not a JSON line: {text!r}; before it: {self.text}") from None
         self.lines.append(line)
         return line
 
@@ -95,7 +98,8 @@ class Running:
     @property
     def text(self) -> str:
         """What was logged so far, for a person."""
-        return "\n".join(f"{line['level']} {line['logger']}: {line['message']}" for line in self.lines)
+        shown = [f"{line['level']} {line['logger']}: {line['message']}" for line in self.lines]
+        return "\n".join([*shown, *(line["traceback"] for line in self.lines if "traceback" in line)])
 
 
 @contextmanager
@@ -104,7 +108,10 @@ def started(*arguments: str, cwd: Path, **settings: str) -> Generator[Running, N
     with subprocess.Popen(
         [*PROGRAM, *arguments], cwd=cwd, env=environment(settings), stderr=subprocess.PIPE, text=True
     ) as process:
+        running = Running(process)
         try:
-            yield Running(process)
+            yield running
         finally:
             process.kill()
+            # Before the pipe is closed under it.
+            running.reader.join(PATIENCE)

@@ -134,6 +134,9 @@ async def test_a_service_that_left_something_in_flight_is_not_drained() -> None:
 
     fake = Fake(left_three)
     assert await run_with_signals(daemon(fake), fake, signal.SIGTERM) is ExitCode.DRAIN_EXCEEDED
+    # One of several is enough, whichever ends first.
+    fakes = [Fake(until_stopped), Fake(left_three), Fake(until_stopped)]
+    assert await run_with_signals(daemon(*fakes), fakes[2], signal.SIGTERM) is ExitCode.DRAIN_EXCEEDED
 
 
 async def test_every_service_is_drained() -> None:

@@ -181,14 +181,23 @@ def test_warnings_become_log_lines(stream: io.StringIO) -> None:
     assert one_line(stream)["logger"] == "py.warnings"
 
 
-def test_the_level_holds_and_drivers_are_kept_quiet() -> None:
-    """INFO of a driver says nothing to an operator; its warnings do."""
+@pytest.mark.parametrize(
+    ("level", "seen"),
+    [
+        ("DEBUG", ["aiormq trouble", "sqlalchemy trouble", "detail"]),
+        ("INFO", ["sqlalchemy trouble"]),
+        ("ERROR", []),
+    ],
+)
+def test_the_level_holds_and_drivers_are_kept_quiet(level: str, seen: list[str]) -> None:
+    """Their chatter says nothing to an operator; aiormq's errors come as exceptions, and so only once."""
     written = io.StringIO()
-    configure_logging(format="json", level="DEBUG", stream=written)
-    logging.getLogger("aiormq.connection").info("chatter")
-    logging.getLogger("aiormq.connection").warning("trouble")
+    configure_logging(format="json", level=level, stream=written)
+    for driver in ("aiormq", "sqlalchemy"):
+        logging.getLogger(f"{driver}.pool").info("chatter")
+        logging.getLogger(f"{driver}.pool").warning("%s trouble", driver)
     logging.getLogger("sagapost.relay").debug("detail")
-    assert [json.loads(line)["message"] for line in written.getvalue().splitlines()] == ["trouble", "detail"]
+    assert [json.loads(line)["message"] for line in written.getvalue().splitlines()] == seen
 
 
 def test_configuring_again_replaces_the_handler(stream: io.StringIO) -> None:

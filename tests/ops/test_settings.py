@@ -16,7 +16,7 @@ from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
 from sagapost.ops.settings import InvalidSettingsError, Settings, all_settings, load_settings
 from sagapost.ops.settings.field import render
 from sagapost.ops.settings.units import format_duration, format_size, parse_duration, parse_size
-from sagapost.outbox.relay.settings import RelaySettings
+from sagapost.outbox.relay.settings import RelaySettings, Routing
 
 DATABASE = "postgresql+asyncpg://app:secret@localhost:5432/orders"
 
@@ -85,6 +85,8 @@ WRONG = {
     "SAGAPOST_START_RETRY_CAP": "0",
 }
 """A wrong value for each setting."""
+NEVER_WRONG = {"SAGAPOST_RELAY_OPTIONAL"}
+"""Any text is a list of names."""
 
 
 def refused(**overrides: Any) -> InvalidSettingsError:
@@ -99,7 +101,7 @@ def refused(**overrides: Any) -> InvalidSettingsError:
 
 def test_the_table_of_wrong_values_knows_every_setting() -> None:
     """A new setting needs a wrong value here, so that its error message is looked at."""
-    assert set(WRONG) == {entry.variable for entry in all_settings()}
+    assert set(WRONG) | NEVER_WRONG == {entry.variable for entry in all_settings()}
 
 
 @pytest.mark.parametrize(("variable", "value"), WRONG.items())
@@ -334,6 +336,7 @@ def test_every_knob_can_be_turned() -> None:
         "relay_drain_timeout": "7s",
         "relay_destinations": "a.v1=x",
         "relay_topics": "b.v1=y",
+        "relay_optional": "c.v1, d.v1",
     }
     settings = load_settings(overrides=turned).settings
     assert set(turned) == {name for name in Settings.model_fields if name.startswith(("relay_", "consumer_"))}
@@ -344,6 +347,8 @@ def test_every_knob_can_be_turned() -> None:
         assert backoff.base.total_seconds() == base
     assert settings.relay_settings().routing.destinations == {"a.v1": "x"}
     assert settings.relay_settings().routing.topics == {"b.v1": "y"}
+    assert settings.relay_settings().routing.optional == {"c.v1", "d.v1"}
+    assert unturned(settings.relay_settings().routing, Routing()) == []
 
 
 def unturned(made: Any, own: Any) -> list[str]:
@@ -421,3 +426,4 @@ def test_values_are_shown_as_they_are_written() -> None:
     assert render(value=True) == "true"
     assert render({"a.v1": "x", "b.v1": "y"}) == "a.v1=x,b.v1=y"
     assert render(None) == ""
+    assert render(frozenset({"b.v1", "a.v1"})) == "a.v1,b.v1"

@@ -121,7 +121,7 @@ class Daemon:
             for requirement in self._requirements:
                 await self._wait_for(requirement)
         except Exception as error:
-            self._fail("start", error)
+            self._fail("cannot start", error)
             return
         if self._stopping.is_set():
             return
@@ -168,7 +168,9 @@ class Daemon:
         """Run a service to its end; return what ended it, None if it drained."""
         self._running.append(service)
         try:
-            self._left += await service.run()
+            left = await service.run()
+            # Not `+= await`: that reads the sum before the others, who drain at the same time, have added to it.
+            self._left += left
         except Exception as error:
             return _sole(error)
         finally:

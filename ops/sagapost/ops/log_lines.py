@@ -143,9 +143,23 @@ def _step_line(event: inbox.Step) -> Line | None:
             return Line(_WARNING, f"handling {event.event_type} failed: {event.error}", extra, _READABLE)
         case inbox.Parked():
             return _parked_line(event, extra)
+        case inbox.AttemptBegun(event_id=event_id, unended=unended) if unended:
+            text = f"a message was in hand {unended} times when a process ended; trying once more"
+            return Line(_WARNING, text, extra | {"event_id": event_id, "unended": unended}, _READABLE)
         case inbox.Ignored(event_id=event_id, event_type=event_type):
             extra |= {"event_id": event_id, "event_type": event_type}
             return Line(_DEBUG, f"no handler takes {event_type}; ignored", extra, _READABLE)
+        case inbox.GroupHandled(types=types, duplicates=duplicates, seconds=seconds):
+            handled = sum(types.values())
+            extra |= {"types": types, "duplicates": duplicates, "seconds": round(seconds, 4)}
+            return Line(_DEBUG, f"{handled} messages handled in one transaction", extra, _READABLE)
+        case inbox.GroupUndone(messages=messages, error=error):
+            text = f"a transaction of {messages} messages was undone, which are handled one by one: {error}"
+            return Line(_WARNING, text, extra | {"messages": messages}, _READABLE)
+        case inbox.RoundClaimed(messages=messages):
+            return Line(_DEBUG, f"{messages} parked messages are due", extra | {"messages": messages}, _READABLE)
+        case inbox.Promoted(messages=messages):
+            return Line(_DEBUG, f"{messages} messages may follow in their key", extra, _READABLE)
         case inbox.Acknowledged(messages=messages):
             return Line(_DEBUG, f"{messages} messages acknowledged", extra | {"messages": messages}, _READABLE)
         case _:
@@ -183,6 +197,15 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
             return _lost(extra | {"broker": address}, reason, attempt, retry_in)
         case inbox.StoreLost(address=address, reason=reason, attempt=attempt, retry_in=retry_in):
             return _lost(extra | {"database": address}, reason, attempt, retry_in)
+        case inbox.PrunedKeys(rows=rows):
+            return Line(_DEBUG, f"{rows} dedup keys from before the window deleted", extra | {"rows": rows}, _READABLE)
+        case inbox.Redriven(messages=messages, actor=actor):
+            return Line(_INFO, f"{messages} parked messages redriven by {actor}", extra | {"actor": actor})
+        case inbox.Discarded(messages=messages, actor=actor):
+            return Line(_WARNING, f"{messages} parked messages discarded by {actor}", extra | {"actor": actor})
+        case inbox.Edited(parked_id=parked_id, actor=actor):
+            text = f"parked message {parked_id} edited by {actor}"
+            return Line(_WARNING, text, extra | {"actor": actor, "parked_id": parked_id})
         case inbox.StoreReady():
             return Line(_INFO, "the database answers again; consuming", extra)
         case inbox.Released(messages=messages):

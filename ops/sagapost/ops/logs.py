@@ -14,8 +14,15 @@ from sagapost.ops.masking import Redactor, SecretUrl
 
 __all__ = ["SagaContextFilter", "configure_logging"]
 
-_CHATTY = ("aiormq", "aio_pika", "sqlalchemy", "aiosqlite", "asyncio")
-"""Loggers of others whose INFO and DEBUG lines say nothing to an operator."""
+_DRIVERS = {
+    # Logs each failed attempt as an error, in its own words; ours come from the exception, once.
+    "aiormq": logging.CRITICAL,
+    "aio_pika": logging.WARNING,
+    "aiosqlite": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+}
+"""Loggers of others, and the level below which they have nothing to say to an operator; lower while debugging."""
 
 
 class SagaContextFilter(logging.Filter):
@@ -67,6 +74,6 @@ def configure_logging(
             root.removeHandler(existing)
     root.addHandler(handler)
     root.setLevel(level)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name, least in _DRIVERS.items():
+        logging.getLogger(name).setLevel(max(logging.WARNING if root.level <= logging.DEBUG else least, root.level))
     logging.captureWarnings(capture=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum
 from typing import Any, get_args
 
 from pydantic import Field
@@ -95,8 +94,8 @@ def render(value: object, *, unit: str = "") -> str:
             return format_duration(value)
         case Mapping():
             return ",".join(f"{key}={target}" for key, target in value.items())
-        case Enum():
-            return str(value.value)
+        case frozenset():
+            return ",".join(sorted(str(item) for item in value))
         case SecretUrl():
             return str(value)
         case _:

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings
 
 from sagapost.core.backoff import Backoff
 from sagapost.ops.settings.field import setting
-from sagapost.ops.settings.units import ByteSize, Duration, TypeMap
+from sagapost.ops.settings.units import ByteSize, Duration, TypeMap, TypeSet
 from sagapost.outbox.relay.settings import DeadLetterPolicy, RelaySettings, Routing
 
 __all__ = ["RelayOptions"]
@@ -189,6 +189,15 @@ class RelayOptions(BaseSettings):
         danger="Consumers must be bound to the new key before the relay starts with it.",
     )
 
+    relay_optional: TypeSet = setting(
+        frozenset(),
+        "Event types that nobody has to hear. Where no queue is bound for one it counts as published and is gone; all "
+        "other events wait in the outbox until somebody listens.",
+        example="orders.order-closed.v1,orders.order-viewed.v1",
+        unit="event types, comma-separated",
+        danger="An event of these types that was published while its queue did not exist is lost.",
+    )
+
     def relay_settings(self) -> RelaySettings:
         """Return these settings as the library takes them."""
         return RelaySettings(
@@ -207,5 +216,7 @@ class RelayOptions(BaseSettings):
             serial_keys=self.relay_serial_keys,
             suspicion=self.relay_suspicion,
             drain_timeout=self.relay_drain_timeout,
-            routing=Routing(destinations=self.relay_destinations, topics=self.relay_topics),
+            routing=Routing(
+                destinations=self.relay_destinations, topics=self.relay_topics, optional=self.relay_optional
+            ),
         )

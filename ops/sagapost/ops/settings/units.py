@@ -10,7 +10,16 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator
 from pydantic_settings import NoDecode
 
-__all__ = ["ByteSize", "Duration", "TypeMap", "format_size", "format_duration", "parse_duration", "parse_size"]
+__all__ = [
+    "ByteSize",
+    "Duration",
+    "TypeMap",
+    "TypeSet",
+    "format_size",
+    "format_duration",
+    "parse_duration",
+    "parse_size",
+]
 
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BYTES: Final[Mapping[str, int]] = {
@@ -102,7 +111,16 @@ def parse_type_map(value: object) -> object:
     return found
 
 
+def parse_type_set(value: object) -> object:
+    """Read ``type,type``."""
+    if not isinstance(value, str):
+        return value
+    return frozenset(filter(None, (part.strip() for part in value.split(","))))
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 ByteSize = Annotated[int, BeforeValidator(parse_size)]
 TypeMap = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_type_map)]
 """Event type -> something."""
+TypeSet = Annotated[frozenset[str], NoDecode, BeforeValidator(parse_type_set)]
+"""Event types."""
