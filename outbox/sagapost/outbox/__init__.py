@@ -1,7 +1,18 @@
 """The write side (events in your own transaction) and the relay (publishes them)."""
 
+from sagapost.outbox.aggregates import Recorder
 from sagapost.outbox.handles import AsyncHandle, SyncHandle
-from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox, PublishOptions
+from sagapost.outbox.options import PublishOptions
+from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
 from sagapost.outbox.tables import OutboxTables, key_hash
 
-__all__ = ["Outbox", "OutboxTables", "PublishOptions", "SyncHandle", "AsyncHandle", "DEFAULT_MAX_BYTES", "key_hash"]
+__all__ = [
+    "Outbox",
+    "OutboxTables",
+    "Recorder",
+    "PublishOptions",
+    "SyncHandle",
+    "AsyncHandle",
+    "DEFAULT_MAX_BYTES",
+    "key_hash",
+]

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping
 from datetime import datetime
-from typing import TypedDict, Unpack, overload
+from typing import Unpack, overload
 
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.event import MAX_NAME_LENGTH, Event
+from sagapost.outbox.aggregates import SessionSource, capture
 from sagapost.outbox.envelope import seal, validate_topic
 from sagapost.outbox.handles import AsyncHandle, SyncHandle, after, cancel, write
+from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.rows import Rows, Target, row_values, scheduled_values
 from sagapost.outbox.scheduled import Cancellation, validate_schedule
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["DEFAULT_MAX_BYTES", "Outbox", "PublishOptions"]
+__all__ = ["DEFAULT_MAX_BYTES", "Outbox"]
 
 DEFAULT_MAX_BYTES = 1_048_576
-
-
-class PublishOptions(TypedDict, total=False):
-    """The keyword arguments of `Outbox.publish` and `Outbox.publish_all`."""
-
-    key: str | None
-    """Ordering key, 1 to 255 characters: events of one key are delivered in causal order. Default: no order."""
-    type: str | None
-    """Event type, for payloads whose class does not carry one (dict, TypedDict, bytes)."""
-    subject: str | None
-    """What the event is about, within the source (CloudEvents)."""
-    topic: str | None
-    """Routing key, 1 to 255 bytes. Default: the event type."""
-    datacontenttype: str | None
-    """Media type of `bytes` that are already encoded. Default: JSON for objects, octet-stream for bytes."""
-    dataschema: str | None
-    """URI of the schema the data adheres to."""
-    extensions: Mapping[str, str] | None
-    """Further CloudEvents extension attributes."""
-    correlationid: str | None
-    """The saga. Default: the running one."""
-    deliver_at: datetime | None
-    """Keep the event until this time (timezone-aware), judged by the database's clock. Default: publish at once."""
-    name: str | None
-    """Name of a scheduled event within its saga, to cancel it by."""
 
 
 class Outbox:
@@ -172,6 +149,14 @@ class Outbox:
         """
         cancellation = Cancellation(self._later, event_id=event_id, correlationid=correlationid, name=name)
         return cancel(handle, cancellation)
+
+    def capture(self, sessions: SessionSource, /) -> None:
+        """Publish what `Recorder` aggregates record, in the transaction of the session they belong to.
+
+        :param sessions: a sessionmaker (also asynchronous or scoped), one session, or a subclass of Session.
+        :raises TypeError: if it is none of these.
+        """
+        capture(self, sessions)
 
     def _seal(
         self,

@@ -66,7 +66,7 @@ class Cancellation:
     def in_session(self, session: Session) -> int:
         """Take back what is pending in the session and what is in the table; return how many."""
         table = self.target.table
-        withdrawn = withdraw_pending(session, table, self._matching)
+        withdrawn = withdraw_pending(session, self._matching, table=table)
         return withdrawn + self.on_connection(session.connection(bind_arguments={"clause": table}))
 
     def on_connection(self, connection: Connection) -> int:

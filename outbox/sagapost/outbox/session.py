@@ -16,9 +16,10 @@ from __future__ import annotations
 import itertools
 
 from sqlalchemy import Connection, Integer, Table, event, literal_column, select
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Mapper, Session, UOWTransaction, registry
 
-from sagapost.core.errors import NotInTransactionError
+from sagapost.core.errors import ConfigurationError, NotInTransactionError
 from sagapost.outbox.connection import AUTOCOMMIT_REMEDY, insert_rows, is_autocommit
 from sagapost.outbox.rows import Rows, RowValues, Target
 
@@ -49,12 +50,19 @@ def require_session_transaction(session: Session, table: Table) -> None:
 
     :raises NotInTransactionError: if the session neither is in a transaction nor begins one by itself, or its engine
         commits every statement.
+    :raises ConfigurationError: if the session has no engine for the table.
     """
     if not session.autobegin and not session.in_transaction():
         raise NotInTransactionError(
             handle="a Session with autobegin=False", remedy="Call it inside `with session.begin():`."
         )
-    bind = session.get_bind(clause=table)
+    try:
+        bind = session.get_bind(clause=table)
+    except UnboundExecutionError as error:
+        raise ConfigurationError(
+            f"The session is bound to engines per class or table, and to none for the table {table.fullname!r}. "
+            "Add it to the session's binds, beside the engine of what it is written with."
+        ) from error
     if session.bind is None:
         # A session bound per class or table knows no engine for PendingRows, and the unit of work asks for one.
         session.bind_mapper(PendingRows, bind)
@@ -70,13 +78,13 @@ def add_rows(session: Session, rows: Rows) -> None:
     session.add(pending)
 
 
-def withdraw_pending(session: Session, table: Table, matching: RowValues) -> int:
-    """Take back rows of `table` that are not yet flushed and match every given value; return how many."""
+def withdraw_pending(session: Session, matching: RowValues, *, table: Table | None = None) -> int:
+    """Take back rows (of `table`) that are not yet flushed and have every one of these values; return how many."""
     withdrawn = 0
     for pending in _pending(session):
-        if pending.rows.target.table is not table:
+        if table is not None and pending.rows.target.table is not table:
             continue
-        kept = [row for row in pending.rows.values if any(row[name] != value for name, value in matching.items())]
+        kept = [row for row in pending.rows.values if not matching.items() <= row.items()]
         withdrawn += len(pending.rows.values) - len(kept)
         pending.rows = Rows(pending.rows.target, kept)
     return withdrawn

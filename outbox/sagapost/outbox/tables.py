@@ -30,6 +30,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
@@ -52,6 +53,8 @@ DEFAULT_PARTITIONS = 32
 
 _HASH_MASK = 0x7FFF
 
+_quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
+
 
 def key_hash(key: str) -> int:
     """Return the 15-bit hash that decides a row's partition: ``partition = hash % P``.
@@ -70,6 +73,10 @@ class _Xid8(UserDefinedType[int]):
     def get_col_spec(self, **_: Any) -> str:
         """Return the DDL name."""
         return "xid8"
+
+
+# Reflection, and with it Alembic's autogenerate, warns of types it cannot name.
+PGDialect.ischema_names["xid8"] = _Xid8  # pyright: ignore[reportArgumentType] - made for it
 
 
 class _Statement(ExecutableDDLElement):
@@ -249,9 +256,9 @@ class OutboxTables:
         trigger rings only when a relay has announced that it sleeps. It fires once per statement, for every way of
         writing (ORM, Core, asyncpg, hand-written SQL). Without the trigger (tables created by hand) polling remains.
         """
-        preparer_name = f"{self.prefix}outbox_ring"
-        qualified = f"{self.schema}.{preparer_name}" if self.schema else preparer_name
-        relays = f"{self.schema}.{self.relays.name}" if self.schema else self.relays.name
+        name = _quoting.quote(f"{self.prefix}outbox_ring")
+        qualified = f"{_quoting.quote_schema(self.schema)}.{name}" if self.schema else name
+        relays = _quoting.format_table(self.relays)
         function = _Statement(
             f"""
             CREATE OR REPLACE FUNCTION {qualified}() RETURNS trigger LANGUAGE plpgsql AS $ring$
@@ -264,9 +271,8 @@ class OutboxTables:
             $ring$
             """
         ).execute_if(dialect="postgresql")
-        table = f"{self.schema}.{self.outbox.name}" if self.schema else self.outbox.name
         trigger = _Statement(
-            f"CREATE OR REPLACE TRIGGER {preparer_name} AFTER INSERT ON {table} "
+            f"CREATE OR REPLACE TRIGGER {name} AFTER INSERT ON {_quoting.format_table(self.outbox)} "
             f"FOR EACH STATEMENT EXECUTE FUNCTION {qualified}()"
         ).execute_if(dialect="postgresql")
         event.listen(self.outbox, "after_create", function)
