@@ -1,0 +1,1 @@
+"""Services that use sagapost, written as a user would write them."""
