@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterator
@@ -221,3 +222,15 @@ def test_every_decision_is_listed() -> None:
     index = (ROOT / "docs" / "adr" / "README.md").read_text()
     assert records
     assert [record.name for record in records if f"({record.name})" not in index] == []
+
+
+def test_modules_named_in_the_documents_exist() -> None:
+    """A document that says `sagapost.outbox.envelope` speaks of a module, or a name in one, that is there."""
+    missing: list[str] = []
+    for path in DOCUMENTS:
+        for name in sorted(set(re.findall(r"`(sagapost\.[a-z_]+(?:\.\w+)+)`", path.read_text()))):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                missing.append(f"{name_of(path)}: {name}")
+    assert missing == []
