@@ -146,7 +146,12 @@ def test_extras_become_fields_of_their_own(stream: io.StringIO) -> None:
     assert "payload" not in stream.getvalue()
 
 
-@pytest.mark.parametrize("text", ["two\nlines", "\x1b[31mred", "\ud800 lone", "\u2028 separator", '"quoted" \\'])
+@pytest.mark.parametrize(
+    "text",
+    ["two\nlines", "\x1b[31mred", "\ud800 lone", "\u2028 separator", '"quoted" \\'],
+    # A lone surrogate in a test's name would not survive the way to and from a test process.
+    ids=["line break", "escape", "lone surrogate", "line separator", "quotes"],
+)
 def test_no_text_breaks_a_json_line(stream: io.StringIO, text: str) -> None:
     """Whatever a message holds, it stays one line of ASCII that reads back as it was."""
     logging.getLogger("x").info("%s", text)
