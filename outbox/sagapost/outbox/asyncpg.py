@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from sagapost.core.errors import NotInTransactionError
+from sagapost.outbox.missing import missing_table_asyncpg
 from sagapost.outbox.rows import Rows
 
 __all__ = ["AsyncpgConnection", "insert_rows_asyncpg", "require_asyncpg_transaction"]
@@ -35,7 +36,17 @@ def require_asyncpg_transaction(connection: AsyncpgConnection) -> None:
 
 
 async def insert_rows_asyncpg(connection: AsyncpgConnection, rows: Rows) -> None:
-    """Write the rows in the open transaction, as one INSERT and one round trip."""
-    if rows.values:
-        statement, arguments = rows.target.raw(rows.values)
+    """Write the rows in the open transaction, as one INSERT and one round trip.
+
+    :raises SchemaError: if the table is not there.
+    """
+    if not rows.values:
+        return
+    statement, arguments = rows.target.raw(rows.values)
+    try:
         await connection.execute(statement, *arguments)
+    except Exception as error:
+        missing = missing_table_asyncpg(error)
+        if missing is not None:
+            raise missing from error
+        raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.core.errors import NotInTransactionError
+from sagapost.outbox.missing import missing_table
 from sagapost.outbox.rows import Rows
 
 __all__ = ["AUTOCOMMIT_REMEDY", "insert_rows", "insert_rows_async", "is_autocommit", "require_connection_transaction"]
@@ -43,10 +45,23 @@ def require_connection_transaction(connection: Connection | AsyncConnection) -> 
 
 
 def insert_rows(connection: Connection, rows: Rows) -> None:
-    """Write the rows in their order, as one INSERT where the database can."""
-    dialect = connection.dialect
+    """Write the rows in their order, as one INSERT where the database can.
+
+    :raises SchemaError: if the table is not there.
+    """
     if not rows.values:
         return
+    try:
+        _insert(connection, rows)
+    except DBAPIError as error:
+        missing = missing_table(error, connection, rows.target.table)
+        if missing is not None:
+            raise missing from error
+        raise
+
+
+def _insert(connection: Connection, rows: Rows) -> None:
+    dialect = connection.dialect
     translated = connection.get_execution_options().get("schema_translate_map")
     if dialect.driver == "asyncpg" and not translated:
         # One text for any number of rows, so nothing is compiled, looked up or bound by type again.

@@ -73,6 +73,8 @@ class Outbox:
         written after them, in one INSERT per flush with all other events; through a connection it is written at once.
         Rolling back, also to a savepoint, leaves nothing.
 
+        What drops a session's pending objects drops its pending events: flush before `expunge_all`.
+
         With an AsyncSession the event is in the session when the call returns, before it is awaited, so a forgotten
         `await` loses nothing. With an AsyncConnection or an asyncpg connection the await does the work.
 
@@ -81,6 +83,7 @@ class Outbox:
         :returns: the event; for asynchronous handles an awaitable of it.
         :raises NotInTransactionError: if no transaction ties the event to other changes.
         :raises PublishError: if the event cannot be published as it is (one subclass per reason); nothing was written.
+        :raises SchemaError: if the database has no outbox; through a session, from the flush.
         """
         (event,), rows = self._seal([payload], **options)
         written = write(handle, rows)

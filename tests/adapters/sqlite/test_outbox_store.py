@@ -14,6 +14,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from sqlalchemy import create_engine
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.sqlite import SQLiteOutboxStore
@@ -34,7 +35,7 @@ class TestSQLiteOutboxStore(OutboxStoreConformance):
         """A database file with the tables, and an empty one."""
         path, empty, tables = tmp_path / "orders & 100%?.db", tmp_path / "empty.db", OutboxTables(prefix="my_")
         empty.touch()
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path.as_posix().replace('%', '%25').replace('?', '%3F')}")
+        engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(path)))
         async with engine.begin() as connection:
             await connection.run_sync(install_schema, tables.versions, [tables.part])
         yield StoreFactory(

@@ -10,6 +10,7 @@ from uuid import uuid4
 import msgspec
 import pydantic
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sagapost.core import event
@@ -18,10 +19,11 @@ from sagapost.core.errors import (
     EventTooLargeError,
     InvalidEventError,
     PublishError,
+    SchemaError,
     UnnamedEventError,
 )
 from sagapost.outbox import Outbox, PublishOptions
-from tests.outbox.write.service import Database, Order, outbox, placed, tables
+from tests.outbox.write.service import KINDS, Database, Order, outbox, placed, publish, tables, unit_of
 
 
 class Unnamed(msgspec.Struct):
@@ -204,3 +206,39 @@ def test_an_engine_is_not_a_transaction(session: Session, on_sqlite: Database) -
     """The most likely wrong handle."""
     with pytest.raises(TypeError, match="Engine is not a handle"):
         outbox.publish(on_sqlite.engine, placed(1))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+# --- the database ---
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=pytest.mark.servers if name == "own_database" else ())
+        for name in ("on_sqlite", "own_database")
+        for kind in KINDS
+        if (name, kind) != ("on_sqlite", "asyncpg")
+    ],
+)
+async def test_a_database_without_the_tables(request: pytest.FixtureRequest, name: str, kind: str) -> None:
+    """The error says what to run; the change is rolled back with the event."""
+    database: Database = request.getfixturevalue(name)
+    with database.engine.begin() as connection:
+        tables.outbox.drop(connection)
+    async with unit_of(database, kind) as unit:
+        await unit.order(1)
+        with pytest.raises(SchemaError, match=r"has no sagapost tables\. Run `sagapost db upgrade`") as caught:  # noqa: PT012 - sessions say so at the commit
+            await publish(unit, 1)
+            await unit.commit()
+    assert "sagapost_test:" not in str(caught.value)
+    assert database.orders() == []
+
+
+def test_another_error_of_the_database_stays_what_it_is(on_sqlite: Database) -> None:
+    """Only a missing table is translated."""
+    with on_sqlite.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE INSERT ON outbox BEGIN SELECT RAISE(ABORT, 'quota'); END"
+        )
+    with on_sqlite.engine.begin() as connection, pytest.raises(IntegrityError, match="quota"):
+        outbox.publish(connection, placed(1))
