@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import queue
@@ -11,11 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Running", "run", "started"]
+import pytest
+
+from sagapost.ops.cli import main
+
+__all__ = ["Running", "invoke", "run", "started"]
 
 Line: TypeAlias = dict[str, Any]
 
@@ -40,6 +45,23 @@ def run(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProc
         timeout=PATIENCE,
         check=False,
     )
+
+
+def invoke(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end inside this process: the same, without the half second that a process needs."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        for name in set(os.environ) - set(environment({})):
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["sagapost", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    assert code is None or isinstance(code, int), code
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
 
 
 class Running:

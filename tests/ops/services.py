@@ -27,8 +27,7 @@ from pathlib import Path
 import anyio
 
 from sagapost.core import event
-from sagapost.inbox.context import Context, SyncContext
-from sagapost.inbox.inbox import Inbox
+from sagapost.inbox import Context, Inbox, Reject, SyncContext
 from sagapost.outbox import Outbox
 
 inbox = Inbox("warehouse", outbox=Outbox(source="urn:warehouse"))
@@ -54,6 +53,13 @@ async def handle(order: OrderPlaced, ctx: Context) -> None:
     ctx.log.info("order %d begun", order.number)
     while not Path("go").exists():
         await anyio.sleep(0.01)
+    ctx.log.info("order %d handled", order.number)
+""",
+    "rejects": """
+@inbox.on(OrderPlaced)
+async def handle(order: OrderPlaced, ctx: Context) -> None:
+    if order.number % 2:
+        raise Reject(f"order {order.number} is odd")
     ctx.log.info("order %d handled", order.number)
 """,
     "blocks": """

@@ -1,4 +1,4 @@
-"""The commands that run once: what they write, and how they end. Each is a process of its own."""
+"""The commands that run once: what they write, and how they end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.ops.processes import PROGRAM, environment, run
+from tests.ops.processes import PROGRAM, environment, invoke
 
 PASSWORD = "hunter2-hunter2"
 SECRET_URL = f"postgresql://app:{PASSWORD}@localhost:5432/orders"
@@ -37,7 +37,7 @@ def change(folder: Path, statement: str) -> None:
 def test_config_shows_value_and_source_of_every_setting(tmp_path: Path) -> None:
     """Tab-separated where a program reads; the three sources are told apart, and the password is not shown."""
     (tmp_path / ".env").write_text("SAGAPOST_RELAY_BATCH_ROWS=77\nSAGAPOST_EXCHANGE=ignored\n")
-    ran = run("config", cwd=tmp_path, SAGAPOST_DATABASE_URL=SECRET_URL, SAGAPOST_EXCHANGE="orders")
+    ran = invoke("config", cwd=tmp_path, SAGAPOST_DATABASE_URL=SECRET_URL, SAGAPOST_EXCHANGE="orders")
     shown = {line.split("\t")[0]: line.split("\t")[1:] for line in ran.stdout.splitlines()}
     assert ran.returncode == 0
     assert shown["SAGAPOST_DATABASE_URL"] == ["postgresql://app:***@localhost:5432/orders", "environment"]
@@ -49,7 +49,7 @@ def test_config_shows_value_and_source_of_every_setting(tmp_path: Path) -> None:
 
 def test_config_as_json(tmp_path: Path) -> None:
     """For tools: a list of objects with variable, value and source."""
-    ran = run("config", "--json", cwd=tmp_path, SAGAPOST_BROKER_URL=f"amqp://app:{PASSWORD}@localhost/")
+    ran = invoke("config", "--json", cwd=tmp_path, SAGAPOST_BROKER_URL=f"amqp://app:{PASSWORD}@localhost/")
     entries = {entry["variable"]: entry for entry in json.loads(ran.stdout)}
     assert entries["SAGAPOST_BROKER_URL"] == {
         "variable": "SAGAPOST_BROKER_URL",
@@ -85,7 +85,7 @@ def test_config_on_a_terminal_is_a_table(tmp_path: Path) -> None:
 
 def test_wrong_settings_end_with_code_2_and_all_of_them(tmp_path: Path) -> None:
     """`config` is how one looks for the mistake, so it lists them too; no traceback, no password."""
-    ran = run(
+    ran = invoke(
         "config",
         cwd=tmp_path,
         SAGAPOST_DATABASE_URL=f"mysql://app:{PASSWORD}@localhost/orders",
@@ -103,7 +103,7 @@ def test_wrong_settings_end_with_code_2_and_all_of_them(tmp_path: Path) -> None:
 
 def test_a_misspelt_variable_is_pointed_out(tmp_path: Path) -> None:
     """`config` warns of it on standard error and still shows the rest."""
-    ran = run("config", cwd=tmp_path, SAGAPOST_RELAY_BATCH_ROW="7")
+    ran = invoke("config", cwd=tmp_path, SAGAPOST_RELAY_BATCH_ROW="7")
     assert ran.returncode == 0
     assert "Did you mean SAGAPOST_RELAY_BATCH_ROWS?" in ran.stderr
 
@@ -114,9 +114,9 @@ def test_a_misspelt_variable_is_pointed_out(tmp_path: Path) -> None:
 def test_upgrade_installs_and_a_second_one_finds_nothing_to_do(tmp_path: Path) -> None:
     """It may run at every start; `check` agrees with it."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
-    first = run("db", "upgrade", "--json", cwd=tmp_path, **settings)
-    second = run("db", "upgrade", "--json", cwd=tmp_path, **settings)
-    checked = run("db", "check", cwd=tmp_path, **settings)
+    first = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
+    second = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
+    checked = invoke("db", "check", cwd=tmp_path, **settings)
     assert json.loads(first.stdout)["changed"] == ["outbox", "inbox"]
     assert json.loads(second.stdout)["changed"] == []
     assert (first.returncode, second.returncode, checked.returncode) == (0, 0, 0)
@@ -136,7 +136,7 @@ def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [("db", "check"), ("status",)])
 def test_a_database_without_tables_ends_with_code_4(tmp_path: Path, command: tuple[str, ...]) -> None:
     """One sentence that names the database and the command to run; nothing is created by looking."""
-    ran = run(*command, cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path))
+    ran = invoke(*command, cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path))
     assert ran.returncode == 4
     assert "has no sagapost tables" in ran.stderr
     assert "sagapost db upgrade" in ran.stderr
@@ -149,10 +149,10 @@ def test_a_database_without_tables_ends_with_code_4(tmp_path: Path, command: tup
 def test_another_schema_version_ends_with_code_4(tmp_path: Path, version: int, remedy: str) -> None:
     """Older or newer: the error says which was found, which is needed, and what to do."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
-    run("db", "upgrade", cwd=tmp_path, **settings)
+    invoke("db", "upgrade", cwd=tmp_path, **settings)
     change(tmp_path, f"UPDATE sagapost_schema SET version = {version} WHERE part = 'outbox'")
     for command in (("db", "check"), ("status",)):
-        ran = run(*command, cwd=tmp_path, **settings)
+        ran = invoke(*command, cwd=tmp_path, **settings)
         assert ran.returncode == 4
         assert f"has sagapost schema version {version}, this release needs 1. {remedy}" in ran.stderr
 
@@ -160,36 +160,36 @@ def test_another_schema_version_ends_with_code_4(tmp_path: Path, version: int, r
 def test_a_newer_database_is_not_downgraded(tmp_path: Path) -> None:
     """An old release's init container must not damage what a new one has made."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
-    run("db", "upgrade", cwd=tmp_path, **settings)
+    invoke("db", "upgrade", cwd=tmp_path, **settings)
     change(tmp_path, "UPDATE sagapost_schema SET version = 99 WHERE part = 'inbox'")
-    assert run("db", "upgrade", cwd=tmp_path, **settings).returncode == 4
+    assert invoke("db", "upgrade", cwd=tmp_path, **settings).returncode == 4
 
 
 def test_schema_and_prefix_are_used(tmp_path: Path) -> None:
     """Two services can share a database under different prefixes."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path), "SAGAPOST_TABLE_PREFIX": "orders_"}
-    assert run("db", "upgrade", cwd=tmp_path, **settings).returncode == 0
-    assert run("status", cwd=tmp_path, **settings).returncode == 0
-    assert run("status", cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path)).returncode == 4
+    assert invoke("db", "upgrade", cwd=tmp_path, **settings).returncode == 0
+    assert invoke("status", cwd=tmp_path, **settings).returncode == 0
+    assert invoke("status", cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path)).returncode == 4
 
 
 def test_the_written_statements_make_what_upgrade_makes(tmp_path: Path) -> None:
     """Run by hand, or in a migration of one's own, they pass the check."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
-    script = run("db", "sql", cwd=tmp_path, **settings).stdout
+    script = invoke("db", "sql", cwd=tmp_path, **settings).stdout
     engine = create_engine(settings["SAGAPOST_DATABASE_URL"])
     with engine.begin() as connection:
         for statement in script.split(";\n"):
             if statement.strip():
                 connection.exec_driver_sql(statement)
     engine.dispose()
-    checked = run("db", "check", cwd=tmp_path, **settings)
+    checked = invoke("db", "check", cwd=tmp_path, **settings)
     assert checked.returncode == 0, checked.stderr
 
 
 def test_statements_for_postgresql_need_no_server(tmp_path: Path) -> None:
     """The dialect is enough; schema, trigger and version rows are there."""
-    script = run("db", "sql", "--dialect", "postgresql", cwd=tmp_path, SAGAPOST_DATABASE_SCHEMA="messaging").stdout
+    script = invoke("db", "sql", "--dialect", "postgresql", cwd=tmp_path, SAGAPOST_DATABASE_SCHEMA="messaging").stdout
     assert script.startswith("CREATE SCHEMA IF NOT EXISTS messaging;")
     for words in ("CREATE TABLE messaging.outbox (", "CREATE OR REPLACE TRIGGER", "VALUES ('inbox', 1)"):
         assert words in script
@@ -197,7 +197,7 @@ def test_statements_for_postgresql_need_no_server(tmp_path: Path) -> None:
 
 def test_an_unknown_dialect_is_a_usage_error(tmp_path: Path) -> None:
     """Exit code 2, like every wrong argument."""
-    ran = run("db", "sql", "--dialect", "oracle", cwd=tmp_path)
+    ran = invoke("db", "sql", "--dialect", "oracle", cwd=tmp_path)
     assert ran.returncode == 2
     assert "'oracle' is not one of postgresql, sqlite" in ran.stderr
 
@@ -205,14 +205,14 @@ def test_an_unknown_dialect_is_a_usage_error(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     """Exit code 3: the path leads to something, which says no."""
     (tmp_path / "orders.db").write_text("this is a shopping list, and long enough to be looked at by SQLite" * 20)
-    ran = run("db", "upgrade", cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path))
+    ran = invoke("db", "upgrade", cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path))
     assert ran.returncode == 3
     assert "Check that the path names a SQLite database" in ran.stderr
 
 
 def test_a_database_that_is_not_there_ends_a_single_command_with_code_5(tmp_path: Path) -> None:
     """Commands that run once do not wait: nothing listens on port 1."""
-    ran = run("db", "check", cwd=tmp_path, SAGAPOST_DATABASE_URL=f"postgresql://app:{PASSWORD}@127.0.0.1:1/orders")
+    ran = invoke("db", "check", cwd=tmp_path, SAGAPOST_DATABASE_URL=f"postgresql://app:{PASSWORD}@127.0.0.1:1/orders")
     assert ran.returncode == 5, ran.stderr
     assert "The database at 127.0.0.1:1/orders cannot be reached" in ran.stderr
     assert PASSWORD not in ran.stderr
@@ -224,16 +224,24 @@ def test_a_database_that_is_not_there_ends_a_single_command_with_code_5(tmp_path
 def test_status_counts_what_waits(tmp_path: Path) -> None:
     """Pending, oldest, held, dead and scheduled, as text and as JSON."""
     settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
-    run("db", "upgrade", cwd=tmp_path, **settings)
+    invoke("db", "upgrade", cwd=tmp_path, **settings)
     change(
         tmp_path,
         "INSERT INTO outbox (xid, event_id, key_hash, topic, type, source, time, data) "
         f"VALUES (0, '{'0' * 31}1', 1, 't', 't', 'urn:x', '2020-01-01 00:00:00.000000', x'7b7d')",
     )
-    backlog = json.loads(run("status", "--json", cwd=tmp_path, **settings).stdout)
-    assert backlog.pop("oldest_seconds") > 86_400
-    assert backlog == {"pending": 1, "held": 0, "dead": 0, "scheduled": 0}
-    assert run("status", cwd=tmp_path, **settings).stdout.startswith("pending\t1\t")
+    found = json.loads(invoke("status", "--json", cwd=tmp_path, **settings).stdout)
+    assert found["outbox"].pop("oldest_seconds") > 86_400
+    assert found == {"outbox": {"pending": 1, "held": 0, "dead": 0, "scheduled": 0}, "inboxes": {}}
+    assert invoke("status", cwd=tmp_path, **settings).stdout.startswith("outbox\tpending\t1\t")
+
+
+def test_status_of_a_service_that_only_publishes(tmp_path: Path) -> None:
+    """Without the inbox tables there is no inbox to show, and nothing to complain about."""
+    settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
+    invoke("db", "upgrade", cwd=tmp_path, **settings)
+    change(tmp_path, "DELETE FROM sagapost_schema WHERE part = 'inbox'")
+    assert json.loads(invoke("status", "--json", cwd=tmp_path, **settings).stdout)["inboxes"] == {}
 
 
 # --- the rest ---
@@ -242,14 +250,14 @@ def test_status_counts_what_waits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("--help",), ("relay", "--help"), ("consume", "--help"), ("db", "--help")])
 def test_help(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Works without any setting."""
-    ran = run(*arguments, cwd=tmp_path)
+    ran = invoke(*arguments, cwd=tmp_path)
     assert ran.returncode == 0
     assert "Usage: " in ran.stdout
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     """Exit code 2."""
-    assert run("relayy", cwd=tmp_path).returncode == 2
+    assert invoke("relayy", cwd=tmp_path).returncode == 2
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:

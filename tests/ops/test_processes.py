@@ -35,7 +35,7 @@ def test_events_flow_and_every_line_of_a_handler_carries_the_ids(tmp_path: Path)
     assert all(line["correlationid"] == line["event_id"] for line in lines)
     assert all(line["level"] == "INFO" for line in lines)
     assert sum("handled" in line["message"] for line in process.lines) == len(ids)
-    assert json.loads(run("status", "--json", cwd=tmp_path, **settings).stdout)["pending"] == 0
+    assert json.loads(run("status", "--json", cwd=tmp_path, **settings).stdout)["outbox"]["pending"] == 0
 
 
 def test_several_inboxes_run_in_one_process(tmp_path: Path) -> None:

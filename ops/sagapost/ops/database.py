@@ -35,6 +35,7 @@ __all__ = [
     "engine_url",
     "make_consumer_engine",
     "make_engine",
+    "opened_engine",
     "tables_of",
     "upgrade",
 ]
@@ -133,16 +134,13 @@ async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGener
     :raises StoreUnavailableError: if the database cannot be reached in time.
     :raises StoreRefusedError: if it refuses.
     """
-    settings, url = loaded.settings, loaded.database_url
-    call, opening = settings.database_call_timeout.total_seconds(), settings.database_connect_timeout.total_seconds()
-    limits = {} if url.scheme.startswith("sqlite") else {"timeout": opening, "command_timeout": call}
-    engine = make_engine(url, poolclass=NullPool, connect_args=limits)
+    engine = _command_engine(loaded)
     file = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
     if file is not None and not create and not file.exists():
         raise SchemaError(found=None, expected=OUTBOX_SCHEMA_VERSION, where=f"There is no file {file}; a new database")
     try:
         async with AsyncExitStack() as stack:
-            with anyio.fail_after(opening):
+            with anyio.fail_after(loaded.settings.database_connect_timeout.total_seconds()):
                 connection = await stack.enter_async_context(engine.connect())
             async with connection.begin():
                 yield connection
@@ -150,6 +148,27 @@ async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGener
         raise translate(error, engine.url) from error
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def opened_engine(loaded: LoadedSettings) -> AsyncGenerator[AsyncEngine, None]:
+    """Give an engine to a command; its connections are closed with it."""
+    engine = _command_engine(loaded)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def _command_engine(loaded: LoadedSettings) -> AsyncEngine:
+    settings, url = loaded.settings, loaded.database_url
+    if url.scheme.startswith("sqlite"):
+        return make_engine(url, poolclass=NullPool)
+    limits = {
+        "timeout": settings.database_connect_timeout.total_seconds(),
+        "command_timeout": settings.database_call_timeout.total_seconds(),
+    }
+    return make_engine(url, poolclass=NullPool, connect_args=limits)
 
 
 def translate(error: DBAPIError | OSError, url: URL) -> SagapostError:

@@ -1,49 +1,98 @@
-"""`sagapost status`: how far behind the outbox is."""
+"""`sagapost status`: how far behind the outbox is, and what the inboxes have parked."""
 
 from __future__ import annotations
 
-import anyio
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+import anyio
+from sqlalchemy import select
+
+from sagapost.core.errors import SchemaError
 from sagapost.core.outbox_store import OutboxBacklog
+from sagapost.inbox.inspection import Inspection, ParkedCounts
+from sagapost.inbox.parking import State
+from sagapost.ops import database
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.commands.output import write_json, write_table
 from sagapost.ops.composition import make_store
-from sagapost.ops.settings import load_settings
+from sagapost.ops.settings import LoadedSettings, load_settings
 from sagapost.ops.settings.units import format_duration
 
 __all__ = ["status"]
 
+_STATES: Mapping[State, str] = {
+    "waiting": "failed; tried again when due",
+    "behind": "wait for an earlier message of their key",
+    "dead": "an operator decides; see `sagapost parked list`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    outbox: OutboxBacklog
+    inboxes: Mapping[str, ParkedCounts]
+
 
 def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show how many events wait in the outbox, and why."""
+    """Show how many events wait in the outbox, and how many messages each inbox has parked."""
     loaded = load_settings(required=("database_url",), env_file=env_file)
-
-    async def look() -> OutboxBacklog:
-        store = make_store(loaded)
-        try:
-            await store.check_schema()
-            return await store.backlog()
-        finally:
-            await store.aclose()
-
-    backlog = anyio.run(look)
-    age = backlog.oldest_age
+    found = anyio.run(_look, loaded)
     if as_json:
-        write_json(
-            {
-                "pending": backlog.pending,
-                "oldest_seconds": None if age is None else round(age.total_seconds(), 3),
-                "held": backlog.held,
-                "dead": backlog.dead,
-                "scheduled": backlog.scheduled,
-            }
-        )
+        write_json(_as_json(found))
         return
+    backlog = found.outbox
+    age = "-" if backlog.oldest_age is None else format_duration(backlog.oldest_age)
     rows = [
-        ("pending", str(backlog.pending), "committed and not yet published"),
-        ("oldest", "-" if age is None else format_duration(age), "age of the first of them"),
-        ("held", str(backlog.held), "refused by the broker; tried again"),
-        ("dead", str(backlog.dead), "given up; see `sagapost dead list`"),
-        ("scheduled", str(backlog.scheduled), "not due yet"),
+        ("outbox", "pending", str(backlog.pending), "committed and not yet published"),
+        ("outbox", "oldest", age, "age of the first of them"),
+        ("outbox", "held", str(backlog.held), "refused by the broker; tried again"),
+        ("outbox", "dead", str(backlog.dead), "given up; an operator decides"),
+        ("outbox", "scheduled", str(backlog.scheduled), "not due yet"),
     ]
-    write_table(("events", "count", "meaning"), rows, styles={"events": "cyan", "meaning": "dim"})
+    for name, counts in found.inboxes.items():
+        parked = counts.by_state
+        rows += [(f"inbox {name}", state, str(parked.get(state, 0)), text) for state, text in _STATES.items()]
+    write_table(("where", "what", "count", "meaning"), rows, styles={"where": "cyan", "meaning": "dim"})
+
+
+async def _look(loaded: LoadedSettings) -> _Status:
+    store = make_store(loaded)
+    try:
+        await store.check_schema()
+        backlog = await store.backlog()
+    finally:
+        await store.aclose()
+    tables = database.tables_of(loaded.settings).inbox
+    async with database.connect(loaded) as connection:
+        try:
+            await database.check(connection, tables.versions, [tables.part])
+        except SchemaError as error:
+            if error.found is not None:
+                raise
+            # A service that only publishes has no inbox.
+            return _Status(backlog, {})
+        names = sorted((await connection.execute(select(tables.consumers.c.name))).scalars())
+    async with database.opened_engine(loaded) as engine:
+        return _Status(backlog, {name: await Inspection(engine, tables, name).counts() for name in names})
+
+
+def _as_json(found: _Status) -> dict[str, object]:
+    backlog, age = found.outbox, found.outbox.oldest_age
+    return {
+        "outbox": {
+            "pending": backlog.pending,
+            "oldest_seconds": None if age is None else round(age.total_seconds(), 3),
+            "held": backlog.held,
+            "dead": backlog.dead,
+            "scheduled": backlog.scheduled,
+        },
+        "inboxes": {
+            name: {
+                "parked": counts.by_state,
+                "reasons": counts.by_reason,
+                "oldest": None if counts.oldest is None else counts.oldest.isoformat(),
+            }
+            for name, counts in found.inboxes.items()
+        },
+    }

@@ -1,0 +1,254 @@
+"""`sagapost parked`: messages an inbox could not handle, and what to do about them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import anyio
+import typer
+from sqlalchemy import select
+
+from sagapost.core.broker import Malformed
+from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.inspection import ParkedMessage
+from sagapost.inbox.redrive import ParkedMessages
+from sagapost.ops import database
+from sagapost.ops.commands.options import AsJson, EnvFile
+from sagapost.ops.commands.output import write_json, write_line, write_table
+from sagapost.ops.commands.selection import parse_selection
+from sagapost.ops.settings import LoadedSettings, load_settings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Messages an inbox could not handle: look at them, redrive, discard or edit them.", no_args_is_help=True
+)
+
+T = TypeVar("T")
+
+
+def _user() -> str:
+    """Return who is at the keyboard; in a container often only a number is known."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+InboxName: TypeAlias = Annotated[str, typer.Argument(metavar="INBOX", help="Name of the inbox, e.g. warehouse.")]
+ParkedId: TypeAlias = Annotated[int, typer.Argument(metavar="ID", help="Number of the parked message, as listed.")]
+Where: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=VALUE",
+        help="Only these; several are combined. Fields: id, event_id, source, type, key, correlationid, state "
+        "(waiting, behind, dead), reason, parked_after, parked_before (times in ISO 8601).",
+        show_default=False,
+    ),
+]
+Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Everything that is parked.")]
+Because: TypeAlias = Annotated[str, typer.Option(help="Why; kept in the audit.")]
+Actor: TypeAlias = Annotated[str, typer.Option(help="Who decides; kept in the audit.", default_factory=_user)]
+DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
+
+
+@app.command("list")
+def list_(
+    inbox: InboxName,
+    where: Where = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    after: Annotated[int, typer.Option(help="Begin after this number.")] = 0,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is parked, in the order of parking."""
+    selection = parse_selection(where or [])
+    found = _run(env_file, inbox, lambda parked: parked.list(selection, limit=limit, after=after))
+    if as_json:
+        write_json([_brief(message) for message in found])
+        return
+    columns = ("id", "state", "reason", "attempts", "parked", "type", "event")
+    rows = [
+        (
+            str(message.id),
+            message.state,
+            message.reason,
+            str(message.attempts),
+            message.parked_at.isoformat(timespec="seconds"),
+            message.content.type or "-",
+            _event_id(message) or "-",
+        )
+        for message in found
+    ]
+    write_table(columns, rows, styles={"id": "cyan", "state": "bold"})
+
+
+@app.command()
+def show(
+    inbox: InboxName,
+    number: ParkedId,
+    data: Annotated[bool, typer.Option("--data", help="Show the payload too, which may be personal.")] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Show one parked message with its error, traceback and attributes, as JSON."""
+    found = _run(env_file, inbox, lambda parked: parked.list(parse_selection([f"id={number}"])))
+    if not found:
+        raise ConfigurationError(f"The inbox {inbox!r} has no parked message {number}.")
+    message = found[0]
+    content = message.content
+    shown = _brief(message) | {"error": message.error, "traceback": message.traceback, "topic": message.topic}
+    if isinstance(content, Malformed):
+        shown["headers"] = dict(content.headers)
+        body = content.body
+    else:
+        attributes = {name: getattr(content, name) for name in content.__struct_fields__ if name != "data"}
+        shown["attributes"] = {name: _plain(value) for name, value in attributes.items() if value is not None}
+        body = content.data
+    shown["bytes"] = len(body)
+    if data:
+        shown["data"] = body.decode("utf-8", "backslashreplace")
+    write_json(shown)
+
+
+@app.command()
+def redrive(
+    inbox: InboxName,
+    because: Because,
+    actor: Actor,
+    where: Where = None,
+    everything: Everything = False,
+    per_second: Annotated[float | None, typer.Option(help="Spread them over time.", show_default=False)] = None,
+    dry_run: DryRun = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let parked messages be handled again, with a fresh budget of attempts; the order of a key is kept."""
+    selection = parse_selection(where or [], everything=everything)
+    result = _run(
+        env_file,
+        inbox,
+        lambda parked: parked.redrive(selection, actor=actor, reason=because, per_second=per_second, dry_run=dry_run),
+    )
+    if as_json:
+        write_json(asdict(result) | {"dry_run": dry_run})
+        return
+    verb = "would be" if dry_run else "are"
+    write_line(f"{result.waiting + result.behind} {verb} handled again ({result.behind} behind an earlier one)")
+    if result.unreadable:
+        write_line(f"{result.unreadable} left alone: no events; edit them first")
+    if result.in_work:
+        write_line(f"{result.in_work} left alone: being handled now")
+
+
+@app.command()
+def discard(
+    inbox: InboxName,
+    because: Because,
+    actor: Actor,
+    where: Where = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give parked messages up; each is kept in the audit. The next message of its key goes on."""
+    selection = parse_selection(where or [], everything=everything)
+    count = _run(
+        env_file,
+        inbox,
+        lambda parked: parked.discard(selection, actor=actor, reason=because, dry_run=dry_run),
+    )
+    if as_json:
+        write_json({"discarded": count, "dry_run": dry_run})
+    else:
+        write_line(f"{count} {'would be' if dry_run else 'are'} discarded")
+
+
+@app.command()
+def edit(
+    inbox: InboxName,
+    number: ParkedId,
+    because: Because,
+    actor: Actor,
+    data_file: Annotated[Path | None, typer.Option(help="File with the new payload.", show_default=False)] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="CloudEvents attribute to replace.", show_default=False),
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Correct a parked message; the original goes to the audit. Redrive it afterwards."""
+    attributes: dict[str, str] = {}
+    for entry in attribute or []:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set {entry!r} is not of the form NAME=VALUE. Example: --set type=a.b.v1")
+        attributes[name.strip()] = value
+    try:
+        data = None if data_file is None else data_file.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"The file {data_file} cannot be read: {error.strerror}.") from None
+    if data is None and not attributes:
+        raise ConfigurationError("Say what to change, with --data-file or --set.")
+    changed = _run(
+        env_file,
+        inbox,
+        lambda parked: parked.edit(number, actor=actor, reason=because, data=data, attributes=attributes),
+    )
+    if not changed:
+        raise ConfigurationError(f"The inbox {inbox!r} has no parked message {number} that is at rest.")
+    write_line(f"message {number} is changed; redrive it with: sagapost parked redrive {inbox} --where id={number}")
+
+
+# --- inside ---
+
+
+def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awaitable[T]]) -> T:
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+
+    async def run() -> T:
+        tables = database.tables_of(loaded.settings).inbox
+        await _require_inbox(loaded, inbox)
+        async with database.opened_engine(loaded) as engine:
+            return await work(ParkedMessages(engine, tables, inbox, on_dead=loaded.settings.consumer_on_dead))
+
+    return anyio.run(run)
+
+
+async def _require_inbox(loaded: LoadedSettings, inbox: str) -> None:
+    tables = database.tables_of(loaded.settings).inbox
+    async with database.connect(loaded) as connection:
+        await database.check(connection, tables.versions, [tables.part])
+        names = set((await connection.execute(select(tables.consumers.c.name))).scalars())
+    if inbox not in names:
+        known = ", ".join(sorted(names)) or "none has run yet"
+        raise ConfigurationError(f"This database knows no inbox {inbox!r}; it knows: {known}.")
+
+
+def _event_id(message: ParkedMessage) -> str | None:
+    content = message.content
+    return content.message_id if isinstance(content, Malformed) else content.id
+
+
+def _brief(message: ParkedMessage) -> dict[str, Any]:
+    due = message.next_attempt_at
+    return {
+        "id": message.id,
+        "state": message.state,
+        "reason": message.reason,
+        "attempts": message.attempts,
+        "crashes": message.crashes,
+        "next_attempt_at": None if due is None else due.isoformat(),
+        "parked_at": message.parked_at.isoformat(),
+        "type": message.content.type,
+        "event_id": _event_id(message),
+    }
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | dict) else str(value)

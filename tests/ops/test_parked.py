@@ -1,0 +1,130 @@
+"""`sagapost parked`: an operator finds what an inbox could not handle, and acts on it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.selection import Selection
+from sagapost.ops.commands.selection import parse_selection
+from tests.ops.processes import invoke, started
+from tests.ops.services import place_orders, prepare, write_service
+
+Parked = Callable[..., Any]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """A database in which the inbox `warehouse` has rejected orders 1 and 3 and handled order 2."""
+    settings = prepare(tmp_path)
+    path = write_service(tmp_path, "rejects")
+    place_orders(settings, 1, 2, 3)
+    with started("consume", path, "--with-relay", cwd=tmp_path, **settings) as process:
+        process.wait_for("order 2 handled")
+        settled = dict[str, Any]()
+        while settled.get("dead") != 2:
+            found = json.loads(invoke("status", "--json", cwd=tmp_path, **settings).stdout)
+            settled = found["inboxes"]["warehouse"]["parked"]
+        process.send(signal.SIGTERM)
+        assert process.end() == 0, process.text
+    return settings
+
+
+@pytest.fixture
+def parked(settings: dict[str, str], tmp_path: Path) -> Parked:
+    """Run `sagapost parked COMMAND warehouse ...`; return what it wrote, as JSON where asked for."""
+
+    def parked(command: str, *arguments: str, code: int = 0) -> Any:
+        ran = invoke("parked", command, "warehouse", *arguments, cwd=tmp_path, **settings)
+        assert ran.returncode == code, ran.stderr
+        if code:
+            return ran.stderr
+        return json.loads(ran.stdout) if ran.stdout.startswith(("{", "[")) else ran.stdout
+
+    return parked
+
+
+def test_an_operator_looks_edits_redrives_and_discards(
+    parked: Parked, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The whole way: find the two, correct one and have it handled, give the other up; every step by command."""
+    first, second = parked("list", "--json", "--where", "state=dead")
+    assert (first["reason"], first["type"]) == ("rejected", "tests.order-placed.v1")
+    assert parked("list", "--where", "reason=failed") == ""
+    assert parked("list").count("\n") == 2
+
+    shown = parked("show", str(first["id"]))
+    assert shown["attributes"]["id"] == first["event_id"]
+    assert shown["error"] in {"order 1 is odd", "order 3 is odd"}
+    assert "data" not in shown
+    with_data = parked("show", str(first["id"]), "--data")
+    assert shown["error"] == f"order {json.loads(with_data['data'])['number']} is odd"
+
+    (tmp_path / "corrected.json").write_text('{"number": 4}')
+    parked("edit", str(first["id"]), "--because", "typing error", "--data-file", "corrected.json")
+    chosen = ("--where", f"id={first['id']}", "--because", "corrected", "--actor", "ada")
+    assert parked("redrive", *chosen, "--dry-run").startswith("1 would be handled again")
+    assert {entry["state"] for entry in parked("list", "--json")} == {"dead"}
+    assert parked("redrive", *chosen, "--json")["waiting"] == 1
+
+    assert parked("discard", "--where", f"id={second['id']}", "--because", "a joke") == "1 are discarded\n"
+    with started("consume", "shop:inbox", "--with-relay", cwd=tmp_path, **settings) as process:
+        process.wait_for("order 4 handled")
+        process.send(signal.SIGTERM)
+        assert process.end() == 0, process.text
+    assert parked("list", "--json") == []
+
+
+def test_nothing_is_changed_by_accident(parked: Parked, settings: dict[str, str], tmp_path: Path) -> None:
+    """Without a condition, `--all` must be said; without a reason nothing happens; unknown inboxes are named."""
+    assert "--all for everything" in parked("discard", "--because", "x", code=2)
+    assert "--all for everything" in parked("redrive", "--because", "x", "--all", "--where", "state=dead", code=2)
+    assert "--because" in parked("discard", "--all", code=2)
+    assert "no parked message 99" in parked("show", "99", code=2)
+    assert "with --data-file or --set" in parked("edit", "1", "--because", "x", code=2)
+    assert len(parked("list", "--json")) == 2
+    ran = invoke("parked", "list", "warehose", cwd=tmp_path, **settings)
+    assert ran.returncode == 2
+    assert "This database knows no inbox 'warehose'; it knows: warehouse." in ran.stderr
+
+
+def test_conditions_become_a_selection() -> None:
+    """Each field, with its type."""
+    assert parse_selection(["id=7", "type=a.v1", "state=dead", "parked_after=2026-11-23T09:30:00Z"]) == Selection(
+        id=7, type="a.v1", state="dead", parked_after=datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
+    )
+    # A time without a zone is taken as UTC, like all times that are shown.
+    assert parse_selection(["parked_before=2026-11-23"]).parked_before == datetime(2026, 11, 23, tzinfo=UTC)
+    assert parse_selection(["key=a=b"]).key == "a=b"
+    assert parse_selection([], everything=True) == Selection()
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("state", "is not of the form FIELD=VALUE"),
+        ("state=", "is not of the form FIELD=VALUE"),
+        ("colour=red", "there is no such field; there are id, event_id"),
+        ("state=alive", "use one of waiting, behind, dead"),
+        ("reason=bad", "use one of failed, retry"),
+        ("id=seven", "whole numbers"),
+        ("parked_after=yesterday", "not a time in ISO 8601"),
+    ],
+)
+def test_a_wrong_condition_says_what_there_is(condition: str, words: str) -> None:
+    """One error for each way to get it wrong."""
+    with pytest.raises(ConfigurationError, match=words):
+        parse_selection([condition])
+
+
+def test_a_field_is_given_once() -> None:
+    """Two values for one field select nothing, so it is a mistake."""
+    with pytest.raises(ConfigurationError, match="twice"):
+        parse_selection(["type=a", "type=b"])
