@@ -1,0 +1,1 @@
+"""Faults on demand: a network that breaks when a test says so."""
