@@ -117,10 +117,10 @@ def test_upgrade_installs_and_a_second_one_finds_nothing_to_do(tmp_path: Path) -
     first = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
     second = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
     checked = invoke("db", "check", cwd=tmp_path, **settings)
-    assert json.loads(first.stdout)["changed"] == ["outbox", "inbox"]
+    assert json.loads(first.stdout)["changed"] == ["outbox", "inbox", "sagas"]
     assert json.loads(second.stdout)["changed"] == []
     assert (first.returncode, second.returncode, checked.returncode) == (0, 0, 0)
-    assert "as this release needs it (outbox 1, inbox 1)" in checked.stdout
+    assert "as this release needs it (outbox 1, inbox 1, sagas 1)" in checked.stdout
 
 
 def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
     replicas = [subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE) for _ in range(3)]
     outputs = [replica.communicate(timeout=30)[0] for replica in replicas]
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
-    assert sorted(len(json.loads(output)["changed"]) for output in outputs) == [0, 0, 2]
+    assert sorted(len(json.loads(output)["changed"]) for output in outputs) == [0, 0, 3]
 
 
 @pytest.mark.parametrize("command", [("db", "check"), ("status",)])

@@ -22,8 +22,10 @@ from sagapost.inbox.inbox import Inbox
 from sagapost.ops import database
 from sagapost.ops.daemon import Requirement, Worker
 from sagapost.ops.log_observer import LogObserver
-from sagapost.ops.services import ConsumerService, RelayService
+from sagapost.ops.services import CompensatorService, ConsumerService, RelayService
 from sagapost.ops.settings import LoadedSettings
+from sagapost.sagas import Sagas
+from sagapost.sagas.declaration import sagas_of
 
 __all__ = ["Composition", "make_broker", "make_store"]
 
@@ -124,7 +126,12 @@ class Composition:
         """The database answers and holds this release's tables for each inbox and what it publishes through."""
         needed: dict[Table, list[SchemaPart]] = {}
         for inbox in inboxes:
-            for tables in (inbox.tables, inbox.outbox.tables if inbox.outbox is not None else None):
+            sagas = sagas_of(inbox)
+            for tables in (
+                inbox.tables,
+                inbox.outbox.tables if inbox.outbox is not None else None,
+                sagas.tables if sagas is not None else None,
+            ):
                 if tables is not None and tables.part not in needed.setdefault(tables.versions, []):
                     needed[tables.versions].append(tables.part)
 
@@ -183,4 +190,18 @@ class Composition:
 
             return Worker(f"inbox {inbox.name}", make, settings.drain_timeout)
 
-        return [worker(inbox) for inbox in inboxes]
+        return [worker(inbox) for inbox in inboxes] + self._compensators(inboxes, engine)
+
+    def _compensators(self, inboxes: Sequence[Inbox], engine: AsyncEngine) -> list[Worker]:
+        """A compensator for each inbox whose handlers are steps of sagas."""
+        observer = LogObserver(logging.getLogger("sagapost.sagas"))
+        drain = self._loaded.settings.consumer_settings().drain_timeout
+
+        def worker(sagas: Sagas) -> Worker:
+            def make() -> CompensatorService:
+                return CompensatorService(sagas, engine, observer)
+
+            return Worker(f"compensator {sagas.service}", make, drain)
+
+        found = (sagas_of(inbox) for inbox in inboxes)
+        return [worker(sagas) for sagas in found if sagas is not None]

@@ -25,6 +25,7 @@ from sagapost.inbox.tables import InboxTables
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings import LoadedSettings, Settings
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
+from sagapost.sagas.tables import SagaTables
 
 __all__ = [
     "Tables",
@@ -50,6 +51,7 @@ class Tables:
 
     outbox: OutboxTables
     inbox: InboxTables
+    sagas: SagaTables
 
     @property
     def versions(self) -> Table:
@@ -59,14 +61,14 @@ class Tables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        return (self.outbox.part, self.inbox.part)
+        return (self.outbox.part, self.inbox.part, self.sagas.part)
 
 
 def tables_of(settings: Settings) -> Tables:
     """Return the tables with the schema and prefix of the settings."""
     metadata = MetaData()
     where: dict[str, Any] = {"schema": settings.database_schema, "prefix": settings.table_prefix}
-    return Tables(OutboxTables(metadata, **where), InboxTables(metadata, **where))
+    return Tables(OutboxTables(metadata, **where), InboxTables(metadata, **where), SagaTables(metadata, **where))
 
 
 # --- connecting ---

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sagapost.core.observer import Observation
 from sagapost.inbox import observations as inbox
 from sagapost.outbox.relay import observations as relay
+from sagapost.sagas import observations as sagas
 
 __all__ = ["Line", "line_for"]
 
@@ -36,6 +37,8 @@ def line_for(event: Observation) -> Line | None:
             return _step_line(event)
         case inbox.Consuming():
             return _consumer_line(event)
+        case sagas.SagaObservation():
+            return _saga_line(event)
         case _:
             return None
 
@@ -211,5 +214,27 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
         case inbox.Released(messages=messages):
             text = f"{messages} messages given back to the queue"
             return Line(_INFO, text, extra | {"messages": messages}, _READABLE)
+        case _:
+            return None
+
+
+def _saga_line(event: sagas.SagaObservation) -> Line | None:
+    """What happens to rollbacks: rare, and each worth a line."""
+    extra: dict[str, object] = {"service": event.service}
+    match event:
+        case sagas.Compensated(saga=saga, compensation=name, remaining=remaining):
+            text = f"{name} has undone its step; {remaining} to go"
+            return Line(_INFO, text, extra | {"correlation_id": saga, "compensation": name, "remaining": remaining})
+        case sagas.SagaRolledBack(saga=saga):
+            return Line(_INFO, "the saga is rolled back here", extra | {"correlation_id": saga})
+        case sagas.CompensationFailed(saga=saga, compensation=name, attempts=attempts, retry_in=retry_in, error=error):
+            text = f"{name} failed: {error}; attempt {attempts}, next in {retry_in:.1f} s"
+            return Line(_WARNING, text, extra | {"correlation_id": saga, "compensation": name})
+        case sagas.CompensationGivenUp(saga=saga, compensation=name, attempts=attempts, error=error):
+            text = f"{name} is given up after {attempts} attempts: {error}; a person must decide"
+            return Line(_ERROR, text, extra | {"correlation_id": saga, "compensation": name})
+        case sagas.LedgerUnavailable(reason=reason, attempt=attempt, retry_in=retry_in):
+            text = f"the database cannot be reached ({reason}). Attempt {attempt}; next in {retry_in:.1f} s."
+            return Line(_WARNING, text, extra)
         case _:
             return None

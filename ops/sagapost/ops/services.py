@@ -13,8 +13,9 @@ from sagapost.inbox.observations import ConsumerStopped
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay.observations import RelayStopped
+from sagapost.sagas import Compensator, Sagas
 
-__all__ = ["ConsumerService", "RelayService"]
+__all__ = ["CompensatorService", "ConsumerService", "RelayService"]
 
 
 class _LeftInFlight:
@@ -66,3 +67,19 @@ class ConsumerService:
     def stop(self) -> None:
         """See `Service.stop`."""
         self._consumer.stop()
+
+
+class CompensatorService:
+    """One service's compensator, for one run."""
+
+    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer) -> None:
+        self._compensator = Compensator(sagas, engine, observer=observer)
+
+    async def run(self) -> int:
+        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
+        await self._compensator.run()
+        return 0
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._compensator.stop()

@@ -18,7 +18,7 @@ from sagapost.sagas.compensations import CompensationFunction
 if TYPE_CHECKING:
     from sagapost.sagas.sagas import Sagas
 
-__all__ = ["DeadlineDeclaration", "StepDeclaration", "manifest_of", "schema_of", "type_names"]
+__all__ = ["DeadlineDeclaration", "StepDeclaration", "manifest_of", "sagas_of", "schema_of", "type_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
 
     :param sagas: default: the one whose context class the inbox was made with, if any.
     """
-    found: Sagas | None = sagas if sagas is not None else getattr(inbox.context, "sagas", None)
+    found = sagas if sagas is not None else sagas_of(inbox)
     schemas: dict[str, Mapping[str, Any]] = {}
     steps: list[parts.Step] = []
     for handler in inbox.handlers:
@@ -82,6 +82,12 @@ def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
         ends=type_names(found.ends) if found is not None else (),
         schemas=dict(sorted(schemas.items())),
     )
+
+
+def sagas_of(inbox: Inbox) -> Sagas | None:
+    """Return the `Sagas` whose context class the inbox was made with, if any."""
+    found: Sagas | None = getattr(inbox.context, "sagas", None)
+    return found
 
 
 def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
