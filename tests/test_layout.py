@@ -234,3 +234,14 @@ def test_modules_named_in_the_documents_exist() -> None:
             except (ImportError, AttributeError):
                 missing.append(f"{name_of(path)}: {name}")
     assert missing == []
+
+
+def test_tests_named_in_the_documents_exist() -> None:
+    """A promise that names the test behind it names one that is there, in the file it links to."""
+    missing = [
+        f"{name_of(path)}: {test}"
+        for path in DOCUMENTS
+        for test, file in re.findall(r"\[`(test_\w+)`\]\(([^)#]+)\)", path.read_text())
+        if f"def {test}(" not in (path.parent / file).resolve().read_text()
+    ]
+    assert missing == []
