@@ -37,8 +37,15 @@ class Availability:
         self._stop = stop
         self._lock = anyio.Lock()
         self._recoveries = 0
+        # Of attempts since something last worked: a database that answers and still fails our statements (a table
+        # that was altered) must not be asked again at full speed.
+        self._attempt = 0
         self._lost_at: float | None = None
         self._lost = anyio.Event()
+
+    def worked(self) -> None:
+        """Take note that something was committed."""
+        self._attempt = 0
 
     async def lost_for(self, limit: timedelta) -> bool:
         """Wait for an outage; tell whether it lasted this long (and lasts)."""
@@ -55,13 +62,14 @@ class Availability:
             if self._recoveries > seen:
                 # Somebody else waited for the same outage while this task waited for the lock.
                 return not self._stop.is_set()
-            attempt = 0
             self._lost_at = self._clock.monotonic()
             self._lost.set()
             while not self._stop.is_set():
-                attempt += 1
-                delay = self._backoff.seconds(attempt)
-                self._observer.notify(StoreLost(self._consumer, self._database.address, str(error), attempt, delay))
+                self._attempt += 1
+                delay = self._backoff.seconds(self._attempt)
+                self._observer.notify(
+                    StoreLost(self._consumer, self._database.address, str(error), self._attempt, delay)
+                )
                 with anyio.move_on_after(delay):
                     await self._stop.wait()
                 try:

@@ -12,7 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from sagapost.core.broker import Broker
 from sagapost.core.clock import Clock, SystemClock
-from sagapost.core.errors import BrokerError, BrokerUnavailableError, ConfigurationError, StoreUnavailableError
+from sagapost.core.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    StoreUnavailableError,
+    TopologyConflictError,
+)
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.core.schema import check_schema
 from sagapost.inbox import observations as obs
@@ -133,16 +139,22 @@ class Consumer:
         )
         # Ages are judged by the database's clock from the first message on.
         await self._until_available(parts.pruner.read_clock)
+        refusal: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 for service in (parts.workers.run, parts.retries.run, parts.pruner.run):
                     tasks.start_soon(service)
-                await self._subscriptions(parts)
+                # A refusal is reported as it is, and not as a group of one.
+                refusal = await self._subscriptions(parts)
+                self._stop.set()
                 await parts.workers.drain(self._settings.drain_timeout)
-                tasks.cancel_scope.cancel()
+                # The others see the stop by themselves, after the statement they are in.
+                tasks.cancel_scope.deadline = anyio.current_time() + self._database.timeout
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await parts.retries.call_off(parts.workers.left())
+        if refusal is not None:
+            raise refusal
         return parts.workers.unfinished
 
     async def _until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
@@ -154,15 +166,15 @@ class Consumer:
                 await self._availability.restored(error)
         return None
 
-    async def _subscriptions(self, parts: Parts) -> None:
-        """One subscription after the other, until stopped."""
+    async def _subscriptions(self, parts: Parts) -> Exception | None:
+        """One subscription after the other, until stopped; returns the error if the broker will have none of it."""
         attempt = 0
         worked = False
         while not self._stop.is_set():
             # After an outage that ended the last subscription there is nothing to receive for yet.
             await self._until_available(self._database.ping)
             if self._stop.is_set():
-                return
+                break
             try:
                 async with self._broker.subscribe(self._inbox.queue, prefetch=parts.prefetch) as subscription:
                     self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, parts.prefetch))
@@ -180,9 +192,11 @@ class Consumer:
                         stop=self._stop,
                     )
                     await self._intake.run()
+            except TopologyConflictError as error:
+                return error
             except BrokerError as error:
                 if not worked and not isinstance(error, BrokerUnavailableError):
-                    raise
+                    return error
                 attempt += 1
                 delay = self._settings.reconnect.seconds(attempt)
                 self._observer.notify(
@@ -190,3 +204,4 @@ class Consumer:
                 )
                 with anyio.move_on_after(delay):
                     await self._stop.wait()
+        return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from sqlalchemy import Connection, text
@@ -130,13 +130,21 @@ class Database:
             async with self._turn:
                 yield
 
+    def undisturbed(self) -> _Scope:
+        """Return a scope in which statements are not cancelled half-way where that does harm.
+
+        An aiosqlite connection that is cancelled within a statement cannot be closed any more, and the event loop
+        waits for it at its end. Its statements are local and short; asyncpg's may be cancelled at any point.
+        """
+        return _OPEN if self._turn is None else _Shield()
+
     async def connect(self) -> AsyncConnection:
         """Open a connection.
 
         :raises StoreUnavailableError: if there is none within the limit.
         """
         try:
-            with anyio.fail_after(self.timeout):
+            with self.undisturbed(), anyio.fail_after(self.timeout):
                 return await self.engine.connect()
         except (OSError, TimeoutError, EOFError, PoolTimeoutError, SQLAlchemyError) as error:
             raise self.unavailable(error) from error
@@ -165,7 +173,7 @@ class Database:
             connection = await self.connect()
             stack.push_async_callback(close, connection)
             try:
-                with anyio.fail_after(self.timeout):
+                with self.undisturbed(), anyio.fail_after(self.timeout):
                     return await use(connection)
             except SagapostError:
                 raise
@@ -183,6 +191,27 @@ async def close(connection: AsyncConnection, *, broken: bool = False) -> None:
         except (OSError, SQLAlchemyError, EOFError):
             # It is being thrown away because it does not work.
             await connection.invalidate()
+
+
+class _Scope(Protocol):
+    """A block that swallows nothing."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+_OPEN: _Scope = nullcontext()
+
+
+class _Shield:
+    """Holds cancellation back until its end."""
+
+    def __enter__(self) -> None:
+        self._scope = anyio.CancelScope(shield=True)
+        self._scope.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._scope.__exit__(*error)
 
 
 class Link:

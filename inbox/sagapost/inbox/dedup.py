@@ -42,7 +42,7 @@ class Dedup:
             # One text for any number of keys, so that it is compiled and prepared once.
             keys = bindparam("keys", type_=postgresql.ARRAY(LargeBinary))
             self._known = select(seen.key).where(seen.consumer == consumer, seen.key == func.any(keys))
-            incoming = func.unnest(keys).table_valued(column("key", LargeBinary), name="incoming")
+            incoming = func.unnest(keys).table_valued(column("key", LargeBinary), name="incoming").render_derived()
             self._claim_all = (
                 postgresql.insert(tables.seen)
                 .from_select(["consumer", "key"], select(literal(consumer, SmallInteger), incoming.c.key))

@@ -13,6 +13,7 @@ from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is i
 from sagapost.core.codec import decode_data
 from sagapost.core.context import continue_from
 from sagapost.core.errors import DecodingError, HandlerError
+from sagapost.inbox.database import Database
 from sagapost.inbox.handlers import Call
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.invocation import call_async, call_in_thread
@@ -61,11 +62,21 @@ def _decode(call: Call, message: Message) -> object:
 class Execution:
     """Handlers at work in one transaction, which is open and holds the dedup keys."""
 
-    __slots__ = ("_connection", "_inbox", "_progress", "_session", "_sessions", "_threads", "_transaction")
+    __slots__ = (
+        "_connection",
+        "_database",
+        "_inbox",
+        "_progress",
+        "_session",
+        "_sessions",
+        "_threads",
+        "_transaction",
+    )
 
     def __init__(
         self,
         inbox: Inbox,
+        database: Database,
         sessions: HandlerSessions,
         threads: anyio.CapacityLimiter,
         connection: Connection,
@@ -73,6 +84,7 @@ class Execution:
         progress: Progress,
     ) -> None:
         self._inbox = inbox
+        self._database = database
         self._sessions = sessions
         self._threads = threads
         self._connection = connection
@@ -107,22 +119,25 @@ class Execution:
         :raises HandlerError: if a handler ended the transaction behind the session's back.
         """
         self._require_untouched()
-        self._session.sync_session.flush()
+        with self._database.undisturbed():
+            self._session.sync_session.flush()
 
     def commit(self) -> None:
         """Commit everything, and close the session for good."""
         self._progress.stage = "commit"
-        self._sessions.commit(self._session)
-        # A handler that never used its session left nothing in it to commit; the dedup key is on the connection.
-        if self._connection.in_transaction():
-            self._connection.commit()
-        self._sessions.close(self._session)
+        with self._database.undisturbed():
+            self._sessions.commit(self._session)
+            # A handler that never used its session left nothing in it to commit; the dedup key is on the connection.
+            if self._connection.in_transaction():
+                self._connection.commit()
+            self._sessions.close(self._session)
 
     def undo(self) -> None:
         """Roll everything back, and close the session for good."""
-        self._sessions.close(self._session)
-        if self._connection.in_transaction():
-            self._connection.rollback()
+        with self._database.undisturbed():
+            self._sessions.close(self._session)
+            if self._connection.in_transaction():
+                self._connection.rollback()
 
     def _require_untouched(self) -> None:
         """Check that the transaction which holds the dedup keys is still the one that is open."""

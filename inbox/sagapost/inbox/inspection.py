@@ -15,7 +15,7 @@ from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.event import Event
 from sagapost.inbox.database import Database
 from sagapost.inbox.envelope import restore
-from sagapost.inbox.moments import Moments
+from sagapost.inbox.moments import Moments, aware
 from sagapost.inbox.outcomes import ParkReason
 from sagapost.inbox.parking import State
 from sagapost.inbox.registry import find_consumer
@@ -120,7 +120,7 @@ class Inspection:
             ):
                 states[state] = states.get(state, 0) + number
                 reasons[reason] = reasons.get(reason, 0) + number
-                oldest = since if oldest is None else min(oldest, since)
+                oldest = aware(since) if oldest is None else min(oldest, aware(since))
             return ParkedCounts(states, reasons, oldest)
 
         return await self._run(read, ParkedCounts({}, {}, None))
@@ -135,7 +135,7 @@ class Inspection:
                 statement = statement.where(table.c.parked_id == parked_id)
             return [
                 AuditEntry(
-                    row.at,
+                    aware(row.at),
                     row.actor,
                     row.action,
                     row.reason,
@@ -166,8 +166,8 @@ def _message(row: Any) -> ParkedMessage:
         traceback=row.traceback,
         attempts=row.attempts,
         crashes=row.crashes,
-        next_attempt_at=row.next_attempt_at,
-        parked_at=row.parked_at,
+        next_attempt_at=None if row.next_attempt_at is None else aware(row.next_attempt_at),
+        parked_at=aware(row.parked_at),
         topic=row.topic,
         content=restore(row.envelope, row.data),
     )

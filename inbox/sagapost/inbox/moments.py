@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, DateTime, func, literal
 
 from sagapost.core.clock import Clock
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "aware"]
+
+
+def aware(moment: datetime) -> datetime:
+    """Return a time from a column with its timezone: SQLite keeps none, and ours are in UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 class Moments:

@@ -260,9 +260,10 @@ class Acknowledged(Step):
 
 @dataclass(frozen=True, slots=True)
 class PrunedKeys(Consuming):
-    """Dedup keys from before the window were deleted."""
+    """Dedup keys from before the window were deleted, and records of attempts at messages that never came back."""
 
     rows: int
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.editing import edited
 from sagapost.inbox.envelope import envelope_of, restore, shown
 from sagapost.inbox.inspection import Inspection
+from sagapost.inbox.moments import aware
 from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.selection import Selection
 from sagapost.inbox.settings import DeadLetterPolicy
@@ -164,7 +165,7 @@ class ParkedMessages(Inspection):
             if not rows:
                 return False
             row = connection.execute(select(table).where(table.c.id == parked_id)).one()
-            event = edited(restore(row.envelope, row.data), row.parked_at, data, attributes or {})
+            event = edited(restore(row.envelope, row.data), aware(row.parked_at), data, attributes or {})
             self._record(connection, consumer, [parked_id], "edit", actor, reason)
             connection.execute(
                 update(table)

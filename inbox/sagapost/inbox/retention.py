@@ -118,7 +118,9 @@ class Pruner:
     async def _pass(self) -> None:
         chunk = self._settings.prune_chunk
         window = self._settings.retention
-        await self._database.run(lambda connection: self._attempts.forget(connection, older_than=window))
+        forgotten = await self._database.run(lambda connection: self._attempts.forget(connection, older_than=window))
+        if forgotten:
+            self._observer.notify(PrunedKeys(self._consumer, 0, forgotten))
         while not self._stop.is_set():
             pruned = await self._database.run(lambda connection: self._retention.prune(connection, limit=chunk))
             if pruned:

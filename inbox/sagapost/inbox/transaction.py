@@ -59,7 +59,7 @@ class Toolbox:
 
     def execution(self, connection: Connection, outer: AsyncConnection, progress: Progress) -> Execution:
         """Begin to run handlers in the open transaction."""
-        return Execution(self.inbox, self.sessions, self.threads, connection, outer, progress)
+        return Execution(self.inbox, self.database, self.sessions, self.threads, connection, outer, progress)
 
 
 class Transactions:
@@ -150,18 +150,19 @@ class Transactions:
 
     def _claim(self, connection: Connection, message: Message) -> Outcome | None:
         """Begin the transaction by claiming the message; return why not, if it cannot be."""
-        try:
-            claim = self._tools.claims.claim(connection, message)
-        except SQLAlchemyError as error:
-            if not is_conflict(error):
-                raise
-            connection.rollback()
-            return Failed(error, conflict=True)
         event = message.event
-        if claim == "claimed":
-            self._observer.notify(obs.Claimed(self._consumer, event.id))
-            return None
-        connection.rollback()
+        with self._tools.database.undisturbed():
+            try:
+                claim = self._tools.claims.claim(connection, message)
+            except SQLAlchemyError as error:
+                if not is_conflict(error):
+                    raise
+                connection.rollback()
+                return Failed(error, conflict=True)
+            if claim == "claimed":
+                self._observer.notify(obs.Claimed(self._consumer, event.id))
+                return None
+            connection.rollback()
         if claim == "behind":
             return Behind()
         self._observer.notify(obs.Duplicate(self._consumer, event.id, event.type))

@@ -67,6 +67,9 @@ class Workers:
     async def drain(self, budget: timedelta) -> None:
         """Take nothing new, and finish what is in work, within the budget."""
         self._left += self._lanes.close()
+        for arrival in self._left:
+            if isinstance(arrival, Message) and arrival.ended is not None:
+                arrival.ended.set()
         with anyio.move_on_after(budget.total_seconds()):
             await self._ended.wait()
         self._scope.cancel()
@@ -124,6 +127,7 @@ class Workers:
                 if not await self._availability.restored(error):
                     return False
                 continue
+            self._availability.worked()
             if duplicates is None:
                 return False
             if duplicates:
@@ -150,6 +154,7 @@ class Workers:
                 await self._call_off(arrival)
                 raise
             else:
+                self._availability.worked()
                 return True
 
     async def _call_off(self, arrival: Arrival) -> None:

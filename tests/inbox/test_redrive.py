@@ -1,0 +1,252 @@
+"""What an operator can see and do, and that every decision leaves a trace."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.broker import Malformed
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.event import Event
+from sagapost.inbox import Context
+from sagapost.inbox import observations as obs
+from sagapost.inbox.redrive import ParkedMessages
+from sagapost.inbox.selection import Selection
+from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
+
+
+class Repairable:
+    """A service whose handler fails for every order until it is repaired."""
+
+    def __init__(self) -> None:
+        self.service = Service()
+        self.repaired = False
+
+        @self.service.inbox.on(OrderPlaced)
+        async def reserve(event: OrderPlaced, ctx: Context) -> None:
+            if not self.repaired:
+                raise ConnectionError
+            await ctx.session.execute(self.service.write(event.order_id))
+
+    async def with_parked(self, engine: AsyncEngine, broker: MemoryBroker, *orders: str) -> ParkedMessages:
+        """Park these orders as dead letters, one per ordering key and saga."""
+        await self.service.install(engine)
+        events = [an_event(OrderPlaced(order), id=order, key=f"k-{order}", correlationid="saga") for order in orders]
+        await send(broker, self.service, *events)
+        async with running(self.service, engine, broker, concurrency=1) as consumer:
+            await consumer.settled(len(orders))
+        return ParkedMessages(engine, self.service.tables, "warehouse")
+
+
+async def test_looking(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """Pages in the order of parking, filters, counts; the event comes back as it was sent."""
+    operator = await Repairable().with_parked(engine, broker, "a", "b", "c")
+    listed = await operator.list(limit=2)
+    assert [message.content.id for message in listed if isinstance(message.content, Event)] == ["a", "b"]
+    rest = await operator.list(after=listed[-1].id)
+    assert len(rest) == 1
+    assert (rest[0].state, rest[0].reason, rest[0].attempts) == ("dead", "failed", 1)
+    (found,) = await operator.list(Selection(key="k-b"))
+    assert isinstance(found.content, Event)
+    assert (found.content.data, found.content.partitionkey) == (b'{"order_id":"b","note":""}', "k-b")
+    assert found.traceback is not None
+    counts = await operator.counts()
+    assert (counts.total, counts.by_state, counts.by_reason) == (3, {"dead": 3}, {"failed": 3})
+    assert counts.oldest is not None
+
+
+async def test_nothing_is_parked_for_a_consumer_that_never_ran(engine: AsyncEngine) -> None:
+    """Asking about an unknown name is no error and creates nothing."""
+    service = Service()
+    await service.install(engine)
+    operator = ParkedMessages(engine, service.tables, "nobody")
+    assert await operator.list() == ()
+    assert (await operator.counts()).total == 0
+    assert await operator.discard(Selection(), actor="ada", reason="x") == 0
+    assert await service.count(engine, service.tables.consumers) == 0
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(event_id="b"), {"b"}),
+        (Selection(key="k-c"), {"c"}),
+        (Selection(correlationid="saga", state="dead"), {"a", "b", "c"}),
+        (Selection(reason="rejected"), set[str]()),
+        (Selection(), {"a", "b", "c"}),
+    ],
+)
+async def test_redrive_of_one_a_key_a_filter_or_all(
+    engine: AsyncEngine, broker: MemoryBroker, selection: Selection, expected: set[str]
+) -> None:
+    """Exactly what is meant is handled again; the rest stays; one audit row per message; a dry run changes nothing."""
+    repairable = Repairable()
+    service = repairable.service
+    operator = await repairable.with_parked(engine, broker, "a", "b", "c")
+    dry = await operator.redrive(selection, actor="ada", reason="looking", dry_run=True)
+    assert dry.waiting == len(expected)
+    assert await operator.audit() == []
+    repairable.repaired = True
+    done = await operator.redrive(selection, actor="ada", reason="printer on again")
+    assert done == dry
+    async with running(service, engine, broker) as consumer:
+        await consumer.seen.until(obs.Handled, len(expected))
+    assert set(await service.written(engine)) == expected
+    assert len(await service.parked(engine)) == 3 - len(expected)
+    entries = await operator.audit()
+    assert {entry.event_id for entry in entries} == expected
+    assert {(entry.action, entry.actor, entry.reason) for entry in entries} <= {("redrive", "ada", "printer on again")}
+
+
+async def test_a_redriven_message_has_a_fresh_budget(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """Failing again it is parked again, counting from one."""
+    repairable = Repairable()
+    operator = await repairable.with_parked(engine, broker, "a")
+    await operator.redrive(Selection(), actor="ada", reason="try")
+    async with running(repairable.service, engine, broker) as consumer:
+        (parked,) = await consumer.seen.until(obs.Parked)
+    assert (parked.state, parked.attempts) == ("dead", 1)
+
+
+async def test_a_rate_spreads_a_redrive_over_time(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """At fifty a second the sixth message starts a tenth of a second after the first."""
+    repairable = Repairable()
+    operator = await repairable.with_parked(engine, broker, *"abcdef")
+    await operator.redrive(Selection(), actor="ada", reason="gently", per_second=50)
+    due = [message.next_attempt_at for message in await operator.list()]
+    moments = [moment for moment in due if moment is not None]
+    assert moments == sorted(moments)
+    assert 0.09 < (moments[-1] - moments[0]).total_seconds() < 5
+    with pytest.raises(ConfigurationError, match="positive"):
+        await operator.redrive(Selection(), actor="ada", reason="x", per_second=0)
+
+
+async def test_many_are_redriven_in_chunks(
+    postgresql_engine: AsyncEngine, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More messages than fit one transaction, all of them, none twice."""
+    monkeypatch.setattr("sagapost.inbox.redrive._CHUNK", 30)
+    repairable = Repairable()
+    names = [f"{n:04}" for n in range(100)]
+    operator = await repairable.with_parked(postgresql_engine, broker, *names)
+    redrive = await operator.redrive(Selection(), actor="ada", reason="all")
+    assert redrive.waiting == 100
+    repairable.repaired = True
+    async with running(repairable.service, postgresql_engine, broker, retry=FAST) as consumer:
+        await consumer.seen.until(obs.Handled, 100)
+    assert sorted(await repairable.service.written(postgresql_engine)) == names
+    assert len(await operator.audit(limit=1_000)) == 100
+
+
+async def test_discard_keeps_the_message_in_the_audit_and_its_key_known(
+    engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """What is given up can still be read, and does not come back with a redelivery."""
+    repairable = Repairable()
+    service = repairable.service
+    operator = await repairable.with_parked(engine, broker, "a", "b")
+    assert await operator.discard(Selection(event_id="a"), actor="ada", reason="a test", dry_run=True) == 1
+    assert len(await service.parked(engine)) == 2
+    assert await operator.discard(Selection(event_id="a"), actor="ada", reason="a test") == 1
+    (entry,) = await operator.audit()
+    assert (entry.action, entry.reason) == ("discard", "a test")
+    assert isinstance(entry.original, Event)
+    assert entry.original.data == b'{"order_id":"a","note":""}'
+    repairable.repaired = True
+    await send(broker, service, an_event(OrderPlaced("a"), id="a"))
+    async with running(service, engine, broker) as consumer:
+        await consumer.settled(1)
+        assert consumer.statistics.duplicates == 1
+    assert await service.written(engine) == []
+
+
+async def test_edit_and_redrive_keeps_the_original(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """The corrected message is handled; the audit holds what it was before."""
+    repairable = Repairable()
+    seen = Recorder()
+    operator = await repairable.with_parked(engine, broker, "a")
+    operator = ParkedMessages(engine, repairable.service.tables, "warehouse", observer=seen)
+    (message,) = await operator.list()
+    assert await operator.edit(message.id, actor="ada", reason="typo", data=b'{"order_id":"corrected"}')
+    await operator.redrive(Selection(id=message.id), actor="ada", reason="typo")
+    repairable.repaired = True
+    async with running(repairable.service, engine, broker) as consumer:
+        await consumer.seen.until(obs.Handled)
+    assert await repairable.service.written(engine) == ["corrected"]
+    entries = await operator.audit(parked_id=message.id)
+    assert [entry.action for entry in entries] == ["redrive", "edit"]
+    assert isinstance(entries[1].original, Event)
+    assert entries[1].original.data == b'{"order_id":"a","note":""}'
+    assert [type(event).__name__ for event in seen.events] == ["Edited", "Redriven"]
+
+
+async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """A redrive leaves it alone and says so, until it is given the attributes it lacks."""
+    repairable = Repairable()
+    service = repairable.service
+    repairable.repaired = True
+    await service.install(engine)
+    await broker.declare(service.inbox.queue)
+    broker.inject("orders.order-placed.v1", b'{"order_id":"o-1"}')
+    async with running(service, engine, broker) as consumer:
+        await consumer.settled(1)
+        operator = ParkedMessages(engine, service.tables, "warehouse")
+        (message,) = await operator.list()
+        assert isinstance(message.content, Malformed)
+        redrive = await operator.redrive(Selection(), actor="ada", reason="try")
+        assert (redrive.waiting, redrive.unreadable) == (0, 1)
+        with pytest.raises(ConfigurationError, match="id, source, type"):
+            await operator.edit(message.id, actor="ada", reason="complete it")
+        with pytest.raises(ConfigurationError, match="partitionkey cannot be edited"):
+            await operator.edit(message.id, actor="ada", reason="x", attributes={"partitionkey": "k"})
+        attributes = {"id": "1", "source": "urn:erp", "type": "orders.order-placed.v1"}
+        assert await operator.edit(message.id, actor="ada", reason="complete it", attributes=attributes)
+        redrive = await operator.redrive(Selection(), actor="ada", reason="complete now")
+        assert (redrive.waiting, redrive.unreadable) == (1, 0)
+        await consumer.seen.until(obs.Handled)
+    assert await service.written(engine) == ["o-1"]
+
+
+async def test_who_and_why_are_asked_for(engine: AsyncEngine) -> None:
+    """No decision without a name and a reason."""
+    service = Service()
+    await service.install(engine)
+    operator = ParkedMessages(engine, service.tables, "warehouse")
+    with pytest.raises(ConfigurationError, match="actor"):
+        await operator.redrive(Selection(), actor=" ", reason="x")
+    with pytest.raises(ConfigurationError, match="reason"):
+        await operator.discard(Selection(), actor="ada", reason="")
+
+
+async def test_a_message_whose_round_is_running_is_left_alone(
+    postgresql_engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """A redrive and a discard pass over what a consumer is handling at the moment, and say so."""
+    service = Service()
+    started, go_on = anyio.Event(), anyio.Event()
+    first = True
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise ConnectionError
+        started.set()
+        await go_on.wait()
+        await ctx.session.execute(service.write(event.order_id))
+
+    await service.install(postgresql_engine)
+    await send(broker, service, an_event(OrderPlaced("o-1")))
+    async with running(service, postgresql_engine, broker, retry=FAST) as consumer:
+        with anyio.fail_after(10):
+            await started.wait()
+        operator = ParkedMessages(postgresql_engine, service.tables, "warehouse")
+        redrive = await operator.redrive(Selection(), actor="ada", reason="hurry")
+        assert (redrive.waiting, redrive.in_work) == (0, 1)
+        assert await operator.discard(Selection(), actor="ada", reason="hurry") == 0
+        go_on.set()
+        await consumer.seen.until(obs.Handled)
+    assert await service.written(postgresql_engine) == ["o-1"]
