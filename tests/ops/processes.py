@@ -25,7 +25,7 @@ __all__ = ["Running", "invoke", "run", "started"]
 Line: TypeAlias = dict[str, Any]
 
 PROGRAM = [sys.executable, "-c", "from sagapost.ops.cli import main; main()"]
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -199,7 +199,7 @@ def test_upgrades_at_the_same_time_take_turns(postgresql_url: str, tmp_path: Pat
     replicas = [
         subprocess.Popen(command, cwd=tmp_path, env=environment(settings), stdout=subprocess.PIPE) for _ in range(3)
     ]
-    outputs = [replica.communicate(timeout=30)[0] for replica in replicas]
+    outputs = [replica.communicate(timeout=60)[0] for replica in replicas]
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
     assert sorted(len(json.loads(output)["changed"]) for output in outputs) == [0, 0, 3]
     assert run("db", "check", cwd=tmp_path, **settings).returncode == 0
