@@ -13,7 +13,7 @@ with a fresh namespace (exchange) per test will do. Levers that are not overridd
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 
 import anyio
@@ -37,7 +37,18 @@ from sagapost.core.errors import BrokerUnavailableError, TopologyConflictError
 from sagapost.core.event import Event
 from sagapost.core.ids import new_id
 
-__all__ = ["BrokerConformance", "make_event", "numbers", "outgoing", "take", "word"]
+__all__ = [
+    "BrokerConformance",
+    "answers",
+    "event_of",
+    "make_event",
+    "numbers",
+    "outgoing",
+    "publish",
+    "take",
+    "until",
+    "word",
+]
 
 LIMIT = 20.0
 """Seconds after which something that should have arrived counts as missing."""
@@ -83,6 +94,13 @@ async def take(subscription: Subscription, count: int) -> list[Delivery]:
             if len(received) == count:
                 return received
     pytest.fail(f"the subscription ended after {len(received)} of {count} deliveries")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something the port has no signal for."""
+    with anyio.fail_after(LIMIT):
+        while not condition():  # noqa: ASYNC110 - there is nothing to wait on
+            await anyio.sleep(0.01)
 
 
 async def answers(confirmation: Confirmation) -> list[object]:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 from pamqp import commands
 
@@ -16,7 +15,7 @@ from sagapost.adapters.rabbitmq.publisher import RabbitMQPublisher
 from sagapost.core.broker import Confirmed, Outgoing, Rejected, Returned, Unknown
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 from tests.adapters.rabbitmq.scripted import ScriptedBroker, scripted_broker
-from tests.conformance.broker import answers, make_event, outgoing
+from tests.conformance.broker import answers, make_event, outgoing, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -68,9 +67,7 @@ async def test_a_cut_leaves_exactly_the_unanswered_unknown(script: ScriptedBroke
         await script.nack(5)
         await script.ack(8)
         assert isinstance(publisher, RabbitMQPublisher)
-        with anyio.fail_after(10):
-            while publisher.in_flight > 6:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: publisher.in_flight <= 6)
         script.cut()
         assert [type(result) for result in await answers(first)] == [Confirmed, Confirmed, Unknown, Returned, Rejected]
         assert [type(result) for result in await answers(second)] == [Unknown, Unknown, Confirmed, Unknown, Unknown]

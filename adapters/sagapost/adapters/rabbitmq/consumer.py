@@ -134,6 +134,11 @@ class RabbitMQSubscription:
         self._parts: list[bytes] = []
         link.listen(channel, self)
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of the bodies that were received and not yet handed out."""
+        return self._received_bytes
+
     # --- iteration ---
 
     def __aiter__(self) -> RabbitMQSubscription:
@@ -206,10 +211,10 @@ class RabbitMQSubscription:
             try:
                 await self._link.call(self._channel.basic_cancel(_CONSUMER_TAG), "cancelling the consumer")
             except BrokerError:
-                self._link.drop("it did not answer the cancelling of the consumer")
+                self._end("it did not answer the cancelling of the consumer")
             except DRIVER_ERRORS as error:
                 if self._ended is None:
-                    self._link.drop(f"the consumer could not be cancelled ({type(error).__name__})")
+                    self._end(f"the consumer could not be cancelled ({type(error).__name__})")
         self._stopped = True
         self._wake.set()
 
@@ -241,9 +246,13 @@ class RabbitMQSubscription:
             return
         self._link.write(b"".join(frames))
         if self._link.write_paused and not await self._link.drain(self._call_timeout):
-            self._link.drop(f"it took in nothing for {self._call_timeout:g} s")
+            self._end(f"it took in nothing for {self._call_timeout:g} s")
         if self._ended is not None:
             raise self._error(self._ended)
+
+    def _end(self, why: str) -> None:
+        self._link.drop(why)
+        self.on_closed(CloseReason(why))
 
     def _error(self, reason: CloseReason) -> BrokerError:
         return closed_error(self._link.address, reason, f"subscription to queue {self._queue.name!r}")
