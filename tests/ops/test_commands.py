@@ -260,6 +260,32 @@ def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     assert invoke("relayy", cwd=tmp_path).returncode == 2
 
 
+def test_ctrl_c_leaves_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 130, also while the program is still being imported, and nothing on standard error."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagapost.ops.commands.app", interrupted)
+    ran = invoke("relay", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (130, "")
+
+
+def test_an_unexpected_failure_ends_with_code_1_and_a_masked_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours is shown whole, for the report, but for the password in it."""
+
+    def broken() -> None:
+        raise RuntimeError(f"lost {SECRET_URL}")
+
+    monkeypatch.setattr("sagapost.ops.commands.app", broken)
+    ran = invoke("relay", cwd=tmp_path)
+    assert ran.returncode == 1
+    assert "RuntimeError: lost postgresql://app:***@localhost:5432/orders" in ran.stderr
+    assert PASSWORD not in ran.stderr
+
+
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     """Exit code 2 and the pip command, not a traceback; the module that is missing is named."""
     program = (

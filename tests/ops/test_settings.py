@@ -182,6 +182,7 @@ def test_values_that_do_not_go_together_name_the_one_to_change(
         ("postgresql://app:p@ss@localhost/orders", "percent-encode"),
         ("postgresql://localhost:70000/orders", "port 70000"),
         ("postgresql://localhost/", "names no database"),
+        ("postgresql://app:secret@db1:5432,db2:5432/orders", "name one host and port"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "in-memory"),
     ],

@@ -18,22 +18,28 @@ _EXTRA = frozenset({"dotenv", "pydantic", "pydantic_core", "pydantic_settings", 
 def main() -> NoReturn:
     """Run the command line and exit."""
     try:
+        _run()
+    except SagapostError as error:
+        _complain(error)
+        sys.exit(exit_code_of(error))
+    except KeyboardInterrupt:
+        # Ctrl-C before there is anything to drain, or in a command that runs once.
+        sys.exit(ExitCode.INTERRUPTED)
+    except Exception:
+        sys.stderr.write(Redactor()(traceback.format_exc()))
+        sys.exit(ExitCode.UNEXPECTED)
+    sys.exit(ExitCode.OK)
+
+
+def _run() -> None:
+    try:
         from sagapost.ops.commands import app
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
-        _complain(MissingExtraError(module=missing, extra="cli", purpose="The sagapost command"))
-        sys.exit(ExitCode.CONFIGURATION)
-    try:
-        app()
-    except SagapostError as error:
-        _complain(error)
-        sys.exit(exit_code_of(error))
-    except Exception:
-        sys.stderr.write(Redactor()(traceback.format_exc()))
-        sys.exit(ExitCode.UNEXPECTED)
-    sys.exit(ExitCode.OK)
+        raise MissingExtraError(module=missing, extra="cli", purpose="The sagapost command") from error
+    app()
 
 
 def _complain(error: SagapostError) -> None:

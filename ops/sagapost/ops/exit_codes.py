@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
     again, under the same ids."""
     INTERRUPTED = 128 + signal.SIGINT
     """A second signal arrived while draining, and it was SIGINT (Ctrl-C): stopped at once. As after `DRAIN_EXCEEDED`,
-    nothing is lost."""
+    nothing is lost. Also Ctrl-C in a command that runs once."""
     TERMINATED = 128 + signal.SIGTERM
     """A second signal arrived while draining, and it was SIGTERM: stopped at once. As after `DRAIN_EXCEEDED`, nothing
     is lost."""

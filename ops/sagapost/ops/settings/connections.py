@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, GetPydanticSchema
 from pydantic_core import core_schema
 from pydantic_settings import BaseSettings
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings.field import setting
@@ -64,6 +66,14 @@ def _check_database(url: SecretUrl) -> None:
     if driver and driver != expected:
         raise ValueError(f"names the driver {driver!r}; leave the driver out, or name {expected!r}")
     _check_parts(url, server=dialect != "sqlite")
+    try:
+        make_url(url.reveal())
+    except (ArgumentError, ValueError):
+        # The parser's own message may quote the URL. Several hosts, for example, it takes only as parameters.
+        raise ValueError(
+            "is not understood by SQLAlchemy; name one host and port, and further ones as parameters "
+            "(?host=db1:5432&host=db2:5432)"
+        ) from None
     rest = url.reveal().split("://", 1)[1]
     if dialect == "sqlite" and rest.partition("?")[0].lstrip("/") in {"", ":memory:"}:
         raise ValueError("names no file, and an in-memory database cannot be shared between connections")
