@@ -271,6 +271,14 @@ class FetchConformance(StoreSuite):
         assert b"x" not in seen
         assert await bed.fetch_data() == []
 
+    async def test_a_replay_returns_nothing_of_other_keys(self, bed: Bed) -> None:
+        """What is in flight between the replayed rows and the cursor stays in flight."""
+        await bed.write(("k", b"1"), ("x", b"x1"), ("k", b"2"), ("x", b"x2"))
+        rows = await bed.fetch()
+        bed.reader.replay_key("k", above=rows[0].position)
+        assert await bed.fetch_data() == [b"2"]
+        assert await bed.fetch_data() == []
+
     async def test_a_key_of_any_characters_is_replayed(self, bed: Bed) -> None:
         """Quotes, backslashes and characters beyond ASCII are part of the key, not of a statement."""
         key = """it's "quoted" \\ {weird} ключ $1 %s :x"""

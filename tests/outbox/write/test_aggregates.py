@@ -166,15 +166,18 @@ def test_a_savepoint_rolled_back_takes_its_events_along(db: Database, sessions: 
     assert db.events() == [1, 4]
 
 
-def test_an_aggregate_added_again_after_a_rollback(db: Database, sessions: sessionmaker[Session]) -> None:
+@pytest.mark.parametrize("flushed", [True, False])
+def test_an_aggregate_added_again_after_a_rollback(
+    db: Database, sessions: sessionmaker[Session], flushed: bool
+) -> None:
     """A retry with the same object publishes what its constructor recorded, and only once."""
     cart = Cart.opened(1)
-    with sessions() as session:
-        session.add(cart)
-        session.flush()
-        session.rollback()
-        session.add(cart)
-        session.rollback()
+    for _ in range(2):
+        with sessions() as session:
+            session.add(cart)
+            if flushed:
+                session.flush()
+            session.rollback()
     with sessions.begin() as session:
         session.add(cart)
     assert carts(db) == [1]

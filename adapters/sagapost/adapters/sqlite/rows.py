@@ -41,10 +41,19 @@ LATER = "(strftime('%Y-%m-%d %H:%M:%f', 'now', ?) || '000')"
 ENVELOPE = ", ".join(f'"{name}"' for name in ENVELOPE_COLUMNS)
 """The envelope's columns, in one fixed order, for moving rows between tables."""
 
+
+def seconds_until(column: str) -> str:
+    """Return the SQL for the seconds from now until a time in `column`.
+
+    SQLite counts time in milliseconds; rounding takes away what the detour over days in floating point adds.
+    """
+    return f"round((julianday({column}) - julianday('now')) * 86400.0, 3)"
+
+
 ROW_COLUMNS = (
     "position, key_hash, topic, event_id, source, type, time, subject, datacontenttype, dataschema, correlationid, "
     "causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
-    "CASE WHEN attempts = 0 THEN 0.0 ELSE (julianday(next_attempt_at) - julianday('now')) * 86400.0 END"
+    f"CASE WHEN attempts = 0 THEN 0.0 ELSE {seconds_until('next_attempt_at')} END"
 )
 """What the relay reads of a row; `decode_rows` relies on the order."""
 
@@ -64,11 +73,6 @@ def json_array(values: Collection[int]) -> str:
 def modifier(after: timedelta) -> str:
     """Return `after` as a modifier of SQLite's date functions."""
     return f"{after.total_seconds():+.3f} seconds"
-
-
-def seconds_until(column: str) -> str:
-    """Return the SQL for the seconds from now until a time in `column`."""
-    return f"(julianday({column}) - julianday('now')) * 86400.0"
 
 
 def decode_rows(records: Iterable[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
