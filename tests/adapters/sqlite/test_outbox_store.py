@@ -140,6 +140,28 @@ async def test_the_file_is_put_into_wal_mode(path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+async def test_relays_that_start_at_once_share_the_change_of_mode(path: Path) -> None:
+    """The change fails at once while anybody else uses the file, so it is tried again within the busy timeout."""
+    stores = [SQLiteOutboxStore(path) for _ in range(8)]
+    async with anyio.create_task_group() as group:
+        for store in stores:
+            group.start_soon(store.backlog)
+            group.start_soon(store.partition_count)
+    for store in stores:
+        await store.aclose()
+
+
+async def test_a_file_that_stays_in_use_is_reported(path: Path) -> None:
+    """As unavailable, not as an endless wait."""
+    store = SQLiteOutboxStore(path, busy_timeout=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
+            await store.backlog()
+    assert (await store.backlog()).pending == 0
+    await store.aclose()
+
+
 # --- one writer ---
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -19,6 +19,8 @@ from sagapost.core.errors import ConfigurationError
 __all__ = ["Link", "parse_path"]
 
 T = TypeVar("T")
+
+_PAUSE = 0.005
 
 _EXAMPLE = "Example: sqlite+aiosqlite:///var/orders.db"
 
@@ -108,16 +110,24 @@ class Link:
                 check_same_thread=False,
             )
             try:
-                # Readers and the writer do not block one another in WAL mode; the mode is kept in the file.
-                with closing(connection.execute("PRAGMA journal_mode")) as cursor:
-                    (mode,) = cursor.fetchone()
-                if mode != "wal":
-                    connection.execute("PRAGMA journal_mode = WAL").close()
+                self._use_wal(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Put the file into WAL mode, in which readers and the writer do not block one another; the file keeps it."""
+        deadline = time.monotonic() + self._busy_timeout
+        while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                # The change needs the file alone, and SQLite does not wait for that: it fails at once.
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE)  # in the link's own thread
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
