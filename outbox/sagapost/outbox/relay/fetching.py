@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,6 +34,7 @@ class FetchStage:
         self._doorbell = doorbell
         self._refusals = refusals
         self._generation = parts.ownership.generation
+        self._passed = 0.0
         self._quiet_since: float | None = None
         self._swept_at = parts.clock.monotonic()
         self._blocked_checked_at = self._swept_at
@@ -45,7 +47,12 @@ class FetchStage:
         parts = self._parts
         while await self._has_room():
             page = await self._fetch()
+            if self._generation != parts.ownership.generation:
+                # Partitions changed hands while it was read, perhaps away and back: its rows come again, after
+                # those that were dropped meanwhile.
+                continue
             parts.gate.replayed(page.released)
+            self._note_passed(page)
             now = parts.clock.monotonic()
             parts.gate.admit(page.rows, parts.ownership.fetchable, now)
             for name, hold in parts.gate.gone(page.missing) if page.missing else ():
@@ -63,34 +70,51 @@ class FetchStage:
                 await self._doorbell.disarm()
             elif page.caught_up and not page.rows:
                 await self._rest(page)
+            elif self._overfull and not page.rows:
+                await self._nap(_LONGEST_NAP)
 
     async def _fetch(self) -> FetchPage:
         parts, settings = self._parts, self._parts.settings
         now = parts.clock.monotonic()
-        if self._generation != parts.ownership.generation:
+        if parts.gate.blocked_keys() and now - self._blocked_checked_at > _BLOCKED_CHECK:
+            self._blocked_checked_at = now
+            await self._refusals.load_blocked()
+        while self._generation != parts.ownership.generation:
+            # Again if more was gained meanwhile: a partition's dead letters must be known before its rows are read.
             self._generation = parts.ownership.generation
             self._restart()
             await self._refusals.load_blocked()
-        elif parts.gate.blocked_keys() and now - self._blocked_checked_at > _BLOCKED_CHECK:
-            self._blocked_checked_at = now
-            await self._refusals.load_blocked()
-        due = parts.gate.due(now)
+        due = parts.gate.due(now, math.inf if self._overfull else self._passed)
         if due:
             self._reader.revisit(due)
         for key, position in parts.gate.replaying().items():
             self._reader.replay_key(key, above=position)
         room = settings.max_in_flight - parts.gate.in_flight
         rows = min(settings.page_rows, max(room, 0))
-        if parts.gate.held >= settings.max_held_keys:
+        if self._overfull:
             rows = 0
         parts.gate.begin_fetch()
+        # A copy: what is gained while the reader works must not be read from the middle.
         return await self._reader.fetch(
-            parts.ownership.fetchable,
+            dict(parts.ownership.fetchable),
             max_rows=rows,
             max_bytes=max(settings.max_in_flight_bytes - parts.gate.in_flight_bytes, 1),
         )
 
+    @property
+    def _overfull(self) -> bool:
+        """So many keys are held that nothing more is read until some clear."""
+        return self._parts.gate.held >= self._parts.settings.max_held_keys
+
+    def _note_passed(self, page: FetchPage) -> None:
+        """Remember how far the reader came since it last started over."""
+        if page.caught_up:
+            self._passed = math.inf
+        elif page.rows:
+            self._passed = max(self._passed, page.rows[-1].position)
+
     def _restart(self) -> None:
+        self._passed = 0.0
         self._reader.restart()
         self._parts.gate.restarted()
         self._swept_at = self._parts.clock.monotonic()

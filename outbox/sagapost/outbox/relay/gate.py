@@ -40,8 +40,18 @@ class Hold:
     attempts: int
     due: float
     """On the relay's monotonic clock."""
-    followers: bool = False
-    """Later rows of the key were seen and dropped from memory; they must be fetched again."""
+    dropped_from: Position | None = None
+    """Rows of the key from this position on were seen and dropped from memory; they must be fetched again."""
+
+    @property
+    def above(self) -> Position:
+        """No row at or below this position waits for anything but, if it is the head, its own retry."""
+        return self.position if self.dropped_from is None else min(self.position, Position(self.dropped_from - 1))
+
+    def drop(self, position: Position | None) -> None:
+        """Note that a row of the key was dropped from memory. It may lie before the head: it committed late."""
+        if position is not None:
+            self.dropped_from = position if self.dropped_from is None else min(self.dropped_from, position)
 
 
 @dataclass(slots=True)
@@ -155,13 +165,18 @@ class Gate:
         hold = self._holds.get(name)
         if hold is None:
             return True
-        if hold.position == row.position and hold.state in {HoldState.WAITING, HoldState.PROBING} and hold.due <= now:
+        if hold.position == row.position and hold.state in {HoldState.WAITING, HoldState.PROBING}:
+            if hold.due > now:
+                return False
             hold.state = HoldState.PROBING
             return True
-        if hold.position != row.position:
-            hold.followers = True
-            if hold.state is HoldState.BLOCKED and isinstance(name, str):
+        if hold.state is HoldState.BLOCKED:
+            if isinstance(name, str):
                 self.dropped_for_policy.add((name, row.partition))
+        elif row.position <= hold.above:
+            # It lies before the head and before all that was dropped, so it follows none of them.
+            return True
+        hold.drop(row.position)
         return False
 
     def _is_probe(self, row: OutboxRow) -> bool:
@@ -187,11 +202,34 @@ class Gate:
     def take_ready(self, limit: int) -> list[OutboxRow]:
         """Take up to `limit` rows to send, in order."""
         ready = self._ready
+        if self._holds:
+            return self._take_unheld(limit)
         if len(ready) <= limit:
             taken = list(ready)
             ready.clear()
             return taken
         return [ready.popleft() for _ in range(limit)]
+
+    def _take_unheld(self, limit: int) -> list[OutboxRow]:
+        """As `take_ready`, without rows whose key was held after they became ready."""
+        ready, taken = self._ready, list[OutboxRow]()
+        while ready and len(taken) < limit:
+            row = ready.popleft()
+            name = row.event.partitionkey
+            hold = self._holds.get(name) if name is not None else None
+            if name is None or hold is None or (row.position <= hold.above and hold.state is not HoldState.BLOCKED):
+                taken.append(row)
+                continue
+            if row.position == hold.position and hold.state is HoldState.PROBING:
+                taken.append(row)
+                continue
+            hold.drop(row.position)
+            self._forget(row)
+            key = self._keys[name]
+            key.in_flight -= 1
+            if not key.in_flight:
+                self._key_drained(name, key)
+        return taken
 
     # --- confirm stage ---
 
@@ -221,27 +259,30 @@ class Gate:
     def refused(self, row: OutboxRow, *, attempts: int, due: float) -> bool:
         """Hold the row's key; return False if it was already held by an earlier row (this one merely followed it)."""
         self._leave_flight(row)
-        hold = self._holds.get(_name(row))
-        if hold is not None and hold.position < row.position:
-            hold.followers = True
-            if isinstance(_name(row), str):
-                self._drop_waiting(str(_name(row)))
+        name = _name(row)
+        hold = self._holds.get(name)
+        if hold is not None and (hold.state is HoldState.BLOCKED or hold.position < row.position):
+            hold.drop(row.position)
+            self._drop_waiting(name, hold)
             return False
-        # A row of the same key that was refused while an *earlier* one is still unanswered cannot be: answers come
-        # in order per channel. A hold of a later row yields to the earlier one.
-        new = self._hold(row, HoldState.WAITING, attempts, due)
-        new.followers = new.followers or hold is not None
+        self._hold(row, HoldState.WAITING, attempts, due)
         return True
+
+    def abandon(self, row: OutboxRow) -> None:
+        """A refused row of a partition that is being given up: its next owner decides."""
+        self._leave_flight(row, wake=False)
 
     def block(self, name: str, partition: Partition, position: Position) -> None:
         """Hold a key behind a dead letter."""
         hold = self._holds.get(name)
-        followers = hold.followers if hold is not None else False
         # One below the dead row: a redriven row comes back at its old position and is then the first to be replayed.
-        blocked = Hold(Position(position - 1), partition, HoldState.BLOCKED, 0, 0.0, followers)
+        blocked = Hold(Position(position - 1), partition, HoldState.BLOCKED, 0, 0.0)
+        if hold is not None:
+            blocked.drop(hold.dropped_from)
+            if hold.state is not HoldState.BLOCKED and hold.position != position:
+                blocked.drop(hold.position)
         self._holds[name] = blocked
-        if self._drop_waiting(name):
-            blocked.followers = True
+        self._drop_waiting(name, blocked)
 
     def release(self, name: str | Position) -> Hold | None:
         """End a hold without its row having been published (gone, dead and skipped, or unblocked)."""
@@ -251,7 +292,7 @@ class Gate:
         return hold
 
     def _end_hold(self, name: str | Position, hold: Hold) -> None:
-        if hold.followers and isinstance(name, str):
+        if hold.dropped_from is not None and isinstance(name, str):
             # Their rows are no longer in memory: ignore the key until they come again, in order.
             hold.state = HoldState.REPLAYING
         else:
@@ -265,20 +306,24 @@ class Gate:
                 del self._holds[name]
 
     def replaying(self) -> dict[str, Position]:
-        """Return the keys whose rows must be fetched again, each above its former head."""
+        """Return the keys whose rows must be fetched again, each above the given position."""
         return {
-            name: hold.position
+            name: hold.above
             for name, hold in self._holds.items()
             if isinstance(name, str) and hold.state is HoldState.REPLAYING
         }
 
-    def due(self, now: float) -> list[Position]:
-        """Return the held rows whose retry is due; they count as asked for."""
+    def due(self, now: float, passed: float) -> list[Position]:
+        """Return the held rows whose retry is due; they count as asked for.
+
+        :param passed: how far the reader has come since it last started over. A row beyond it comes by itself, in
+            order; asked for now, it might overtake rows of its key that are read again before it.
+        """
         if self._next_due is None or now < self._next_due:
             return []
         positions: list[Position] = []
         for hold in self._holds.values():
-            if hold.state is HoldState.WAITING and hold.due <= now:
+            if hold.state is HoldState.WAITING and hold.due <= now and hold.position <= passed:
                 hold.state = HoldState.PROBING
                 positions.append(hold.position)
         self._find_next_due()
@@ -295,10 +340,13 @@ class Gate:
 
     def gone(self, positions: Collection[Position]) -> list[tuple[str | Position, Hold]]:
         """Held rows that no longer exist: end their holds; return them."""
-        ended = [(name, hold) for name, hold in self._holds.items() if hold.position in positions]
+        ended = [
+            (name, hold)
+            for name, hold in self._holds.items()
+            if hold.state is HoldState.PROBING and hold.position in positions
+        ]
         for name, hold in ended:
-            if hold.state is HoldState.PROBING:
-                self._end_hold(name, hold)
+            self._end_hold(name, hold)
         return ended
 
     def blocked_keys(self) -> frozenset[str]:
@@ -333,8 +381,16 @@ class Gate:
         self._find_next_due()
 
     def restarted(self) -> None:
-        """The reader starts over: what was to be replayed comes with everything else."""
-        self.replayed(list(self.replaying()))
+        """The reader starts over: refused rows come again like all others, and hold their keys by what they say.
+
+        Kept are the keys behind dead letters, which are not in the outbox, and those whose probe is on its way.
+        """
+        self._holds = {
+            name: hold
+            for name, hold in self._holds.items()
+            if hold.state is HoldState.BLOCKED or (hold.state is HoldState.PROBING and hold.position in self._flight)
+        }
+        self._find_next_due()
 
     def forget_partitions(self, partitions: Collection[Partition]) -> None:
         """Drop what is not sent yet of partitions that are being given up, and their holds."""
@@ -350,30 +406,41 @@ class Gate:
         self._ready = kept
         for name, key in list(self._keys.items()):
             if key.waiting and key.waiting[0].partition in partitions:
-                self._drop_waiting(name)
+                self._drop_waiting(name, None)
 
     # --- inside ---
 
     def _hold(self, row: OutboxRow, state: HoldState, attempts: int, due: float) -> Hold:
         name = _name(row)
+        former = self._holds.get(name)
         hold = self._holds[name] = Hold(row.position, row.partition, state, attempts, due)
-        if isinstance(name, str) and self._drop_waiting(name):
-            hold.followers = True
+        if former is not None:
+            hold.drop(former.dropped_from)
+            if former.position != hold.position:
+                hold.drop(former.position)
+        self._drop_waiting(name, hold)
         if self._next_due is None or due < self._next_due:
             self._next_due = due
         return hold
 
-    def _drop_waiting(self, name: str) -> bool:
-        """Forget rows that wait behind a key; tell whether there were any."""
-        key = self._keys.get(name)
-        if key is None or not key.waiting:
-            return False
+    def _drop_waiting(self, name: str | Position, hold: Hold | None) -> None:
+        """Forget rows that wait behind a key; its hold, if there is one, remembers to fetch them again."""
+        key = self._keys.get(name) if isinstance(name, str) else None
+        if key is None or not isinstance(name, str):
+            return
         while key.waiting:
             row = key.waiting.pop()
             self._forget(row)
+            if hold is None:
+                continue
+            if row.position != hold.position:
+                hold.drop(row.position)
+            elif hold.state is HoldState.PROBING:
+                # The probe itself waited behind rows that were on their way when its key was held.
+                hold.state = HoldState.WAITING
+                self._next_due = hold.due if self._next_due is None else min(self._next_due, hold.due)
         if not key.in_flight:
             del self._keys[name]
-        return True
 
     def _forget(self, row: OutboxRow) -> None:
         if self._flight.pop(row.position, None) is not None:
@@ -391,7 +458,7 @@ class Gate:
                 if wake and not key.waiting:
                     del self._keys[name]
                 elif not wake:
-                    self._drop_waiting(name)
+                    self._drop_waiting(name, None)
                     self._keys.pop(name, None)
 
     def _key_drained(self, name: str, key: _Key) -> None:

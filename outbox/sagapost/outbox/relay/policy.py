@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,15 @@ from sagapost.outbox.tables import key_hash
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import Parts
 
-__all__ = ["Refusals"]
+__all__ = ["Decided", "Refusals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Refused rows by what becomes of them, each with what is to be recorded."""
+
+    retried: Sequence[tuple[OutboxRow, Failure]]
+    spent: Sequence[tuple[OutboxRow, Failure]]
 
 
 class Refusals:
@@ -24,16 +33,21 @@ class Refusals:
         self.retries = 0
         self.dead = 0
 
-    async def handle(self, refused: Sequence[tuple[OutboxRow, str]]) -> None:
-        """Hold, count and, past the budget, bury refused rows.
+    def hold(self, refused: Sequence[tuple[OutboxRow, str]]) -> Decided:
+        """Hold the keys of refused rows, and decide which are tried again; `record` writes that down.
 
-        The hold comes first and is in memory: no later row of the key can slip by while the database is told.
+        The hold is in memory and comes before anything else: no later row of the key can slip by meanwhile, and one
+        that was confirmed in the same window is known to have overtaken it.
         """
         parts, settings = self._parts, self._parts.settings
         retried: list[tuple[OutboxRow, Failure]] = []
         spent: list[tuple[OutboxRow, Failure]] = []
+        kept = parts.ownership.fetchable
         for row, reason in refused:
             parts.routes.refused(row)
+            if row.partition not in kept:
+                parts.gate.abandon(row)
+                continue
             attempts = row.attempts + 1
             delay = settings.retry.delay(attempts)
             due = parts.clock.monotonic() + delay.total_seconds()
@@ -44,6 +58,11 @@ class Refusals:
                 spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
             else:
                 retried.append((row, Failure(row.position, row.partition, reason, delay)))
+        return Decided(retried, spent)
+
+    async def record(self, decided: Decided) -> None:
+        """Count the attempts and, past the budget, bury."""
+        parts, retried, spent = self._parts, decided.retried, decided.spent
         if retried:
             await parts.store.record_failures([failure for _, failure in retried], parts.ownership.claims)
             self.retries += len(retried)
@@ -95,7 +114,12 @@ class Refusals:
         dropped, parts.gate.dropped_for_policy = parts.gate.dropped_for_policy, set()
         if parts.settings.on_dead != "park":
             return
+        # The operator may just have redriven the key: then these are the rows to send, and nothing to park.
+        await self.load_blocked()
+        blocked = parts.gate.blocked_keys()
         for key, partition in dropped:
+            if key not in blocked:
+                continue
             self.dead += await parts.store.bury_followers(key, partition, parts.ownership.claims)
 
     async def load_blocked(self) -> None:

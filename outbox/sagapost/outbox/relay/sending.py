@@ -56,6 +56,8 @@ class SendStage:
             if not parts.ownership.proven:
                 raise LeaseNotProvenError
             rows = parts.gate.take_ready(limit)
+            if not rows:
+                continue
             confirmation = await publisher.send([outgoing(row) for row in rows])
             self._sent.append((rows, confirmation))
             parts.observer.notify(obs.Sent(rows=len(rows)))
@@ -111,10 +113,11 @@ class SendStage:
                     unknown = result
                 case _:
                     assert_never(result)
+        decided = self._refusals.hold(refused) if refused else None
         if confirmed:
             self._take_confirmed(confirmed)
-        if refused:
-            await self._refusals.handle(refused)
+        if decided is not None:
+            await self._refusals.record(decided)
         if self._parts.gate.has_ready:
             self._parts.ready.set()
         return unknown
