@@ -85,7 +85,9 @@ class Confirmation(Protocol):
         """Wait for the answer to every message of the batch; results are in the order of the batch.
 
         Never raises for a message or for a lost connection (those are `Unknown`), and always ends: within the
-        publisher's confirm timeout every message has a result. Cancelling the wait does not unsend anything.
+        publisher's confirm timeout every message has a result. Its clock stands still while the publisher is
+        `blocked`, since the broker then answers nothing and takes in later what was sent. May be awaited by several
+        tasks and again. Cancelling the wait does not unsend anything.
         """
         ...
 
@@ -103,11 +105,13 @@ class Publisher(Protocol):
     async def send(self, batch: Sequence[Outgoing]) -> Confirmation:
         """Hand a batch to the transport; return once it is written (back-pressure) without waiting for confirms.
 
-        A message over the broker's size limit is not sent and yields `Rejected`; the others of the batch are sent.
-        Event ids must be unique among the messages in flight.
+        A message over the broker's size limit, or for a destination that does not exist, is not sent and yields
+        `Rejected`; the others of the batch are sent. Among the messages in flight, event id, destination and topic
+        together must be unique. Cancelling leaves the stream in order: nothing of the batch is written, or all of it.
 
         :raises BrokerUnavailableError: if the connection is down or the write did not finish in time. Messages of
             this batch may have been sent (treat all of them as `Unknown`); this publisher is then closed.
+        :raises BrokerRefusedError: if the broker ended the stream because the user lacks a permission; likewise.
         """
         ...
 
@@ -176,7 +180,8 @@ class Subscription(Protocol):
     """A stream of deliveries from one queue, at most `prefetch` of them unsettled at a time.
 
     Iteration ends when `stop()` was called and what was received by then has been handed out.
-    What is still unsettled when the subscription closes goes back to the queue.
+    What is still unsettled when the subscription closes goes back to its place in the queue. A consumer of an ordered
+    queue is replaced when it closes, not before, so what it has in hand after `stop()` is not overtaken.
 
     :raises BrokerUnavailableError: from iteration, if the connection is lost, the queue is deleted, or the broker
         cancels the consumer. Unsettled deliveries will be delivered again.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -127,9 +128,7 @@ class ScriptedBroker:
     def stop_reading(self) -> None:
         """Leave whatever the client sends in the socket."""
         assert self._writer is not None
-        transport = self._writer.transport
-        assert isinstance(transport, asyncio.ReadTransport)
-        transport.pause_reading()
+        cast("asyncio.Transport", self._writer.transport).pause_reading()
 
     def cut(self) -> None:
         """End the connection without a word."""
@@ -170,10 +169,10 @@ class ScriptedBroker:
 
 
 @asynccontextmanager
-async def scripted_broker() -> AsyncGenerator[ScriptedBroker]:
+async def scripted_broker(tls: ssl.SSLContext | None = None) -> AsyncGenerator[ScriptedBroker]:
     """Listen on a free port of the loopback interface."""
     broker = ScriptedBroker()
-    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", 0, ssl=tls)
     broker.port = server.sockets[0].getsockname()[1]
     try:
         yield broker

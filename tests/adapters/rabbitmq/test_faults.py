@@ -212,14 +212,14 @@ async def test_an_alarm_blocks_and_nothing_is_lost_or_doubled(own_rabbitmq: OwnR
     server = await anyio.to_thread.run_sync(own_rabbitmq)
     topic = word()
     queue = Queue(word(), frozenset({topic}))
-    broker = RabbitMQBroker(server.amqp_url(), queue_type=queue_type, confirm_timeout=timedelta(seconds=1))
+    broker = RabbitMQBroker(server.amqp_url(), queue_type=queue_type, confirm_timeout=timedelta(seconds=3))
     async with broker.publisher() as publisher, broker.subscribe(queue, prefetch=500) as subscription:
         await publish(publisher, topic, 0)
         await anyio.to_thread.run_sync(lambda: server.set_memory_alarm(on=True))
         confirmations = [await publisher.send(outgoing(topic, *range(1, 101)))]
         await until(lambda: publisher.blocked)
         confirmations.append(await publisher.send(outgoing(topic, *range(101, 201))))
-        with anyio.move_on_after(2) as waited:
+        with anyio.move_on_after(4) as waited:
             await confirmations[1].wait()
         assert waited.cancelled_caught
         (first,) = await take(subscription, 1)

@@ -10,18 +10,18 @@ from struct import Struct
 import anyio
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from sagapost.adapters.cloudevents import StrangerPolicy, read_message
+from sagapost.adapters.cloudevents import StrangerPolicy
 from sagapost.adapters.rabbitmq.connection import DRIVER_ERRORS, Link, open_link
-from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming, read_short
+from sagapost.adapters.rabbitmq.contents import read_short
+from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
 from sagapost.adapters.rabbitmq.errors import closed_error
 from sagapost.adapters.rabbitmq.settings import ConnectionSettings, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_queue
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
-from sagapost.core.broker import Delivery, Malformed, Queue
+from sagapost.core.broker import Delivery, Queue
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
-from sagapost.core.event import Event
 
-__all__ = ["RabbitMQDelivery", "RabbitMQSubscription", "open_subscription"]
+__all__ = ["RabbitMQSubscription", "open_subscription"]
 
 _QUORUM_PREFETCH = 2000
 """RabbitMQ's own upper bound for quorum queues."""
@@ -38,65 +38,6 @@ _SETTLE = Struct(">BHIHHQBB").pack
 _ACK, _REJECT, _NACK = 80, 90, 120
 _MULTIPLE, _NACK_REQUEUE, _REJECT_REQUEUE = 1, 2, 1
 _CE = 0xCE
-
-
-class RabbitMQDelivery:
-    """One message handed to one subscription. The envelope is read when it is first asked for."""
-
-    __slots__ = ("_content", "_count", "_properties", "_redelivered", "body", "subscription", "tag", "topic")
-
-    def __init__(
-        self,
-        tag: int,
-        topic: str,
-        properties: bytes,
-        body: bytes,
-        redelivered: bool,
-        subscription: RabbitMQSubscription,
-    ) -> None:
-        self.tag = tag
-        self.topic = topic
-        self.body = body
-        self.subscription = subscription
-        self._properties = properties
-        self._redelivered = redelivered
-        self._content: Event | Malformed | None = None
-        self._count = 0
-
-    @property
-    def content(self) -> Event | Malformed:
-        """The decoded envelope, or why there is none."""
-        return self._content or self._read()
-
-    @property
-    def delivery_count(self) -> int:
-        """How often the broker handed this message out before; a classic queue only tells 0 from more."""
-        if self._content is None:
-            self._read()
-        return self._count
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body."""
-        return len(self.body)
-
-    def _read(self) -> Event | Malformed:
-        self._count = 1 if self._redelivered else 0
-        content: Event | Malformed
-        try:
-            incoming = read_incoming(self._properties, self.body, self.topic)
-        except ContentError as error:
-            content = Malformed(reason=str(error), body=self.body, headers={})
-        else:
-            headers = incoming.headers
-            # RabbitMQ 4.3 counts what it handed out; before, quorum queues count what came back.
-            for name in ("x-acquired-count", "x-delivery-count"):
-                count = headers.get(name)
-                if isinstance(count, int) and count > self._count:
-                    self._count = count
-            content = read_message(incoming, self.subscription.stranger_policy)
-        self._content = content
-        return content
 
 
 class RabbitMQSubscription:

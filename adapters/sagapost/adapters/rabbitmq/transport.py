@@ -120,7 +120,7 @@ class FrameTap(asyncio.StreamReaderProtocol):
 
     def hold_reading(self, hold: bool) -> None:
         """Stop or go on reading the socket: bounds what is taken in ahead of a slow consumer."""
-        if self.transport is None or hold is self._holds_reading or self.lost is not None:
+        if hold is self._holds_reading or self.transport is None or self.transport.is_closing():
             return
         self._holds_reading = hold
         if hold:
