@@ -28,7 +28,8 @@ def load(names: Sequence[str]) -> dict[str, Benchmark]:
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Benchmark]]:
     """Read the command line; exits with status 2 on a name that does not exist."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=[*NAMES, "all"], help=", ".join([*NAMES, "all"]))
+    choices = [*NAMES, "all"]
+    parser.add_argument("names", nargs="+", metavar="|".join(choices), choices=choices)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: under 50 s each")
     parser.add_argument("--only", action="append", default=[], metavar="FIGURE", help="this figure only; repeatable")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON to FILE, or - for standard output")
