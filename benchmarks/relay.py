@@ -198,6 +198,7 @@ async def _several_relays(bed: Bed, rows: int, relays: int) -> float:
     settled = [0] * relays
     owned = [0] * relays
     changed = anyio.Event()
+    elapsed = 0.0
 
     async def follow(index: int) -> None:
         nonlocal changed

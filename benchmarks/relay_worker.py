@@ -86,10 +86,9 @@ async def main(options: argparse.Namespace) -> None:
         tasks.start_soon(relay.run)
         tasks.start_soon(stop_on_signal)
         await meter.done.wait()
-        summary = meter.summary()
         relay.stop()
         signals.cancel()
-    say(summary)
+    say(meter.summary())
 
 
 if __name__ == "__main__":

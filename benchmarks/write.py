@@ -23,7 +23,7 @@ from sagapost.core import event
 from sagapost.core.ids import new_uuid
 from sagapost.outbox import Outbox, OutboxTables, key_hash
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
-from tests.servers import private_postgresql
+from tests.servers.postgresql import private_postgresql
 
 FIGURES = ("write.vs_core_insert", "write.vs_domain_only", "write.vs_mapped_row")
 

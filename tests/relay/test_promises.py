@@ -26,6 +26,7 @@ from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.settings import DeadLetterPolicy
+from sagapost.outbox.tables import doorbell_channel
 from tests.servers.fixtures import OwnRabbitMQ
 
 EVERYTHING = Queue("everything", frozenset({"#"}))
@@ -259,9 +260,11 @@ async def test_a_sleeping_relay_is_woken_by_the_commit_and_an_awake_one_is_not_r
     await broker.declare(EVERYTHING)
     rings: list[object] = []
     listener = await asyncpg.connect(shop.dsn)
-    from sagapost.outbox.tables import doorbell_channel
 
-    await listener.add_listener(doorbell_channel(shop.tables.outbox), lambda *arguments: rings.append(arguments))
+    def ring(*arguments: object) -> None:
+        rings.append(arguments)
+
+    await listener.add_listener(doorbell_channel(shop.tables.outbox), ring)
     async with running(shop.relay(broker, watch)):
         await watch.until(lambda: watch.count(obs.Idle) >= 1)
         await shop.say(1)
