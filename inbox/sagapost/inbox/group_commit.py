@@ -21,7 +21,7 @@ from sagapost.inbox import observations as obs
 from sagapost.inbox.database import Link, concerns_availability, is_conflict
 from sagapost.inbox.execution import Execution, Progress, decode
 from sagapost.inbox.message import Message
-from sagapost.inbox.transaction import Toolbox
+from sagapost.inbox.transaction import Toolbox, sole
 
 __all__ = ["GroupCommit"]
 
@@ -93,11 +93,12 @@ class GroupCommit:
             execution.write()
             self._observer.notify(obs.GroupWritten(self._consumer, len(handled)))
             execution.commit()
-        except Exception as error:
-            if progress.stage == "commit" and concerns_availability(error):
+        except Exception as raised:
+            cause = sole(raised)
+            if progress.stage == "commit" and concerns_availability(cause):
                 raise
             execution.undo()
-            self._observer.notify(obs.GroupUndone(self._consumer, len(messages), type(error).__name__))
+            self._observer.notify(obs.GroupUndone(self._consumer, len(messages), type(cause).__name__))
             return None
         self._notify_handled(handled, len(messages) - len(handled), began)
         return len(messages) - len(handled)

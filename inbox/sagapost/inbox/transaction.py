@@ -40,7 +40,14 @@ from sagapost.inbox.outcomes import (
 )
 from sagapost.inbox.session import HandlerSessions
 
-__all__ = ["Toolbox", "Transactions"]
+__all__ = ["Toolbox", "Transactions", "sole"]
+
+
+def sole(error: Exception) -> Exception:
+    """Return the one exception in a group of one: a handler that uses a task group raises its errors so."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,24 +134,23 @@ class Transactions:
             execution.write()
             self._observer.notify(obs.Written(self._consumer, event.id))
             execution.commit()
-        except BusinessFailure as failure:
-            execution.undo()
-            return self._publish_failure(connection, message, failure, began, progress)
-        except Retry as retry:
-            execution.undo()
-            return RetryLater(retry.after, retry.reason)
-        except Reject as reject:
-            execution.undo()
-            return Rejected(reject.reason)
-        except HandlerError as error:
-            execution.undo()
-            return Refused("broke-contract", str(error))
-        except Exception as error:
-            if progress.stage == "commit" and concerns_availability(error):
+        except Exception as raised:
+            cause = sole(raised)
+            if progress.stage == "commit" and concerns_availability(cause):
                 # It may have been committed; whoever runs it again finds the dedup key, or does not.
                 raise
             execution.undo()
-            return Failed(error, conflict=is_conflict(error))
+            match cause:
+                case BusinessFailure():
+                    return self._publish_failure(connection, message, cause, began, progress)
+                case Retry():
+                    return RetryLater(cause.after, cause.reason)
+                case Reject():
+                    return Rejected(cause.reason)
+                case HandlerError():
+                    return Refused("broke-contract", str(cause))
+                case _:
+                    return Failed(cause, conflict=is_conflict(cause))
         self._notify_handled(message, began)
         return Handled()
 

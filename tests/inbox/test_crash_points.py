@@ -1,0 +1,70 @@
+"""SIGKILL at every step between a delivery and its acknowledgement: nothing lost, nothing doubled, order kept.
+
+The steps are the classes of `sagapost.inbox.observations`: a new one is killed at without anybody adding it here, and
+fails the test if the scenario never reaches it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from sagapost.inbox import observations as obs
+from tests.inbox.harness import an_event
+from tests.inbox.killing import Victim
+
+
+def steps() -> list[str]:
+    """Return the names of all steps, in the order of their definition."""
+    classes = [value for value in vars(obs).values() if isinstance(value, type) and issubclass(value, obs.Step)]
+    return [step.__name__ for step in classes if step is not obs.Step]
+
+
+ORDERS = [f"{key}-{n}" for n in range(6) for key in ("a", "b", "retry", "c")]
+"""Four keys with six messages each; those of `retry` fail in their first two rounds and hold each other back."""
+
+
+async def _kill_and_recover(victim: Victim, step: str) -> None:
+    await victim.prepare(ORDERS, [an_event({"x": 1}, type="nobody.takes-this.v1")], copies=2)
+    if step == obs.AttemptBegun.__name__:
+        # Reached only by what was in hand when a process died before.
+        assert await victim.run(die_at=obs.Written.__name__) == -signal.SIGKILL
+    assert await victim.run(die_at=step) == -signal.SIGKILL, f"the scenario never came to {step}"
+    assert await victim.run() == 0
+    written = await victim.written()
+    lost, doubled = set(ORDERS) - set(written), len(written) - len(set(written))
+    assert (lost, doubled) == (set(), 0)
+    assert await victim.published() == len(ORDERS)
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for order in written:
+        by_key[order.rpartition("-")[0]].append(order)
+    assert all(orders == sorted(orders) for orders in by_key.values()), by_key
+    assert await victim.parked() == []
+    assert await victim.attempts_on_record() == 0
+
+
+def _batch(step: str) -> int:
+    return 8 if step.startswith("Group") else 1
+
+
+@pytest.mark.parametrize("step", steps())
+async def test_killed_at_any_step_with_real_servers(step: str, postgresql_url: str, amqp_url: str) -> None:
+    """PostgreSQL and RabbitMQ: after the kill another process finishes the work."""
+    await _kill_and_recover(Victim(postgresql_url, amqp_url, script="crash", batch=_batch(step)), step)
+
+
+@pytest.mark.parametrize("step", steps())
+async def test_killed_at_any_step_with_sqlite(step: str, tmp_path: Path) -> None:
+    """SQLite, and a broker that delivers every message again after the kill."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'victim.db'}"
+    if step == obs.AttemptBegun.__name__:
+        pytest.skip("a broker that ends with the process counts no deliveries across processes")
+    await _kill_and_recover(Victim(url, None, script="crash", batch=_batch(step)), step)
+
+
+def test_there_are_steps() -> None:
+    """The list is not empty by mistake."""
+    assert {"Received", "Claimed", "Handled", "Acknowledged", "GroupHandled", "Parked"} <= set(steps())
