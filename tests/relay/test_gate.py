@@ -279,6 +279,35 @@ def test_a_late_commit_that_waited_behind_the_head_is_fetched_again() -> None:
     assert bench.gate.replaying() == {"k": 2}
 
 
+def test_replaying_begins_at_the_lowest_row_that_was_dropped() -> None:
+    """Two late commits waited behind the head, in the order in which they came."""
+    bench, head = Bench(proven=()), make_row(9)
+    bench.admit(head)
+    bench.send()
+    bench.admit(make_row(3))
+    bench.admit(make_row(6))
+    bench.refuse(head)
+    bench.retry(head)
+    bench.send()
+    bench.confirm(head)
+    assert bench.gate.replaying() == {"k": 2}
+
+
+def test_the_earlier_of_two_refused_rows_holds_the_key() -> None:
+    """A late commit before the held row is refused as well: it goes first now, and the former head comes after it."""
+    bench, late, head = Bench(), make_row(3), make_row(5)
+    bench.admit(head)
+    bench.send()
+    bench.refuse(head)
+    bench.admit(late)
+    assert bench.send() == [3]
+    assert bench.refuse(late)
+    bench.retry(late)
+    assert bench.send() == [3]
+    bench.confirm(late)
+    assert bench.gate.replaying() == {"k": 3}
+
+
 def test_a_follower_on_the_wire_burns_no_attempt() -> None:
     """It was refused only because it was sent behind the first one."""
     bench, rows = Bench(), [make_row(1), make_row(2)]
