@@ -6,10 +6,9 @@ import argparse
 import logging
 import os
 import random
-import shutil
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,108 +17,187 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from examples.streamtech import embedded
-from examples.streamtech.workload import Audit
+from examples.streamtech.audit import Audit
+from examples.streamtech.embedded import embedded
+from examples.streamtech.scenario import RESENT, play
 
-FOLDER = Path("demo-data")
-RESEND = 20
+_OURS = ("*.db", "*.db-wal", "*.db-shm", "*.log")
 
-_console = Console()
+
+class Report:
+    """Bars on a terminal; elsewhere a line for each quarter."""
+
+    def __init__(self, console: Console, progress: Progress, orders: int) -> None:
+        self._console = console
+        self._progress = progress
+        self._orders = orders
+        self._done = {"orders placed": 0, "orders answered": 0}
+        self._bars = {name: progress.add_task(name, total=orders) for name in self._done}
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self._console.print(f"  {text}", soft_wrap=True, highlight=False)
+
+    def advance(self, what: str, steps: int) -> None:
+        """Move a bar."""
+        before = self._done[what]
+        self._done[what] += steps
+        self._progress.advance(self._bars[what], steps)
+        if not self._console.is_terminal and before * 4 // self._orders != self._done[what] * 4 // self._orders:
+            self.say(f"{what}: {self._done[what]} of {self._orders}")
 
 
 def main() -> int:
-    """Entry point; 0 if nothing was lost or doubled."""
+    """Run the demo; 0 if nothing was lost or doubled, 1 if something was, 2 if it could not run, 130 on Ctrl-C."""
     options = _options()
-    seed = options.seed if options.seed is not None else random.randrange(2**32)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
-    logging.basicConfig(level=logging.WARNING, filename=FOLDER / "demo.log")
-    where = (
-        "private PostgreSQL and RabbitMQ servers, each service in processes of its own"
-        if options.servers
-        else "SQLite files and an in-memory broker in this process (SERVERS=1 for real servers and processes)"
-    )
-    _console.print(f"StreamTech: {options.orders} orders on {where}. Seed {seed}.")
-    if options.servers:
-        _console.print("The relay of orders is killed half-way and started again.")
-    _console.print(f"{RESEND} events are sent a second time at the end; every tenth transaction fails on purpose.")
+    console = Console()
+    _clear(options.folder)
+    logging.basicConfig(level=logging.INFO, filename=options.folder / "demo.log")
+    _introduce(console, options)
     started = time.perf_counter()
     try:
-        with _progress(options.orders) as advance:
-            audit, duplicates = anyio.run(_run, options.servers, options.orders, random.Random(seed), advance)
+        run = _run_processes if options.servers else _run_embedded
+        audit = run(console, options)
     except KeyboardInterrupt:
-        _console.print("Stopped; everything that was started has been ended.")
+        console.print("Stopped. Everything that was started has been ended.")
         return 130
-    _show(audit, duplicates, time.perf_counter() - started)
-    _look_further(servers=options.servers)
-    return 1 if audit.lost or audit.doubled else 0
-
-
-async def _run(
-    servers: bool, orders: int, rng: random.Random, advance: Callable[[str, int], None]
-) -> tuple[Audit, int]:
-    if not servers:
-        return await embedded.run(FOLDER, orders, rng, RESEND, advance)
-    # Imported here: the launcher of private servers is not needed, and not installed, for the embedded demo.
-    from examples.streamtech import processes
-
-    return await processes.run(FOLDER, orders, rng, RESEND, advance)
+    if audit is None:
+        return 2
+    _show(console, audit, time.perf_counter() - started)
+    _look_further(console, options)
+    return 1 if audit.complaints else 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.streamtech.demo", description=__doc__)
-    parser.add_argument("--servers", action="store_true", default=os.environ.get("SERVERS", "") not in {"", "0"})
-    parser.add_argument("--orders", type=int, default=int(os.environ.get("ORDERS") or 200))
-    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--servers",
+        action="store_true",
+        default=os.environ.get("SERVERS", "") not in {"", "0"},
+        help="PostgreSQL, RabbitMQ, and processes; also SERVERS=1",
+    )
+    parser.add_argument("--orders", type=int, default=os.environ.get("ORDERS") or "200", help="also ORDERS=")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats the same orders")
+    parser.add_argument("--folder", type=Path, default=Path("demo-data"), help="for databases and logs")
     options = parser.parse_args()
-    if options.orders < RESEND:
-        parser.error(f"--orders: at least {RESEND}, so that {RESEND} events can be sent twice")
+    if options.orders < RESENT:
+        parser.error(f"--orders: at least {RESENT}, since so many events are sent twice")
     return options
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in _OURS:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _introduce(console: Console, options: argparse.Namespace) -> None:
+    where = (
+        "PostgreSQL and RabbitMQ servers of their own, each part a process"
+        if options.servers
+        else "SQLite files and an in-memory broker, all in this process (SERVERS=1: real servers, processes)"
+    )
+    lines = [
+        f"StreamTech: {options.orders} orders through two services, on {where}.",
+        f"Seed {options.seed}. On purpose, the stock is too small for all orders, about every tenth transaction is "
+        f"rolled back after publishing, and {RESENT} events are sent twice.",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _run_embedded(console: Console, options: argparse.Namespace) -> Audit:
+    async def run() -> Audit:
+        with _reporting(console, options.orders) as report:
+            async with embedded(options.folder) as deployment:
+                return await play(deployment, options.orders, random.Random(options.seed), report)
+
+    return anyio.run(run)
+
+
+def _run_processes(console: Console, options: argparse.Namespace) -> Audit | None:
+    # Imported here: the launcher of private servers is not installed for the embedded demo, and not needed.
+    from examples.streamtech.processes import DemoError, Service, processes, servers
+
+    async def run(services: tuple[Service, Service], broker_url: str) -> Audit:
+        with _reporting(console, options.orders) as report:
+            async with processes(services, broker_url) as deployment:
+                return await play(deployment, options.orders, random.Random(options.seed), report)
+
+    try:
+        console.print("  starting the servers", highlight=False)
+        with servers(options.folder) as (services, broker_url):
+            console.print("  starting `sagapost relay` and `sagapost consume` for each service", highlight=False)
+            return anyio.run(run, services, broker_url)
+    except* DemoError as errors:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        console.print(str(error), soft_wrap=True, highlight=False, markup=False)
+    return None
+
+
 @contextmanager
-def _progress(orders: int) -> Generator[Callable[[str, int], None], None, None]:
-    """Bars on a terminal, a line for each quarter elsewhere."""
+def _reporting(console: Console, orders: int) -> Generator[Report]:
     columns = TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn()
-    done = {"orders placed": 0, "orders answered": 0}
-    with Progress(*columns, console=_console, disable=not _console.is_terminal) as progress:
-        tasks = {name: progress.add_task(name, total=orders) for name in done}
-
-        def advance(name: str, steps: int) -> None:
-            before = done[name]
-            done[name] += steps
-            progress.advance(tasks[name], steps)
-            if not _console.is_terminal and before * 4 // orders != done[name] * 4 // orders:
-                _console.print(f"  {name}: {done[name]} of {orders}")
-
-        yield advance
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Report(console, progress, orders)
 
 
-def _show(audit: Audit, duplicates: int, seconds: float) -> None:
+def _show(console: Console, audit: Audit, seconds: float) -> None:
     table = Table(title=f"after {seconds:.1f} s", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    must_be_zero = {
+        "of rolled-back orders, events or rows": audit.ghosts,
+        "effects doubled": audit.doubled,
+        "lost": len(audit.lost),
+    }
     table.add_row("orders placed", str(audit.orders))
     table.add_row("  confirmed", str(audit.confirmed))
-    table.add_row("  rejected: out of stock", str(audit.rejected))
+    table.add_row("  rejected, out of stock", str(audit.rejected))
+    table.add_row("rolled back on purpose", str(audit.undone))
     table.add_row("events published", str(audit.published))
     table.add_row("events handled", str(audit.handled))
-    table.add_row("duplicates suppressed", str(duplicates))
-    table.add_row("doubled effects (must be 0)", str(audit.doubled))
-    table.add_row("lost (must be 0)", str(audit.lost), style="bold green" if not audit.lost else "bold red")
-    _console.print(table)
+    table.add_row("duplicates suppressed", str(audit.suppressed))
+    if audit.waiting:
+        table.add_row("not at their end (outbox, parked, queues)", str(audit.waiting))
+    for name, count in must_be_zero.items():
+        table.add_row(f"{name} (must be 0)", str(count), style="bold red" if count else "bold green")
+    console.print(table)
+    for complaint in audit.complaints:
+        console.print(complaint, style="bold red", soft_wrap=True)
 
 
-def _look_further(*, servers: bool) -> None:
-    _console.print("Look further:")
-    if servers:
-        _console.print(f"  less {FOLDER}/orders-relay.log           what the relay did, one JSON object a line")
-        _console.print(f"  less {FOLDER}/warehouse-consume.log      what the consumer did")
+def _look_further(console: Console, options: argparse.Namespace) -> None:
+    folder = options.folder
+    if options.servers:
+        commands = {
+            f"less {folder}/orders-relay.log": "what the relay did; it was killed half-way",
+            f"less {folder}/warehouse-consume.log": "what the consumer did",
+        }
     else:
-        _console.print(f"  sqlite3 {FOLDER}/warehouse.db 'SELECT * FROM reservations LIMIT 5'")
-        _console.print(f"  sqlite3 {FOLDER}/orders.db 'SELECT status, count(*) FROM orders GROUP BY 1'")
-    _console.print("  examples/streamtech/orders.py and warehouse.py   the two services, some 80 lines each")
-    _console.print("  make test                                        every promise, tested on real servers")
+        url = f"SAGAPOST_DATABASE_URL=sqlite+aiosqlite:///{folder}/warehouse.db"
+        commands = {
+            f"sqlite3 {folder}/orders.db 'SELECT status, count(*) FROM orders GROUP BY 1'": "the orders",
+            f"{url} {_shown(Path(sys.executable).with_name('sagapost'))} status": "outbox and inbox of the warehouse",
+            "make demo SERVERS=1": "the same on PostgreSQL and RabbitMQ, with a relay that is killed",
+        }
+    commands |= {
+        "less examples/streamtech/orders.py": "a service, in a hundred lines",
+        "make test": "every promise, tested on real servers",
+    }
+    console.print("\nLook further:")
+    width = max(map(len, commands))
+    for command, text in commands.items():
+        console.print(f"  {command:{width}}   # {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 if __name__ == "__main__":

@@ -1,105 +1,88 @@
-"""The demo without any server: SQLite files, an in-memory broker, and every part in one process."""
+"""Both services without any server: SQLite files, an in-memory broker, and every part in this process."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from uuid import UUID
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
 
 from examples.streamtech import orders, warehouse
-from examples.streamtech.workload import (
-    WITNESS,
-    Audit,
-    Placed,
-    audit,
-    create_tables,
-    fill_shelves,
-    place_orders,
-    send_again,
-    until_answered,
-)
+from examples.streamtech.scenario import prepare
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
-from sagapost.core.observer import Observation
+from sagapost.core.broker import Broker
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, Inbox
-from sagapost.inbox import observations as inbox_observations
+from sagapost.outbox import Outbox
 from sagapost.outbox.relay import Relay
-from sagapost.outbox.tables import OutboxTables
 
 
-class Tally:
-    """Counts what the consumers report."""
+class Embedded:
+    """The running services."""
 
-    def __init__(self) -> None:
-        self.duplicates = 0
-        self._changed = anyio.Event()
+    def __init__(self, orders_engine: AsyncEngine, warehouse_engine: AsyncEngine, broker: MemoryBroker) -> None:
+        self.orders = orders_engine
+        self.warehouse = warehouse_engine
+        self.broker: Broker = broker
+        self._memory = broker
+        self._running: list[tuple[Relay | Consumer, anyio.Event]] = []
 
-    def notify(self, event: Observation, /) -> None:
-        """Take note."""
-        if isinstance(event, inbox_observations.Duplicate):
-            self.duplicates += 1
-            self._changed.set()
+    async def run(self, worker: Relay | Consumer) -> None:
+        """Run a relay or a consumer to its end."""
+        ended = anyio.Event()
+        self._running.append((worker, ended))
+        await worker.run()
+        ended.set()
 
-    async def reached(self, duplicates: int) -> None:
-        """Wait until this many duplicates were suppressed."""
-        while self.duplicates < duplicates:
-            self._changed = anyio.Event()
-            await self._changed.wait()
+    def check(self) -> None:
+        """Nothing to ask: a worker that fails ends the task group, and with it the demo."""
+
+    async def disturb(self) -> str | None:
+        """Nothing: there is no process that could be killed on its own."""
+        return None
+
+    async def stop(self) -> None:
+        """Consumers last: what the relays still publish should reach them."""
+        for worker, ended in self._running:
+            worker.stop()
+            await ended.wait()
+
+    async def in_queue(self, name: str) -> int:
+        """Return how many messages wait."""
+        return len(self._memory.waiting(name))
 
 
-async def run(
-    folder: Path, count: int, rng: random.Random, resend: int, advance: Callable[[str, int], None]
-) -> tuple[Audit, int]:
-    """Run both services until every order is answered; return the audit and the number of duplicates suppressed."""
+@asynccontextmanager
+async def embedded(folder: Path) -> AsyncGenerator[Embedded]:
+    """Start both services on files in `folder`."""
     broker = MemoryBroker()
-    tally = Tally()
-    orders_engine = await _open(folder / "orders.db", orders.Base, orders.inbox, orders.outbox.tables)
-    warehouse_engine = await _open(folder / "warehouse.db", warehouse.Base, warehouse.inbox, warehouse.outbox.tables)
-    await fill_shelves(warehouse_engine)
-    consumers = [
-        Consumer(orders.inbox, engine=orders_engine, broker=broker, observer=tally),
-        Consumer(warehouse.inbox, engine=warehouse_engine, broker=broker, observer=tally),
-    ]
-    relays = [
-        Relay(SQLiteOutboxStore(str(engine.url), tables=tables), broker)
-        for engine, tables in (
-            (orders_engine, orders.outbox.tables),
-            (warehouse_engine, warehouse.outbox.tables),
+    async with AsyncExitStack() as stack:
+        workers: list[Relay | Consumer] = []
+        engines: list[AsyncEngine] = []
+        services: tuple[tuple[Outbox, Inbox], ...] = (
+            (orders.outbox, orders.inbox),
+            (warehouse.outbox, warehouse.inbox),
         )
-    ]
-    await broker.declare(orders.inbox.queue, warehouse.inbox.queue, WITNESS)
-    kept: set[UUID] = set()
-    undone: set[UUID] = set()
-    try:
-        services: tuple[Relay | Consumer, ...] = (*relays, *consumers)
-        async with anyio.create_task_group() as tasks:
-            for service in services:
-                tasks.start_soon(service.run)
-            async for order_id, committed in place_orders(orders_engine, count, rng):
-                (kept if committed else undone).add(order_id)
-                if committed:
-                    advance("orders placed", 1)
-            await until_answered(orders_engine, count, advance)
-            await send_again(broker, resend)
-            await tally.reached(resend)
-            for service in services:
-                service.stop()
-        found = await audit(orders_engine, warehouse_engine, Placed(frozenset(kept), frozenset(undone)))
-        return found, tally.duplicates
-    finally:
-        await orders_engine.dispose()
-        await warehouse_engine.dispose()
-
-
-async def _open(path: Path, base: type[DeclarativeBase], inbox: Inbox, outbox: OutboxTables) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-    async with engine.begin() as connection:
-        await connection.run_sync(install_schema, outbox.versions, [outbox.part, inbox.tables.part])
-    await create_tables(engine, base)
-    return engine
+        for outbox, inbox in services:
+            url = f"sqlite+aiosqlite:///{folder / inbox.name}.db"
+            engine = create_async_engine(url)
+            stack.push_async_callback(engine.dispose)
+            async with engine.begin() as connection:
+                parts = [outbox.tables.part, inbox.tables.part]
+                await connection.run_sync(install_schema, outbox.tables.versions, parts)
+            store = SQLiteOutboxStore(url, tables=outbox.tables)
+            stack.push_async_callback(store.aclose)
+            await broker.declare(inbox.queue)
+            workers.insert(0, Relay(store, broker))
+            workers.append(Consumer(inbox, engine=engine, broker=broker))
+            engines.append(engine)
+        await prepare(*engines)
+        deployment = Embedded(engines[0], engines[1], broker)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        for worker in workers:
+            tasks.start_soon(deployment.run, worker)
+        yield deployment
+        tasks.cancel_scope.cancel()

@@ -6,7 +6,7 @@ from enum import StrEnum
 from uuid import UUID, uuid4
 
 import msgspec
-from sqlalchemy import String
+from sqlalchemy import Enum, String
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -35,7 +35,7 @@ class Order(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     item: Mapped[str] = mapped_column(String(50))
     quantity: Mapped[int]
-    status: Mapped[Status] = mapped_column(String(20), default=Status.PLACED)
+    status: Mapped[Status] = mapped_column(Enum(Status, native_enum=False), default=Status.PLACED)
     reason: Mapped[str | None] = mapped_column(String(200))
 
 

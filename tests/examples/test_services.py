@@ -1,0 +1,96 @@
+"""The services of the StreamTech example on SQLite, with a relay and a consumer each, as the demo runs them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from examples.streamtech import orders, warehouse
+from examples.streamtech.embedded import Embedded, embedded
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Embedded]:
+    """Both services, running; three units of one record in stock."""
+    async with embedded(tmp_path) as running:
+        async with AsyncSession(running.warehouse) as session, session.begin():
+            session.add(warehouse.Stock(item="blue-train", available=3))
+        yield running
+        await running.stop()
+
+
+async def ended(shop: Embedded, order_id: UUID) -> orders.Order:
+    """Wait until an order has its answer."""
+    with anyio.fail_after(30):
+        while True:
+            async with AsyncSession(shop.orders) as session:
+                order = await session.get_one(orders.Order, order_id)
+                if order.status is not orders.Status.PLACED:
+                    return order
+            await anyio.sleep(0.02)
+
+
+async def order(shop: Embedded, item: str, quantity: int) -> orders.Order:
+    """Place an order and wait for its answer."""
+    async with AsyncSession(shop.orders) as session, session.begin():
+        placed = await orders.place_order(session, item, quantity)
+        order_id = placed.id
+    return await ended(shop, order_id)
+
+
+async def shelf(shop: Embedded, item: str) -> int:
+    """Return what is available."""
+    async with AsyncSession(shop.warehouse) as session:
+        return (await session.execute(select(warehouse.Stock.available).filter_by(item=item))).scalar_one()
+
+
+async def test_an_order_is_confirmed_and_its_stock_put_aside(shop: Embedded) -> None:
+    """The way there and back: OrderPlaced, a reservation and the smaller shelf, StockReserved, confirmed."""
+    placed = await order(shop, "blue-train", 2)
+    assert (placed.status, placed.reason) == (orders.Status.CONFIRMED, None)
+    assert await shelf(shop, "blue-train") == 1
+    async with AsyncSession(shop.warehouse) as session:
+        reservation = await session.get_one(warehouse.Reservation, placed.id)
+    assert (reservation.item, reservation.quantity) == ("blue-train", 2)
+
+
+async def test_an_order_over_the_stock_is_rejected_and_takes_nothing(shop: Embedded) -> None:
+    """The last unit stays on the shelf, no reservation is made, and the next order that fits is served."""
+    await order(shop, "blue-train", 2)
+    refused = await order(shop, "blue-train", 2)
+    assert (refused.status, refused.reason) == (orders.Status.REJECTED, "blue-train is out of stock")
+    assert await shelf(shop, "blue-train") == 1
+    async with AsyncSession(shop.warehouse) as session:
+        assert await session.get(warehouse.Reservation, refused.id) is None
+    assert (await order(shop, "blue-train", 1)).status is orders.Status.CONFIRMED
+    assert await shelf(shop, "blue-train") == 0
+
+
+async def test_an_item_nobody_knows_is_an_answer_and_no_error(shop: Embedded) -> None:
+    """The warehouse says that there is none; nothing is parked."""
+    assert (await order(shop, "unheard-of", 1)).status is orders.Status.REJECTED
+    async with AsyncSession(shop.warehouse) as session:
+        assert (await session.execute(select(warehouse.inbox.tables.parked.c.id))).all() == []
+
+
+async def test_the_database_refuses_negative_stock(shop: Embedded) -> None:
+    """The invariant is in the table too: a handler with a mistake in its arithmetic could not commit."""
+    async with AsyncSession(shop.warehouse) as session:
+        stock = await session.get_one(warehouse.Stock, "blue-train")
+        stock.available = -1
+        with pytest.raises(IntegrityError):
+            await session.commit()
+
+
+def test_both_services_speak_of_the_same_events() -> None:
+    """Each declares its own view of an event; names match, so that what one publishes the other hears."""
+    said = {handler_emits for handler in warehouse.inbox.handlers for handler_emits in handler.emits}
+    assert orders.inbox.queue.topics == said
+    assert warehouse.inbox.queue.topics == {"orders.order-placed.v1"}
