@@ -142,11 +142,15 @@ class Composition:
 
         return Requirement("database", check)
 
-    def broker_there(self) -> Requirement:
-        """The broker answers, takes the credentials, and has or lets us make the exchange."""
+    def broker_there(self, inboxes: Sequence[Inbox] = ()) -> Requirement:
+        """The broker answers, takes the credentials, and has or lets us make the exchange and the inboxes' queues.
+
+        All queues exist before anything runs: an event counts as routed once *one* queue has it, so a relay in
+        the same process would publish past an inbox that is slower to subscribe.
+        """
 
         async def check() -> None:
-            await self._broker.declare()
+            await self._broker.declare(*(inbox.queue for inbox in inboxes))
 
         return Requirement("broker", check)
 

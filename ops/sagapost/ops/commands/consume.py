@@ -46,7 +46,7 @@ def _plan(composition: Composition, inboxes: Sequence[Inbox], *, with_relay: boo
             "inboxes. Add --with-relay, or use a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )
-    requirements = [composition.inboxes_there(inboxes), composition.broker_there()]
+    requirements = [composition.inboxes_there(inboxes), composition.broker_there(inboxes)]
     workers = composition.consumers(inboxes)
     if with_relay:
         composition.require_one_outbox(inboxes)
