@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from sagapost.ops.commands import db, parked, saga
+from sagapost.ops.commands import db, dead, parked, saga
 from sagapost.ops.commands.config import config
 from sagapost.ops.commands.consume import consume
 from sagapost.ops.commands.relay import relay
 from sagapost.ops.commands.status import status
 
-__all__ = ["app", "config", "consume", "db", "parked", "relay", "saga", "status"]
+__all__ = ["app", "config", "consume", "db", "dead", "parked", "relay", "saga", "status"]
 
 app = typer.Typer(
     name="sagapost",
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for command in (relay, consume, config, status):
     app.command()(command)
+app.add_typer(dead.app, name="dead")
 app.add_typer(parked.app, name="parked")
 app.add_typer(saga.app, name="saga")
 app.add_typer(db.app, name="db")

@@ -268,6 +268,13 @@ class Gate:
         self._hold(row, HoldState.WAITING, attempts, due)
         return True
 
+    def retry_at(self, row: OutboxRow, due: float) -> None:
+        """Say when a refused row is tried again."""
+        hold = self._holds.get(_name(row))
+        if hold is not None and hold.position == row.position and hold.state is HoldState.WAITING:
+            hold.due = due
+            self._next_due = due if self._next_due is None else min(self._next_due, due)
+
     def abandon(self, row: OutboxRow) -> None:
         """A refused row of a partition that is being given up: its next owner decides."""
         self._leave_flight(row, wake=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,8 +51,8 @@ class Refusals:
                 continue
             attempts = row.attempts + 1
             delay = settings.retry.delay(attempts)
-            due = parts.clock.monotonic() + delay.total_seconds()
-            if not parts.gate.refused(row, attempts=attempts, due=due):
+            # Not due before the attempt is on record: read again too early, the row would count it a second time.
+            if not parts.gate.refused(row, attempts=attempts, due=math.inf):
                 # A follower of a refused row that was already on its way: no attempt of its own is burned.
                 continue
             if attempts >= settings.max_attempts:
@@ -66,7 +67,9 @@ class Refusals:
         if retried:
             await parts.store.record_failures([failure for _, failure in retried], parts.ownership.claims)
             self.retries += len(retried)
+            now = parts.clock.monotonic()
             for row, failure in retried:
+                parts.gate.retry_at(row, now + failure.retry_after.total_seconds())
                 event = row.event
                 parts.observer.notify(
                     Held(

@@ -1,0 +1,124 @@
+"""`sagapost dead`: events the relay gave up on, and what to do about them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from typing import Annotated, TypeAlias
+
+import anyio
+import typer
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sagapost.ops import database
+from sagapost.ops.commands.options import AsJson, EnvFile
+from sagapost.ops.commands.output import write_json, write_line, write_table
+from sagapost.ops.settings import load_settings
+from sagapost.outbox.dead_letters import DeadLetter, DeadLetters
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Events the relay gave up on: list them, redrive them in order, discard them.", no_args_is_help=True
+)
+
+Position: TypeAlias = Annotated[
+    int | None, typer.Argument(metavar="POSITION", help="Position of the dead letter, as listed.", show_default=False)
+]
+Key: TypeAlias = Annotated[str | None, typer.Option(help="Those of this ordering key.", show_default=False)]
+Type: TypeAlias = Annotated[str | None, typer.Option("--type", help="Those of this event type.", show_default=False)]
+Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    after: Annotated[int, typer.Option(help="Begin after this position.")] = 0,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the dead letters, oldest position first."""
+    letters = _run(env_file, lambda dead, connection: dead.list(connection, limit=limit, after=after))
+    _show(letters, as_json=as_json)
+
+
+@app.command()
+def redrive(
+    position: Position = None,
+    key: Key = None,
+    type_: Type = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters again, each with all others of its key, in the key's order."""
+    letters = _run(
+        env_file,
+        lambda dead, connection: dead.redrive(
+            connection, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
+        ),
+    )
+    _show(letters, as_json=as_json)
+    if not as_json:
+        write_line(f"{len(letters)} would be redriven" if dry_run else f"{len(letters)} redriven")
+
+
+@app.command()
+def discard(
+    position: Position = None,
+    key: Key = None,
+    type_: Type = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete dead letters for good; what waited behind them goes on without them."""
+    letters = _run(
+        env_file,
+        lambda dead, connection: dead.discard(
+            connection, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
+        ),
+    )
+    _show(letters, as_json=as_json)
+    if not as_json:
+        write_line(f"{len(letters)} would be discarded" if dry_run else f"{len(letters)} discarded")
+
+
+def _run(
+    env_file: EnvFile, act: Callable[[DeadLetters, AsyncConnection], Awaitable[Sequence[DeadLetter]]]
+) -> Sequence[DeadLetter]:
+    """Act in one transaction on the settings' database."""
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+    tables = database.tables_of(loaded.settings)
+
+    async def run() -> Sequence[DeadLetter]:
+        async with database.connect(loaded) as connection:
+            await database.check(connection, tables.versions, [tables.outbox.part])
+            return await act(DeadLetters(tables.outbox), connection)
+
+    return anyio.run(run)
+
+
+def _show(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
+    if as_json:
+        write_json([{**asdict(letter), "died_at": letter.died_at.isoformat()} for letter in letters])
+        return
+    write_table(
+        ("position", "type", "key", "attempts", "died", "blocks", "reason"),
+        [
+            (
+                str(letter.position),
+                letter.type,
+                letter.key or "-",
+                str(letter.attempts),
+                letter.died_at.isoformat(timespec="seconds"),
+                "yes" if letter.blocks_key else "no",
+                letter.reason,
+            )
+            for letter in letters
+        ],
+        styles={"position": "cyan"},
+    )

@@ -1,0 +1,159 @@
+"""What an operator does about events the relay gave up on: list them, send them again in order, or discard them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, CursorResult, Dialect, TextClause, bindparam, delete, select, text, true
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sagapost.core.errors import ConfigurationError
+from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
+
+__all__ = ["DeadLetter", "DeadLetters"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One event the relay gave up on. Its data is not shown: it may be personal."""
+
+    position: int
+    event_id: str
+    type: str
+    key: str | None
+    correlationid: str | None
+    attempts: int
+    reason: str
+    died_at: datetime
+    blocks_key: bool
+    """Later events of its key wait until this one is redriven or discarded."""
+    size: int
+    """Bytes of data."""
+
+
+class DeadLetters:
+    """The dead letters of one outbox, in the caller's transaction."""
+
+    def __init__(self, tables: OutboxTables) -> None:
+        self._dead = tables.dead
+        self._outbox = tables.outbox
+
+    async def list(self, connection: AsyncConnection, *, limit: int = 100, after: int = 0) -> Sequence[DeadLetter]:
+        """Return dead letters in the order of their positions, from beyond `after`."""
+        query = select(self._dead).where(self._dead.c.position > after).order_by(self._dead.c.position).limit(limit)
+        return [_letter(row) for row in (await connection.execute(query)).mappings()]
+
+    async def redrive(
+        self,
+        connection: AsyncConnection,
+        *,
+        position: int | None = None,
+        key: str | None = None,
+        type_: str | None = None,
+        everything: bool = False,
+        dry_run: bool = False,
+    ) -> Sequence[DeadLetter]:
+        """Put dead letters back into the outbox at their old positions; return them, oldest first.
+
+        An event goes back with all dead letters of its key, so that the key's order is kept: redriving the second of
+        three alone would send it before the first. Attempts start again from zero. Events of the key that wait in the
+        outbox follow. With `dry_run` nothing is changed.
+
+        :raises ConfigurationError: unless one of position, key, type or everything is given, or if the position is
+            no dead letter.
+        """
+        chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
+        keys = select(self._dead.c.partitionkey).where(chosen, self._dead.c.partitionkey.is_not(None))
+        wanted = chosen | self._dead.c.partitionkey.in_(keys)
+        letters = await self._take(connection, wanted, position)
+        if dry_run or not letters:
+            return letters
+        positions = [letter.position for letter in letters]
+        await connection.execute(self._put_back(connection.dialect), {"positions": positions})
+        await connection.execute(delete(self._dead).where(self._dead.c.position.in_(positions)))
+        return letters
+
+    async def discard(
+        self,
+        connection: AsyncConnection,
+        *,
+        position: int | None = None,
+        key: str | None = None,
+        type_: str | None = None,
+        everything: bool = False,
+        dry_run: bool = False,
+    ) -> Sequence[DeadLetter]:
+        """Delete dead letters for good; return them. Events that waited behind them go on without them.
+
+        :raises ConfigurationError: as `redrive`.
+        """
+        chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
+        letters = await self._take(connection, chosen, position)
+        if letters and not dry_run:
+            result = await connection.execute(
+                delete(self._dead).where(self._dead.c.position.in_([letter.position for letter in letters]))
+            )
+            assert cast("CursorResult[Any]", result).rowcount == len(letters)  # noqa: S101 - the rows are locked
+        return letters
+
+    def _put_back(self, dialect: Dialect) -> TextClause:
+        """Copy dead letters into the outbox.
+
+        The position is the row's place in its key, so it must be the old one; PostgreSQL wants to be told that an
+        identity column is written on purpose, which SQLAlchemy has no words for.
+        """
+        quote = dialect.identifier_preparer
+        columns = ", ".join(quote.quote(name) for name in ("position", *ENVELOPE_COLUMNS))
+        overriding = "OVERRIDING SYSTEM VALUE " if dialect.name == "postgresql" else ""
+        statement = text(
+            f"INSERT INTO {quote.format_table(self._outbox)} ({columns}) {overriding}"  # noqa: S608 - names of ours
+            f"SELECT {columns} FROM {quote.format_table(self._dead)} WHERE position IN :positions ORDER BY position"
+        )
+        return statement.bindparams(bindparam("positions", expanding=True))
+
+    async def _take(
+        self, connection: AsyncConnection, wanted: ColumnElement[bool], position: int | None
+    ) -> Sequence[DeadLetter]:
+        """Lock and read; two operators take turns."""
+        query = select(self._dead).where(wanted).order_by(self._dead.c.position).with_for_update()
+        letters = [_letter(row) for row in (await connection.execute(query)).mappings()]
+        if position is not None and not letters:
+            raise ConfigurationError(
+                f"The outbox has no dead letter at position {position}. List them with `sagapost dead list`."
+            )
+        return letters
+
+    def _chosen(
+        self, *, position: int | None, key: str | None, type_: str | None, everything: bool
+    ) -> ColumnElement[bool]:
+        conditions: list[ColumnElement[bool]] = []
+        if position is not None:
+            conditions.append(self._dead.c.position == position)
+        if key is not None:
+            conditions.append(self._dead.c.partitionkey == key)
+        if type_ is not None:
+            conditions.append(self._dead.c.type == type_)
+        if not conditions and not everything:
+            raise ConfigurationError("Say which dead letters are meant: a position, a key, a type, or everything.")
+        chosen: ColumnElement[bool] = true()
+        for condition in conditions:
+            chosen = chosen & condition
+        return chosen
+
+
+def _letter(row: Any) -> DeadLetter:
+    return DeadLetter(
+        position=row["position"],
+        event_id=str(row["event_id"]),
+        type=row["type"],
+        key=row["partitionkey"],
+        correlationid=row["correlationid"],
+        attempts=row["attempts"],
+        reason=row["last_error"],
+        died_at=row["died_at"],
+        blocks_key=bool(row["blocks_key"]),
+        size=len(row["data"]),
+    )
