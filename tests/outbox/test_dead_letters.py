@@ -22,7 +22,7 @@ from sagapost.outbox.dead_letters import DeadLetters
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.settings import DeadLetterPolicy
-from tests.relay.test_promises import EVERYTHING, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, Watch, heard, numbers, running
 
 SOON = Backoff(base=timedelta(milliseconds=20), cap=timedelta(milliseconds=20))
 
