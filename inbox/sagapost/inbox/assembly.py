@@ -80,7 +80,13 @@ def assemble(
     screening = Screening(database, dedup, observer, consumer=inbox.name)
     dispatcher = Dispatcher(tools, settings, lot, attempts, screening)
     workers = Workers(
-        dispatcher, GroupCommit(tools), database, availability, batch=settings.batch, ordered=inbox.ordered
+        dispatcher,
+        GroupCommit(tools),
+        database,
+        availability,
+        batch=settings.batch,
+        ordered=inbox.ordered,
+        stop=stop,
     )
     retries = Retries(
         dispatcher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -77,7 +78,8 @@ def is_async(function: HandlerFunction) -> bool:
 
     :raises ConfigurationError: if it is no function of two positional arguments, or a generator.
     """
-    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    inner = _unwrapped(function)
+    called = inner if inspect.isroutine(inner) else getattr(inner, "__call__", inner)  # noqa: B004 its own code is meant
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigurationError(f"{name_of(function)} is a generator. A handler is a plain `def` or `async def`.")
     try:
@@ -89,8 +91,15 @@ def is_async(function: HandlerFunction) -> bool:
     return inspect.iscoroutinefunction(called)
 
 
+def _unwrapped(function: HandlerFunction) -> HandlerFunction:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
 def name_of(function: HandlerFunction) -> str:
     """Return the name a handler is known by in logs and maps."""
+    function = _unwrapped(function)
     module = getattr(function, "__module__", None) or type(function).__module__
     return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 

@@ -74,7 +74,7 @@ class ConsumerSettings:
     database_timeout: timedelta = timedelta(seconds=15)
     """Longest wait for the database where no handler runs. Over it the database counts as unreachable."""
     max_crashes: int = 3
-    """How often a message may be in hand when the process dies before it is parked as its killer. Range 1 to 100."""
+    """How often a message may be in hand when the process dies before it is parked as its killer. Range 2 to 100."""
     retention: timedelta = timedelta(days=7)
     """The dedup window: how long a handled message is remembered. An event older than it is parked, not handled."""
     prune_interval: timedelta = timedelta(minutes=1)
@@ -99,7 +99,7 @@ class ConsumerSettings:
             ("concurrency", 1, 1_000),
             ("batch", 1, 1_000),
             ("max_bytes_in_hand", 1, 2**40),
-            ("max_crashes", 1, 100),
+            ("max_crashes", 2, 100),
             ("prune_chunk", 1, 100_000),
         ):
             value = getattr(self, name)

@@ -31,6 +31,7 @@ class Workers:
         *,
         batch: int,
         ordered: bool,
+        stop: anyio.Event,
     ) -> None:
         self._dispatcher = dispatcher
         self._groups = groups
@@ -38,6 +39,7 @@ class Workers:
         self._availability = availability
         self._batch = batch
         self._ordered = ordered
+        self._stop = stop
         self._lanes: Lanes[Arrival] = Lanes()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
@@ -86,13 +88,11 @@ class Workers:
         try:
             # Nothing of the place where the consumer was started reaches a handler.
             with bind(None):
-                while True:
+                while not self._stop.is_set():
                     taken = self._lanes.take_nowait(self._batch)
                     if not taken:
                         await link.give_back()
                         taken = await self._lanes.take(self._batch)
-                    if not taken:
-                        return
                     await self._finish_all(link, [arrival for _, arrival in taken])
                     for lane in {lane for lane, _ in taken}:
                         self._lanes.done(lane)
