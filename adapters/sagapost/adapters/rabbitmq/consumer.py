@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -64,7 +65,7 @@ class RabbitMQSubscription:
         self._received: deque[RabbitMQDelivery] = deque()
         self._received_bytes = 0
         self._unsettled: OrderedDict[int, RabbitMQDelivery] = OrderedDict()
-        self._wake = anyio.Event()
+        self._wake = asyncio.Event()
         self._ended: CloseReason | None = None
         self._stopping = self._stopped = False
         self._gaps = False
@@ -93,7 +94,7 @@ class RabbitMQSubscription:
                 raise self._error(self._ended)
             if self._stopped:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
+            self._wake.clear()
             await self._wake.wait()
         if self._ended is not None:
             # What is left here will be delivered again: handling it now would only make a duplicate.
