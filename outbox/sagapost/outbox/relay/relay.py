@@ -108,6 +108,8 @@ class Relay:
         self._refusals = Refusals(self._parts)
         self._published = 0
         self._stop = anyio.Event()
+        self._drain_until: float | None = None
+        self._unanswered = 0
         self._sender: SendStage | None = None
         self._connected_once = False
 
@@ -148,6 +150,8 @@ class Relay:
                 tasks.start_soon(parts.settler.run)
                 tasks.start_soon(run_schedule, parts)
                 await self._cycles()
+                # The last cycle may have ended with the broker away; what it had confirmed is still to be deleted.
+                await self._drain()
                 tasks.cancel_scope.cancel()
         finally:
             await self._leave()
@@ -225,7 +229,9 @@ class Relay:
                 if sender is not None:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                         await self._absorb(sender)
+                held = parts.gate.in_flight
                 parts.gate.forget_unconfirmed()
+                self._unanswered = held - parts.gate.in_flight if parts.stopping else 0
                 parts.gate.restarted()
         if failure:
             raise failure[0]
@@ -243,7 +249,9 @@ class Relay:
     async def _drain(self) -> None:
         """On stop: wait until everything sent is confirmed and settled, within the budget."""
         parts = self._parts
-        with anyio.move_on_after(parts.settings.drain_timeout.total_seconds()):
+        if self._drain_until is None:
+            self._drain_until = anyio.current_time() + parts.settings.drain_timeout.total_seconds()
+        with anyio.move_on_after(self._drain_until - anyio.current_time()):
             while parts.gate.in_flight:
                 parts.settler.capacity = anyio.Event()
                 with anyio.move_on_after(0.05):
@@ -252,7 +260,7 @@ class Relay:
     async def _leave(self) -> None:
         """Hand the partitions over at once, so that others need not wait for the leases to run out."""
         parts = self._parts
-        left = parts.gate.in_flight
+        left = self._unanswered + parts.gate.in_flight
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
             try:
                 await parts.ownership.retire()
