@@ -1,0 +1,81 @@
+"""The PostgreSQL outbox store: the port's suite, and what is the adapter's own about URLs and connections."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.schema import CreateSchema
+
+from sagapost.adapters.postgresql import PostgreSQLOutboxStore
+from sagapost.core.errors import ConfigurationError, StoreRefusedError, StoreUnavailableError
+from sagapost.core.schema import install_schema
+from sagapost.outbox import OutboxTables
+from tests.conformance.outbox_store import OutboxStoreConformance, StoreFactory
+from tests.servers.databases import PostgreSQLServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def shared_url(postgresql: PostgreSQLServer) -> Iterator[str]:
+    """One database for the suite; each test has a schema of its own in it, which is quicker to make."""
+    with postgresql.fresh_database() as name:
+        yield postgresql.url(name)
+
+
+class TestPostgreSQLOutboxStore(OutboxStoreConformance):
+    """The suite, in a schema and with a prefix that both need quoting."""
+
+    @pytest.fixture
+    async def store_factory(self, shared_url: str) -> AsyncGenerator[StoreFactory, None]:
+        """A schema with the tables, and one without."""
+        tables = OutboxTables(schema=f"Sales & more {next(_numbers)}", prefix="My-")
+        nothing = OutboxTables(schema="no such schema")
+        engine = create_async_engine(shared_url)
+        async with engine.begin() as connection:
+            assert tables.schema is not None
+            await connection.execute(CreateSchema(tables.schema))
+            await connection.run_sync(install_schema, tables.versions, [tables.part])
+        yield StoreFactory(
+            open=lambda: PostgreSQLOutboxStore(shared_url, tables=tables),
+            engine=engine,
+            tables=tables,
+            open_empty=lambda: PostgreSQLOutboxStore(shared_url, tables=nothing),
+        )
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["mysql://localhost/orders", "sqlite:///orders.db", "://", ""])
+def test_a_url_of_another_database_is_refused(url: str) -> None:
+    """The error shows a good one."""
+    with pytest.raises(ConfigurationError, match="Example: postgresql"):
+        PostgreSQLOutboxStore(url)
+
+
+def test_no_password_is_shown() -> None:
+    """Neither in the address nor in the repr."""
+    store = PostgreSQLOutboxStore("postgresql+asyncpg://me:s3cret@db.example:5433/orders")
+    assert store.address == "db.example:5433/orders"
+    assert "s3cret" not in repr(store)
+
+
+async def test_a_wrong_password_is_refused_and_an_unreachable_server_waited_for(postgresql: PostgreSQLServer) -> None:
+    """A person must act on the first; the second may mend itself. Neither error shows the password."""
+    wrong = PostgreSQLOutboxStore(
+        postgresql.url().replace("postgresql+asyncpg://sagapost:", "postgresql://sagapost:x")
+    )
+    nobody = PostgreSQLOutboxStore("postgresql://me:s3cret@127.0.0.1:1/orders")
+    no_database = PostgreSQLOutboxStore(postgresql.url("no_such_database"))
+    for call in ("check_schema", "partition_count"):
+        with pytest.raises(StoreRefusedError, match="SQLSTATE 28P01"):
+            await getattr(wrong, call)()
+        with pytest.raises(StoreUnavailableError) as caught:
+            await getattr(nobody, call)()
+        assert "s3cret" not in str(caught.value)
+        with pytest.raises(StoreRefusedError, match="SQLSTATE 3D000"):
+            await getattr(no_database, call)()
+    for store in (wrong, nobody, no_database):
+        await store.aclose()
