@@ -33,7 +33,15 @@ class Schedule:
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
         """See `OutboxStore.move_due`."""
+        # Asked first: an INSERT of no rows would fire the statement trigger and ring the doorbell for nothing.
+        upcoming = await self._upcoming()
+        if upcoming is None or upcoming > timedelta(0):
+            return 0, upcoming
         moved = await self._link.fetchrow(self._move, limit)
-        upcoming = await self._link.fetchrow(self._next)
-        wait: timedelta | None = None if upcoming is None else upcoming[0]
-        return (0 if moved is None else int(moved[0])), None if wait is None else max(wait, timedelta(0))
+        upcoming = await self._upcoming()
+        return (0 if moved is None else int(moved[0])), None if upcoming is None else max(upcoming, timedelta(0))
+
+    async def _upcoming(self) -> timedelta | None:
+        row = await self._link.fetchrow(self._next)
+        wait: timedelta | None = None if row is None else row[0]
+        return wait
