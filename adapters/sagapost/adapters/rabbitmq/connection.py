@@ -138,7 +138,16 @@ class Link:
 
         :raises BrokerUnavailableError: if the connection is lost or the broker does not answer in time.
         """
-        return await self.call(self._connection.channel(publisher_confirms=confirms), "opening a channel")
+        return await self.call(self._open_channel(confirms), "opening a channel")
+
+    async def _open_channel(self, confirms: bool) -> AbstractChannel:
+        try:
+            return await self._connection.channel(publisher_confirms=confirms)
+        except RuntimeError as error:
+            if not self._connection.is_closed:
+                raise
+            # The one call of aiormq's that says so with a class of no meaning: lost since it was opened.
+            raise ConnectionError("the connection is closed") from error
 
     async def call(self, rpc: Awaitable[_T], what: str) -> _T:
         """Await an RPC within the time limit; `what` it is, for the error.

@@ -1,0 +1,24 @@
+"""A connection that is lost between being opened and its first use."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import anyio
+import pytest
+
+from sagapost.adapters.rabbitmq.connection import open_link
+from sagapost.adapters.rabbitmq.settings import ConnectionSettings
+from sagapost.core.errors import BrokerUnavailableError
+
+
+async def test_a_channel_on_a_connection_that_is_gone_is_unavailable(amqp_url: str) -> None:
+    """aiormq raises a RuntimeError there; to the consumer that reconnects it is one more lost connection."""
+    second = timedelta(seconds=1)
+    settings = ConnectionSettings(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
+    async with open_link(settings, purpose="test") as link:
+        link.drop("cut by the test")
+        # Until aiormq's own tasks have noticed.
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(BrokerUnavailableError):
+            await link.channel()
