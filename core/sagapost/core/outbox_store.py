@@ -200,7 +200,10 @@ class OutboxStore(Protocol):
         ...
 
     async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
-        """Move every remaining row of a key behind its dead letter (policy `park`). Returns how many."""
+        """Move every row of a key behind its oldest dead letter (policy `park`). Returns how many.
+
+        None are moved once that dead letter is gone: an operator has redriven or discarded it.
+        """
         ...
 
     async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:

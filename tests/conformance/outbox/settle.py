@@ -149,6 +149,15 @@ class SettleConformance(StoreSuite):
         assert dead == [(b"1", 1, 1), (b"2", 1, 0), (b"3", 1, 0)]
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"x",)]
 
+    async def test_only_what_lies_behind_a_dead_letter_is_parked(self, bed: Bed) -> None:
+        """A row before it is none of its followers; and without a dead letter, redriven meanwhile, nobody follows."""
+        await bed.write(("k", b"1"), ("k", b"2"), ("k", b"3"))
+        rows = await bed.fetch()
+        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 0
+        await bed.store.bury([failure(rows[1])], bed.claims, block_keys=True)
+        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 1
+        assert await bed.table(bed.factory.tables.outbox, "data") == [(b"1",)]
+
     async def test_followers_of_a_lost_partition_stay(self, bed: Bed) -> None:
         """Their new owner decides."""
         await bed.write(("k", b"1"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ class Link:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._connection: asyncpg.Connection | None = None
+        self.opened = 0
+        """How often a connection was opened: it grows when one was replaced."""
         self._lock = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -97,6 +99,19 @@ class Link:
                     raise translate(error, where=self._where) from error
                 raise
 
+    async def listen(self, channel: str, callback: Callable[..., None]) -> None:
+        """Listen on a channel. Idempotent on one connection; to be repeated on the next."""
+        async with self._lock:
+            try:
+                with anyio.fail_after(self._timeout):
+                    connection = await self.connected()
+                    await connection.add_listener(channel, callback)
+            except BaseException as error:
+                self._give_up(error)
+                if isinstance(error, Exception):
+                    raise translate(error, where=self._where) from error
+                raise
+
     async def connected(self) -> asyncpg.Connection:
         """Return the open connection, opening it if needed. Untranslated errors; call under a time limit."""
         connection = self._connection
@@ -107,6 +122,7 @@ class Link:
                 server_settings={"application_name": f"sagapost-{self._purpose}"},
             )
             self._connection = connection
+            self.opened += 1
         return connection
 
     def _give_up(self, error: BaseException) -> None:

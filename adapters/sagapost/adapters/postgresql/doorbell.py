@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 
 from sagapost.adapters.postgresql.connection import Link
-from sagapost.adapters.postgresql.errors import translate
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.core.outbox_store import RelayId
 from sagapost.outbox.tables import OutboxTables, doorbell_channel
@@ -24,27 +23,19 @@ class PostgreSQLDoorbell:
     asyncpg reads the listening connection whenever data arrives, so unread notifications never pile up in the server.
     """
 
-    def __init__(self, link: Link, tables: OutboxTables, relay: RelayId, *, where: str) -> None:
+    def __init__(self, link: Link, tables: OutboxTables, relay: RelayId) -> None:
         self._link = link
-        self._where = where
         self._relay = relay
         self._channel = doorbell_channel(tables.outbox)
         self._rung = anyio.Event()
-        self._listening_on: object | None = None
         relays = qualified(tables.relays)
         self._set_idle = f"UPDATE {relays} SET idle = $2 WHERE relay = $1"
 
     async def arm(self) -> None:
         """Listen, then ask writers to ring."""
         self._rung = anyio.Event()
-        try:
-            connection = await self._link.connected()
-            if self._listening_on is not connection:
-                await connection.add_listener(self._channel, self._on_ring)
-                self._listening_on = connection
-        except Exception as error:
-            self._link.drop()
-            raise translate(error, where=self._where) from error
+        # Repeated for a connection that replaced another; LISTEN itself is sent once for each.
+        await self._link.listen(self._channel, self._on_ring)
         await self._link.fetch(self._set_idle, self._relay, 1)
 
     async def wait(self, timeout: float) -> bool:

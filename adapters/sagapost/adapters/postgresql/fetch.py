@@ -22,13 +22,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sqlalchemy import Table
-
 from sagapost.adapters.postgresql.connection import Link
-from sagapost.adapters.postgresql.rows import ROW_COLUMNS, decode_rows, qualified
+from sagapost.adapters.postgresql.fetch_statements import FetchStatements
+from sagapost.adapters.postgresql.rows import decode_rows
 from sagapost.core.outbox_store import Claims, FetchPage, OutboxRow, Position
 
-__all__ = ["FetchStatements", "SnapshotReader"]
+__all__ = ["SnapshotReader"]
 
 Snapshot: TypeAlias = tuple[int, int, tuple[int, ...]]
 """(xmin, xmax, xip) as asyncpg reads a pg_snapshot."""
@@ -36,95 +35,10 @@ Snapshot: TypeAlias = tuple[int, int, tuple[int, ...]]
 _NOTHING: Snapshot = (1, 1, ())
 """A snapshot that sees no transaction of ours: ids below xmin are visible, and the smallest normal id is 3."""
 
-
-class FetchStatements:
-    """The reader's SQL, for one outbox table. `owned` variants filter on the relay's partitions."""
-
-    def __init__(self, outbox: Table) -> None:
-        table = qualified(outbox)
-
-        def delta(owned: str) -> str:
-            # One statement, so that its own snapshot is S' and what it sees is exactly what is visible in S'.
-            # Stragglers and newcomers are read along the index on (xid, position) as two separate scans: an OR with
-            # ORDER BY position LIMIT makes the planner walk the primary key over dead entries (0.7 ms became 29 ms
-            # after 200,000 rows under an open transaction). The ORDER BY in each scan keeps the planner on that
-            # index even when the table's statistics are empty.
-            # The row with position 0 is the header: the snapshot, and whether the delta was over the limits, in
-            # which case no rows are sent and the generation is paged.
-            return f"""
-                WITH delta AS MATERIALIZED (
-                    SELECT r.* FROM unnest($1::xid8[]) AS straggler(id), LATERAL (
-                        SELECT {ROW_COLUMNS} FROM {table} WHERE xid = straggler.id {owned}
-                        ORDER BY position LIMIT $3::int + 1
-                    ) r
-                    UNION ALL
-                    SELECT r.* FROM (
-                        SELECT {ROW_COLUMNS} FROM {table} WHERE xid >= $2::xid8 {owned}
-                        ORDER BY xid, position LIMIT $3::int + 1
-                    ) r
-                ), total AS MATERIALIZED (
-                    SELECT count(*) <= $3::int AND coalesce(sum(octet_length(data)), 0) <= $4::int8 AS fits FROM delta
-                )
-                SELECT 0 AS position, 0 AS key_hash, pg_current_snapshot()::text AS topic,
-                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       0, CASE WHEN fits THEN 1 ELSE 0 END::float8
-                FROM total
-                UNION ALL
-                SELECT delta.* FROM delta, total WHERE fits
-                ORDER BY position
-            """
-
-        def page(owned: str) -> str:
-            # Along the primary key from the last position: dead entries before it are never visited.
-            # Rows are cut by size inside the database (octet_length reads a toasted value's header, not the value),
-            # so a page of 1 MiB rows never reaches this process whole.
-            return f"""
-                SELECT {", ".join(f"p.{name}" for name in PAGE_NAMES)}
-                FROM (
-                    SELECT c.*, sum(octet_length(c.data)) OVER (ORDER BY c.position) - octet_length(c.data) AS before
-                    FROM (
-                        SELECT {ROW_COLUMNS} FROM {table}
-                        WHERE position > $1::int8 {owned}
-                          AND pg_visible_in_snapshot(xid, $2::pg_snapshot)
-                          AND (NOT pg_visible_in_snapshot(xid, $3::pg_snapshot)
-                               OR EXISTS (SELECT FROM unnest($6::text[], $7::int8[]) AS replay(key, above)
-                                          WHERE partitionkey = replay.key AND position > replay.above))
-                        ORDER BY position LIMIT $4::int
-                    ) c
-                ) p
-                WHERE p.before < $5::int8
-                ORDER BY p.position
-            """
-
-        def low(owned: str) -> str:
-            # Where a generation that must be paged begins. Two index-only scans.
-            return f"""
-                SELECT least(
-                    (SELECT min(position) FROM {table} WHERE xid = ANY($1::xid8[]) {owned}),
-                    (SELECT min(position) FROM {table} WHERE xid >= $2::xid8 {owned})
-                )
-            """
-
-        mine = "AND key_hash % $%s::int = ANY($%s::int[])"
-        self.delta_all, self.delta_owned = delta(""), delta(mine.replace("$%s", "$5", 1).replace("$%s", "$6", 1))
-        self.page_all, self.page_owned = page(""), page(mine.replace("$%s", "$8", 1).replace("$%s", "$9", 1))
-        self.low_all, self.low_owned = low(""), low(mine.replace("$%s", "$3", 1).replace("$%s", "$4", 1))
-        self.snapshot = "SELECT pg_current_snapshot()"
-        self.revisit = f"SELECT {ROW_COLUMNS} FROM {table} WHERE position = ANY($1::int8[]) ORDER BY position"
-        # After a dump is restored into another cluster, transaction ids restart: rows then carry ids from the future,
-        # which no snapshot will see for a long time. They are visible to us, so they are committed: stamp them anew.
-        # Costs one index probe when there are none.
-        self.restamp = (
-            f"UPDATE {table} SET xid = pg_current_xact_id() "
-            "WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND xid <> pg_current_xact_id()"
-        )
-
-
-PAGE_NAMES = (
-    "position", "key_hash", "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema",
-    "correlationid", "causationid", "partitionkey", "traceparent", "tracestate", "extensions", "data", "attempts",
-    "retry_in",
-)  # fmt: skip
+_DATA = 16
+"""Place of the data among the columns of a row."""
+_SHARED_STRETCH = 4
+"""Positions looked at for one page, in pages, where some of the rows belong to other relays."""
 
 
 @dataclass(slots=True)
@@ -148,6 +62,8 @@ class SnapshotReader:
         self._walk: _Walk | None = None
         self._revisits: set[Position] = set()
         self._replays: dict[str, Position] = {}
+        self._opened = 0
+        self._went_back = False
 
     def restart(self) -> None:
         """Start again from the oldest committed row."""
@@ -166,6 +82,23 @@ class SnapshotReader:
 
     async def fetch(self, claims: Claims, *, max_rows: int, max_bytes: int) -> FetchPage:
         """Return the next rows; see `OutboxReader.fetch`."""
+        revisits, replays = set(self._revisits), dict(self._replays)
+        page = await self._fetch(claims, max_rows, max_bytes)
+        while self._lost_sight():
+            # A server that crashed, or a standby that took over, may hand transaction ids out again: what it commits
+            # under them would look as if it had been seen. So the reader starts over on every new connection.
+            self.restart()
+            self._revisits, self._replays = set(revisits), dict(replays)
+            page = await self._fetch(claims, max_rows, max_bytes)
+        return page
+
+    def _lost_sight(self) -> bool:
+        """Whether the last snapshot and the one before may come from different histories."""
+        former, self._opened = self._opened, self._link.opened
+        went_back, self._went_back = self._went_back, False
+        return went_back or former not in {0, self._opened}
+
+    async def _fetch(self, claims: Claims, max_rows: int, max_bytes: int) -> FetchPage:
         revisited, missing = await self._fetch_revisits(claims)
         if not claims or max_rows == 0:
             return FetchPage(rows=revisited, caught_up=not claims, missing=missing)
@@ -204,7 +137,7 @@ class SnapshotReader:
         assert self._seen is not None  # noqa: S101 - fetch() begins the backlog first
         replays, self._replays = self._replays, {}
         target = await self._snapshot()
-        low = await self._low(self._seen, None)
+        low = await self._low(self._seen)
         above = min(replays.values())
         self._walk = _Walk(target, self._seen, above if low is None else min(above, low - 1), replays)
 
@@ -219,10 +152,11 @@ class SnapshotReader:
         records = await self._link.fetch(sql, xip, xmax, max_rows, max_bytes, *owned)
         header = records[0]
         target = _parse(header[2])
+        self._check_direction(target)
         if header[18] == 1.0:
             self._seen = target
             return decode_rows(records[1:], self._partitions), _in_progress(target)
-        low = await self._low(self._seen, claims)
+        low = await self._low(self._seen)
         if low is None:
             # Deleted by hand between the two statements; the next fetch sees what is left.
             return [], True
@@ -235,7 +169,8 @@ class SnapshotReader:
         assert walk is not None  # noqa: S101 - only called while paging
         owned = self._owned(claims)
         sql = self._sql.page_owned if owned else self._sql.page_all
-        records = await self._link.fetch(
+        stretch = max_rows * (_SHARED_STRETCH if owned else 1)
+        header, *records = await self._link.fetch(
             sql,
             walk.last,
             walk.target,
@@ -244,13 +179,17 @@ class SnapshotReader:
             max_bytes,
             list(walk.replays),
             list(walk.replays.values()),
+            stretch,
             *owned,
         )
-        if records:
+        full = len(records) >= max_rows or sum(len(record[_DATA]) for record in records) >= max_bytes
+        if full:
             walk.last = records[-1][0]
-            return decode_rows(records, self._partitions), False
-        self._seen, self._walk = walk.target, None
-        return [], False
+        elif header[2] is not None:
+            walk.last = int(header[2]) + stretch - 1
+        else:
+            self._seen, self._walk = walk.target, None
+        return decode_rows(records, self._partitions), False
 
     async def _fetch_revisits(self, claims: Claims) -> tuple[list[OutboxRow], frozenset[Position]]:
         if not self._revisits:
@@ -266,12 +205,17 @@ class SnapshotReader:
         row = await self._link.fetchrow(self._sql.snapshot)
         assert row is not None  # noqa: S101 - a SELECT without FROM always has a row
         snapshot: Snapshot = row[0]
+        self._check_direction(snapshot)
         return snapshot
 
-    async def _low(self, since: Snapshot, claims: Claims | None) -> int | None:
+    def _check_direction(self, snapshot: Snapshot) -> None:
+        """Behind a pooler the server may be another one although the connection is the same."""
+        if self._seen is not None and snapshot[1] < self._seen[1]:
+            self._went_back = True
+
+    async def _low(self, since: Snapshot) -> int | None:
         _, xmax, xip = since
-        owned = self._owned(claims) if claims is not None else ()
-        row = await self._link.fetchrow(self._sql.low_owned if owned else self._sql.low_all, xip, xmax, *owned)
+        row = await self._link.fetchrow(self._sql.low, xip, xmax)
         assert row is not None  # noqa: S101 - a SELECT without FROM always has a row
         low: int | None = row[0]
         return low

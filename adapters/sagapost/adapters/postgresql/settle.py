@@ -56,9 +56,12 @@ class Settlement:
                    CASE WHEN $6::boolean AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
             FROM gone
             RETURNING position"""
+        # Behind its dead letter, if that is still there: an operator may be redriving the key at this moment.
         self._bury_followers = f"""{held}, gone AS (
                 DELETE FROM {outbox} o
-                WHERE o.partitionkey = $1::text AND o.key_hash % $4::int IN (SELECT partition FROM held)
+                WHERE o.partitionkey = $1::text
+                  AND o.position > (SELECT min(position) FROM {dead} WHERE partitionkey = $1::text AND blocks_key = 1)
+                  AND o.key_hash % $4::int IN (SELECT partition FROM held)
                 RETURNING o.*
             )
             INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)

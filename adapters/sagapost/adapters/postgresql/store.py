@@ -13,7 +13,8 @@ from sqlalchemy.pool import NullPool
 from sagapost.adapters.postgresql.connection import Link, address_of, parse_url
 from sagapost.adapters.postgresql.doorbell import PostgreSQLDoorbell
 from sagapost.adapters.postgresql.errors import translate
-from sagapost.adapters.postgresql.fetch import FetchStatements, SnapshotReader
+from sagapost.adapters.postgresql.fetch import SnapshotReader
+from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.leases import Leases
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.adapters.postgresql.schedule import Schedule
@@ -88,7 +89,7 @@ class PostgreSQLOutboxStore:
         engine = create_async_engine(
             self._url.set(drivername="postgresql+asyncpg"),
             poolclass=NullPool,
-            connect_args={"timeout": self._connect_timeout},
+            connect_args={"timeout": self._connect_timeout, "command_timeout": self._call_timeout},
         )
         try:
             async with engine.connect() as connection:
@@ -185,7 +186,7 @@ class PostgreSQLOutboxStore:
     async def _open_doorbell(self, relay: RelayId) -> AsyncGenerator[Doorbell, None]:
         link = self._link("doorbell", self._direct_url)
         try:
-            yield PostgreSQLDoorbell(link, self._tables, relay, where=self.address)
+            yield PostgreSQLDoorbell(link, self._tables, relay)
         finally:
             await link.aclose()
 

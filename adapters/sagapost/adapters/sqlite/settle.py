@@ -38,10 +38,13 @@ class Settlement:
             SELECT position, {ENVELOPE}, attempts + 1, ?, CASE WHEN ? AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
             FROM {outbox} WHERE position = ? AND {mine}"""
         self._buried = f"DELETE FROM {outbox} WHERE position = ? AND {mine}"
+        # Behind its dead letter, if that is still there: an operator may just have redriven the key.
+        behind = f"""position > (
+            SELECT min(d.position) FROM {dead} d WHERE d.partitionkey = {outbox}.partitionkey AND d.blocks_key = 1)"""
         self._bury_followers = f"""{into_dead}
             SELECT position, {ENVELOPE}, attempts, coalesce(last_error, ?), 1
-            FROM {outbox} WHERE partitionkey = ? AND {mine}"""
-        self._buried_followers = f"DELETE FROM {outbox} WHERE partitionkey = ? AND {mine}"
+            FROM {outbox} WHERE partitionkey = ? AND {behind} AND {mine}"""
+        self._buried_followers = f"DELETE FROM {outbox} WHERE partitionkey = ? AND {behind} AND {mine}"
         self._blocked = f"""
             SELECT partitionkey, min(position) FROM {dead}
             WHERE blocks_key = 1 AND key_hash % ? IN (SELECT value FROM json_each(?))

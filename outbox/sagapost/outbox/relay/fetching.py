@@ -45,6 +45,8 @@ class FetchStage:
     async def run(self) -> None:
         """Fetch until the relay stops; ends without an error then."""
         parts = self._parts
+        # A former cycle may have ended in its sleep: from now on nobody has to ring, however long this one is busy.
+        await self._doorbell.disarm()
         while await self._has_room():
             page = await self._fetch()
             if self._generation != parts.ownership.generation:

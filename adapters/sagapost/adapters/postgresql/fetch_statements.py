@@ -1,0 +1,117 @@
+"""The statements of the fetch, each with the plan it must get (`tests/adapters/postgresql/test_fetch_plans.py`)."""
+
+from __future__ import annotations
+
+from sqlalchemy import Table
+
+from sagapost.adapters.postgresql.rows import ROW_COLUMNS, qualified
+
+__all__ = ["FetchStatements"]
+
+_PAGE_NAMES = (
+    "position", "key_hash", "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema",
+    "correlationid", "causationid", "partitionkey", "traceparent", "tracestate", "extensions", "data", "attempts",
+    "retry_in",
+)  # fmt: skip
+
+
+class FetchStatements:
+    """The reader's SQL, for one outbox table. `owned` variants filter on the relay's partitions."""
+
+    def __init__(self, outbox: Table) -> None:
+        table = qualified(outbox)
+
+        def delta(owned: str) -> str:
+            # One statement, so that its own snapshot is S' and what it sees is exactly what is visible in S'.
+            # Stragglers and newcomers are read along the index on (xid, position) as two separate scans: an OR with
+            # ORDER BY position LIMIT makes the planner walk the primary key over dead entries (0.7 ms became 29 ms
+            # after 200,000 rows under an open transaction). The ORDER BY in each scan keeps the planner on that
+            # index whatever the statistics say. A straggler's id is a range for the same reason: of an equality the
+            # planner concludes that the order of positions is enough, which the primary key has too (110 ms after an
+            # ANALYZE that found few and large transactions).
+            # The row with position 0 is the header: the snapshot, and whether the delta was over the limits, in
+            # which case no rows are sent and the generation is paged.
+            return f"""
+                WITH delta AS MATERIALIZED (
+                    SELECT r.* FROM unnest($1::xid8[]) AS straggler(id), LATERAL (
+                        SELECT {ROW_COLUMNS} FROM {table}
+                        WHERE xid >= straggler.id AND xid <= straggler.id {owned}
+                        ORDER BY xid, position LIMIT $3::int + 1
+                    ) r
+                    UNION ALL
+                    SELECT r.* FROM (
+                        SELECT {ROW_COLUMNS} FROM {table} WHERE xid >= $2::xid8 {owned}
+                        ORDER BY xid, position LIMIT $3::int + 1
+                    ) r
+                ), total AS MATERIALIZED (
+                    SELECT count(*) <= $3::int AND coalesce(sum(octet_length(data)), 0) <= $4::int8 AS fits FROM delta
+                )
+                SELECT 0 AS position, 0 AS key_hash, pg_current_snapshot()::text AS topic,
+                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       0, CASE WHEN fits THEN 1 ELSE 0 END::float8
+                FROM total
+                UNION ALL
+                SELECT delta.* FROM delta, total WHERE fits
+                ORDER BY position
+            """
+
+        def page(owned: str) -> str:
+            # Along the primary key: from the next row there is, a stretch of so many positions, of which what is
+            # wanted. The stretch bounds the cost whatever the plan: asked for "the next 1,000 that match", the planner
+            # guesses how rare they are, and when it thinks them rare it sorts all the rest of the table for every
+            # page (200 to 390 ms at 200,000 rows). Dead entries before the next row are passed once.
+            # Rows are cut by size inside the database (octet_length reads a toasted value's header, not the value),
+            # so a page of 1 MiB rows never reaches this process whole.
+            # The row with position 0 is the header: where the stretch begins, nothing where no row is left.
+            return f"""
+                WITH next AS MATERIALIZED (
+                    SELECT position AS first FROM {table} WHERE position > $1::int8 ORDER BY position LIMIT 1
+                )
+                SELECT 0 AS position, 0 AS key_hash, (SELECT first FROM next)::text AS topic,
+                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0
+                UNION ALL
+                SELECT {", ".join(f"p.{name}" for name in _PAGE_NAMES)}
+                FROM (
+                    SELECT c.*, sum(octet_length(c.data)) OVER (ORDER BY c.position) - octet_length(c.data) AS before
+                    FROM (
+                        SELECT {ROW_COLUMNS} FROM {table}
+                        WHERE position >= (SELECT first FROM next)
+                          AND position < (SELECT first FROM next) + $8::int8 {owned}
+                          AND pg_visible_in_snapshot(xid, $2::pg_snapshot)
+                          AND (NOT pg_visible_in_snapshot(xid, $3::pg_snapshot)
+                               OR EXISTS (SELECT FROM unnest($6::text[], $7::int8[]) AS replay(key, above)
+                                          WHERE partitionkey = replay.key AND position > replay.above))
+                        ORDER BY position LIMIT $4::int
+                    ) c
+                ) p
+                WHERE p.before < $5::int8
+                ORDER BY position
+            """
+
+        # Where a generation that must be paged begins, whoever its rows belong to. Of a plain min(position) the
+        # planner makes a walk along the primary key, up to the first row of the generation (130 ms past 200,000 rows);
+        # an expression has no such index, so the entries of the generation are read, and nothing else.
+        low = f"""
+            SELECT min(first.position) FROM (
+                SELECT r.position FROM unnest($1::xid8[]) AS straggler(id), LATERAL (
+                    SELECT position FROM {table} WHERE xid >= straggler.id AND xid <= straggler.id
+                    ORDER BY xid, position LIMIT 1
+                ) r
+                UNION ALL
+                SELECT min(position + 0) FROM {table} WHERE xid >= $2::xid8
+            ) first
+        """
+
+        mine = "AND key_hash % $%s::int = ANY($%s::int[])"
+        self.delta_all, self.delta_owned = delta(""), delta(mine.replace("$%s", "$5", 1).replace("$%s", "$6", 1))
+        self.page_all, self.page_owned = page(""), page(mine.replace("$%s", "$9", 1).replace("$%s", "$10", 1))
+        self.low = low
+        self.snapshot = "SELECT pg_current_snapshot()"
+        self.revisit = f"SELECT {ROW_COLUMNS} FROM {table} WHERE position = ANY($1::int8[]) ORDER BY position"
+        # After a dump is restored into another cluster, transaction ids restart: rows then carry ids from the future,
+        # which no snapshot will see for a long time. They are visible to us, so they are committed: stamp them anew.
+        # Costs one index probe when there are none.
+        self.restamp = (
+            f"UPDATE {table} SET xid = pg_current_xact_id() "
+            "WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND xid <> pg_current_xact_id()"
+        )
