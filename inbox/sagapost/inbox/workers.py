@@ -133,7 +133,7 @@ class Workers:
             if duplicates:
                 self._dispatcher.found_duplicate()
             for message in messages:
-                _settle(message, refuse=False)
+                _settle(message)
             return True
 
     async def _finish(self, link: Link, arrival: Arrival) -> bool:
@@ -166,7 +166,7 @@ class Workers:
                 return
 
 
-def _settle(arrival: Message | Unreadable, *, refuse: bool) -> None:
+def _settle(arrival: Message | Unreadable, *, refuse: bool = False) -> None:
     if arrival.settlement is None or arrival.delivery is None:
         return
     if refuse:
