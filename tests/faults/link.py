@@ -64,6 +64,7 @@ class Link:
         self._rules = rules
         self._scope = anyio.CancelScope()
         self._reset = False
+        self._stranded = False
         self.closed = anyio.Event()
         self.damaged = False
         """Bytes are missing in its middle, so it must not go on: TCP never delivers a stream with a hole."""
@@ -72,6 +73,14 @@ class Link:
         """End with a reset on both sides; `closed` tells when that is done."""
         self._reset = True
         self._scope.cancel()
+
+    def strand(self) -> None:
+        """From now on lose everything, both ways and for good, whatever the rules say."""
+        self._stranded = True
+        self.damaged = True
+
+    def _mode(self, lane: Lane) -> Mode:
+        return Mode.SWALLOW if self._stranded else self._rules.mode(lane)
 
     async def run(self, host: str, port: int) -> None:
         """Carry until the end; leaves both sockets closed whatever happens."""
@@ -96,9 +105,9 @@ class Link:
             self.closed.set()
 
     async def _wait_for_way(self) -> None:
-        while self._rules.mode("to_target") is Mode.HOLD:
+        while self._mode("to_target") is Mode.HOLD:
             await self._rules.changed()
-        while self._rules.mode("to_target") is Mode.SWALLOW:
+        while self._mode("to_target") is Mode.SWALLOW:
             self.damaged = True
             lost = await receive(self._client)
             self._rules.swallowed(len(lost))
@@ -118,7 +127,7 @@ class Link:
             while True:
                 await self._while_held(lane)
                 data = await self._receive(source, lane)
-                if self._rules.mode(lane) is Mode.SWALLOW:
+                if self._mode(lane) is Mode.SWALLOW:
                     await self._lose(data)
                 elif data:
                     await chunks.send((anyio.current_time() + self._rules.delay_seconds(), data))
@@ -130,7 +139,7 @@ class Link:
             return await receive(source)
         except OSError:
             # Behind a lane that does not flow nobody may learn that this side is gone.
-            if self._rules.mode(lane) is Mode.FLOW:
+            if self._mode(lane) is Mode.FLOW:
                 raise
             return b""
 
@@ -142,7 +151,7 @@ class Link:
                 await anyio.sleep_until(due)
                 await self._send(sink, lane, memoryview(data))
         await self._while_held(lane)
-        if self._rules.mode(lane) is Mode.SWALLOW:
+        if self._mode(lane) is Mode.SWALLOW:
             await self._lose(b"")
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
@@ -151,7 +160,7 @@ class Link:
         while data:
             # Asked before every single send: once `stall` returned, not one byte more may arrive.
             await self._while_held(lane)
-            if self._rules.mode(lane) is Mode.SWALLOW:
+            if self._mode(lane) is Mode.SWALLOW:
                 await self._lose(data)
                 return
             sent = send_some(sink, data[: self._rules.allowance(lane, len(data))])
@@ -163,7 +172,7 @@ class Link:
                 await anyio.wait_writable(sink)
 
     async def _while_held(self, lane: Lane) -> None:
-        while self._rules.mode(lane) is Mode.HOLD:
+        while self._mode(lane) is Mode.HOLD:
             await self._rules.changed()
 
     async def _lose(self, data: bytes | memoryview) -> None:

@@ -8,6 +8,7 @@
     refuse      nobody is let in, open connections go on       a server that is down
     stall       bytes wait and arrive after `heal`             a network partition that ends
     swallow     bytes are lost, nobody is told                 a peer that lost its power, half-open TCP
+    strand      the same for the connections there are         a peer that was replaced, a NAT that forgot
     delay       bytes arrive later                             a distant data centre
     cut_after   reset when so many bytes have passed           a crash at a chosen point, the same in every run
 
@@ -113,6 +114,13 @@ class FaultProxy:
     def swallow(self, lanes: Lanes = "both") -> None:
         """Take every byte and deliver none. `heal` resets connections that lost some by then."""
         self._set(lanes, Mode.SWALLOW)
+
+    def strand(self) -> int:
+        """Leave every open connection half-open for good; new ones are carried. Returns their number."""
+        for link in self._links:
+            link.strand()
+        self._announce()
+        return len(self._links)
 
     def delay(self, seconds: float) -> None:
         """Deliver each chunk that arrives from now on so much later; order is kept, throughput too."""

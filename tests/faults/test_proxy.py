@@ -178,6 +178,22 @@ async def test_swallow_hides_the_end_of_a_client() -> None:
         assert proxy.traffic.open == 0
 
 
+async def test_strand_hits_the_connections_there_are() -> None:
+    """They are half-open for good, both sides still connected; new ones work; `heal` resets the stranded."""
+    async with _proxied() as proxy, await anyio.connect_tcp(proxy.host, proxy.port) as old:
+        assert await _echoed(old, b"a") == b"a"
+        assert proxy.strand() == 1
+        await old.send(b"lost")
+        async with await anyio.connect_tcp(proxy.host, proxy.port) as new:
+            assert await _echoed(new, b"b") == b"b"
+            assert await _hears_nothing(old)
+            assert proxy.traffic.open == 2
+            await proxy.heal()
+            with pytest.raises(anyio.BrokenResourceError):
+                await old.receive()
+            assert await _echoed(new, b"c") == b"c"
+
+
 async def test_delay_keeps_order_and_throughput() -> None:
     """Each chunk is late by the delay and not by the sum of delays, and chunks stay in order."""
     async with _proxied() as proxy, await anyio.connect_tcp(proxy.host, proxy.port) as client:

@@ -56,6 +56,10 @@ class ThreadedFaultProxy:
         """As `FaultProxy.swallow`."""
         self._portal.call(self._proxy.swallow, lanes)
 
+    def strand(self) -> int:
+        """As `FaultProxy.strand`."""
+        return self._portal.call(self._proxy.strand)
+
     def delay(self, seconds: float) -> None:
         """As `FaultProxy.delay`."""
         self._portal.call(self._proxy.delay, seconds)
