@@ -17,7 +17,7 @@ import msgspec
 
 from benchmarks.harness import Bench, Figure, interleave
 from benchmarks.inbox_service import events, fill, install
-from benchmarks.inbox_worker import Plan, Report
+from benchmarks.inbox_worker import Kind, Plan, Report
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from tests.servers.postgresql import PrivatePostgreSQL, private_postgresql
 from tests.servers.rabbitmq import private_rabbitmq
@@ -27,6 +27,7 @@ FIGURES = (
     "inbox.cpu_us_per_message",
     "inbox.group_commit",
     "inbox.vs_raw",
+    "inbox.vs_raw_pipelined",
     "inbox.duplicates",
     "inbox.dedup_10m",
     "inbox.dedup_10m_foreign",
@@ -53,10 +54,10 @@ class Bed:
         """The broker."""
         return RabbitMQBroker(self.amqp)
 
-    async def run(self, kind: str, messages: int, *, concurrency: int = CONCURRENCY, batch: int = 1) -> Report:
+    async def run(self, kind: Kind, messages: int, *, concurrency: int = CONCURRENCY, batch: int = 1) -> Report:
         """Run one worker over what waits in the queue."""
         plan = Plan(
-            kind,  # type: ignore[arg-type]  # one of the literals, by the callers below
+            kind,
             self.server.url(self.database),
             self.server.dsn(self.database),
             self.amqp,
@@ -69,15 +70,15 @@ class Bed:
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=Report)
 
     async def rate(
-        self, kind: str, messages: int, *, concurrency: int = CONCURRENCY, batch: int = 1, foreign: bool = False
+        self, kind: Kind, messages: int, *, concurrency: int = CONCURRENCY, batch: int = 1, foreign: bool = False
     ) -> float:
         """Fill the queue with fresh messages, consume them, return messages per second."""
-        if kind != "raw":
+        if not kind.startswith("raw"):
             await fill(self.broker, events(messages, foreign=foreign))
         report = await self.run(kind, messages, concurrency=concurrency, batch=batch)
         if kind == "inbox" and batch == 1:
-            self.cpu.append(report.cpu_seconds / messages * 1e6)
-        return messages / report.seconds
+            self.cpu.append(report.cpu_seconds / report.messages * 1e6)
+        return report.messages / report.seconds
 
 
 async def measure(bench: Bench) -> list[Figure]:
@@ -87,7 +88,7 @@ async def measure(bench: Bench) -> list[Figure]:
         async with bed_on(server, node.amqp_url(), "bench") as bed:
             if bench.wants("inbox.default", "inbox.cpu_us_per_message"):
                 figures += await _default(bench, bed)
-            if bench.wants("inbox.group_commit", "inbox.vs_raw"):
+            if bench.wants("inbox.group_commit", "inbox.vs_raw", "inbox.vs_raw_pipelined"):
                 figures += await _group_commit(bench, bed)
             if bench.wants("inbox.duplicates"):
                 figures.append(await _duplicates(bench, bed))
@@ -134,12 +135,14 @@ async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
             "default": lambda: bed.rate("inbox", messages),
             "grouped": lambda: bed.rate("inbox", many, concurrency=BATCHES_AT_ONCE, batch=BATCH),
             "raw": lambda: bed.rate("raw", many, batch=BATCH),
+            "pipelined": lambda: bed.rate("raw_pipelined", many, batch=BATCH),
         },
         runs=RUNS,
     )
     return [
         Figure.of("inbox.group_commit", "msg/s", results["grouped"], results["default"]),
         Figure.of("inbox.vs_raw", "msg/s", results["grouped"], results["raw"]),
+        Figure.of("inbox.vs_raw_pipelined", "msg/s", results["grouped"], results["pipelined"]),
     ]
 
 
@@ -154,7 +157,7 @@ async def _duplicates(bench: Bench, bed: Bed) -> Figure:
             for rates in (handled, suppressed):
                 await fill(bed.broker, batch)
                 report = await bed.run("inbox", messages)
-                rates.append(messages / report.seconds)
+                rates.append(report.messages / report.seconds)
             advance(1)
     return Figure.of("inbox.duplicates", "msg/s", suppressed, handled)
 
