@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Unpack, overload
+
+import msgspec
 
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.errors import ConfigurationError
@@ -202,5 +204,8 @@ class Outbox:
         if deliver_at is None:
             # Only an empty list of payloads comes here: any event would have been refused for its name.
             return events, Rows(self._now, [])
+        # It happens when it is due: that is its `time`, and what an inbox judges its age by. Stamped now, a deadline
+        # beyond the inbox's dedup window would be born too old.
+        events = [msgspec.structs.replace(event, time=deliver_at.astimezone(UTC)) for event in events]
         rows = [scheduled_values(event, topic or event.type, deliver_at=deliver_at, name=name) for event in events]
         return events, Rows(self._later, rows)

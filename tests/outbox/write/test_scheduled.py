@@ -45,6 +45,9 @@ async def test_a_scheduled_event_waits_in_its_own_table(place: tuple[Database, s
     assert row["deliver_at"].replace(tzinfo=UTC) == DUE
     assert (row["name"], row["correlationid"], row["partitionkey"]) == ("payment", "saga", "k")
     assert (row["type"], row["topic"], row["extensions"]) == (event.type, event.type, {"a": "b"})
+    # It happens when it is due; published now, a deadline of a month would reach an inbox a month old.
+    assert event.time == DUE
+    assert row["time"].replace(tzinfo=UTC) == DUE
 
 
 async def test_several_are_scheduled_together(place: tuple[Database, str]) -> None:
