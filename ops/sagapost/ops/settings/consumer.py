@@ -136,8 +136,8 @@ class ConsumerOptions(BaseSettings):
         "How often a message may be in hand when the process dies before it is parked as its killer.",
         example="3",
         unit="crashes",
-        danger="1: whatever was in hand during one power failure is parked.",
-        low=1,
+        danger="2: whatever was in hand during two power failures is parked.",
+        low=2,
         high=100,
     )
     consumer_retention: Duration = setting(

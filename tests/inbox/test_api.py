@@ -1,0 +1,17 @@
+"""The public face of the package."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import sagapost.inbox
+
+
+def test_everything_exported_is_there() -> None:
+    """`__all__` of the package and of each module names only what exists, and each public module has one."""
+    for info in pkgutil.iter_modules(sagapost.inbox.__path__, "sagapost.inbox."):
+        module = importlib.import_module(info.name)
+        assert module.__all__, info.name
+        assert [name for name in module.__all__ if not hasattr(module, name)] == []
+    assert [name for name in sagapost.inbox.__all__ if not hasattr(sagapost.inbox, name)] == []
