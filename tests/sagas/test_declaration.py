@@ -92,6 +92,7 @@ def test_the_manifest_says_what_the_decorators_say() -> None:
         Step(
             name="roll_back",
             hears=("warehouse.item-missing.v1",),
+            rolls_back=True,
             changes_nothing=True,
             summary="Undoes what this service did in the saga.",
         ),

@@ -66,6 +66,7 @@ def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
             parts.Step(
                 name="roll_back",
                 hears=found.rollback_events,
+                rolls_back=True,
                 changes_nothing=True,
                 summary="Undoes what this service did in the saga.",
             )

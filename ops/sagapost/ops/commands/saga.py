@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Annotated
 
 import typer
 
+from sagapost.core.errors import ConfigurationError
 from sagapost.ops.commands.options import AsJson
 from sagapost.ops.commands.output import write_json, write_line, write_table
 from sagapost.ops.inbox_path import load_inbox
 from sagapost.sagas.choreography import (
     RULES,
     Choreography,
+    Finding,
+    Rule,
     Severity,
     graph_of,
+    read_acceptances,
     read_manifest,
     to_asyncapi,
     to_bpmn,
@@ -76,29 +81,89 @@ def draw(
     sys.stdout.write(_DRAWN[format_](choreography))
 
 
+class FailOn(StrEnum):
+    """The least grave finding that fails the command."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    ADVICE = "advice"
+    NEVER = "never"
+
+
 @app.command()
 def lint(
-    manifests: Manifests,
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="MANIFEST...", help="Manifest files, one for each service.", show_default=False),
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option("--fail-on", help="Exit with code 1 if something at least this grave is found.")
+    ] = FailOn.ERROR,
+    accept: Annotated[
+        Path | None,
+        typer.Option("--accept", help="TOML file of findings you live with, and why.", show_default=False),
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Code of a rule to leave out.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings and advice fail as well.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what each rule looks for, and stop.")] = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="CODE", help="Say what a rule means, and stop.")
+    ] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for mistakes in the choreography; exit code 1 if there is an error."""
-    if explain:
-        write_table(("code", "severity", "rule"), [(r.code, r.severity.value, r.explanation) for r in RULES])
+    """Look for mistakes in the choreography; exit code 1 if there is an error that is not accepted."""
+    if explain is not None:
+        _explain(explain)
         return
+    if rules:
+        write_table(("code", "severity", "rule"), [(r.code, r.severity.value, r.title) for r in RULES])
+        return
+    if not manifests:
+        raise typer.BadParameter("Name the manifests: sagapost saga lint orders.json payment.json ...")
+    for code in ignore or ():
+        _rule(code)
     choreography = Choreography(read_manifest(path) for path in manifests)
-    findings = find_mistakes(choreography, ignore=frozenset(ignore or ()))
+    findings = find_mistakes(
+        choreography,
+        ignore=frozenset(ignore or ()),
+        acceptances=read_acceptances(accept) if accept is not None else (),
+    )
     if as_json:
         write_json([{**asdict(finding), "severity": finding.severity.value} for finding in findings])
-    elif findings:
+    else:
+        _write_findings(choreography, findings)
+    if any(finding.accepted is None and _fails(finding, fail_on) for finding in findings):
+        raise typer.Exit(1)
+
+
+def _fails(finding: Finding, fail_on: FailOn) -> bool:
+    return fail_on is not FailOn.NEVER and finding.severity.rank <= Severity(fail_on.value).rank
+
+
+def _write_findings(choreography: Choreography, findings: Sequence[Finding]) -> None:
+    open_ = [finding for finding in findings if finding.accepted is None]
+    if open_:
         write_table(
             ("code", "severity", "service", "what"),
-            [(f.code, f.severity.value, f.service, f.message) for f in findings],
+            [(f.code, f.severity.value, f.service, f.message) for f in open_],
         )
     else:
         steps = sum(1 for _ in choreography.steps())
-        write_line(f"{len(choreography.services)} services, {steps} steps: nothing to complain about")
-    if any(strict or finding.severity is Severity.ERROR for finding in findings):
-        raise typer.Exit(1)
+        accepted = f" ({len(findings)} accepted)" if findings else ""
+        write_line(f"{len(choreography.services)} services, {steps} steps: nothing to complain about{accepted}")
+
+
+def _rule(code: str) -> Rule:
+    for rule in RULES:
+        if rule.code == code.upper():
+            return rule
+    raise ConfigurationError(f"There is no rule {code!r}. `sagapost saga lint --rules` lists them.")
+
+
+def _explain(code: str) -> None:
+    rule = _rule(code)
+    write_line(f"{rule.code} ({rule.severity.value}): {rule.title}")
+    for text in (rule.explanation, rule.remedy):
+        write_line()
+        write_line(textwrap.fill(text, width=100))
+    write_line()
+    write_line(f"With an example: docs/lint.md, {rule.code}.")

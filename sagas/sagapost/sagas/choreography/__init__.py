@@ -1,10 +1,12 @@
 """The choreography as declared in code: manifests, the map, and what is wrong with it."""
 
+from sagapost.sagas.choreography.acceptances import Acceptance, read_acceptances
 from sagapost.sagas.choreography.asyncapi import to_asyncapi
 from sagapost.sagas.choreography.bpmn import to_bpmn
 from sagapost.sagas.choreography.dot import to_dot
+from sagapost.sagas.choreography.findings import Finding, Rule, Severity
 from sagapost.sagas.choreography.graph import graph_of
-from sagapost.sagas.choreography.lint import RULES, Finding, Severity, lint
+from sagapost.sagas.choreography.lint import lint
 from sagapost.sagas.choreography.manifest import (
     Choreography,
     Compensation,
@@ -15,6 +17,7 @@ from sagapost.sagas.choreography.manifest import (
     write_manifest,
 )
 from sagapost.sagas.choreography.mermaid import to_mermaid
+from sagapost.sagas.choreography.rules import RULES, STALE
 from sagapost.sagas.choreography.svg import to_svg
 
 __all__ = [
@@ -34,5 +37,9 @@ __all__ = [
     "lint",
     "Finding",
     "Severity",
+    "Rule",
     "RULES",
+    "STALE",
+    "Acceptance",
+    "read_acceptances",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from sagapost.sagas.choreography.graph import short_name
 from sagapost.sagas.choreography.manifest import Choreography, Manifest, Step, sayings
@@ -25,13 +25,15 @@ def to_asyncapi(choreography: Choreography, *, title: str = "Choreography", exch
     """
     events = choreography.events()
     names = {event: _key(event) for event in events}
+    schemas: dict[str, Any] = {}
+    messages = {names[event]: _message(choreography, event, names[event], schemas) for event in events}
     document: dict[str, Any] = {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": "1.0.0"},
         "defaultContentType": "application/json",
         "channels": {names[event]: _channel(event, names[event], exchange) for event in events},
         "operations": _operations(choreography, names),
-        "components": {"messages": {names[event]: _message(choreography, event) for event in events}},
+        "components": {"messages": messages, "schemas": schemas},
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -83,7 +85,7 @@ def _receives(manifest: Manifest, step: Step) -> str:
     return step.summary or f"{manifest.service}: {step.name}"
 
 
-def _message(choreography: Choreography, event: str) -> dict[str, Any]:
+def _message(choreography: Choreography, event: str, key: str, schemas: dict[str, Any]) -> dict[str, Any]:
     message: dict[str, Any] = {
         "name": event,
         "title": short_name(event).replace("-", " "),
@@ -104,11 +106,39 @@ def _message(choreography: Choreography, event: str) -> dict[str, Any]:
         },
         "correlationId": {"location": _CORRELATION},
     }
-    # The service that says an event knows its shape best.
-    for manifest, _ in choreography.said().get(event, []):
+    schema = _schema(choreography, event)
+    return message if schema is None else {**message, "payload": _hoisted(schema, key, schemas)}
+
+
+def _schema(choreography: Choreography, event: str) -> Mapping[str, Any] | None:
+    """Return the shape of an event's data; the service that says it knows best."""
+    for manifest, _ in (*choreography.said().get(event, []), *choreography.heard().get(event, [])):
         if event in manifest.schemas:
-            return {**message, "payload": manifest.schemas[event]}
-    for manifest, _ in choreography.heard().get(event, []):
-        if event in manifest.schemas:
-            return {**message, "payload": manifest.schemas[event]}
-    return message
+            return manifest.schemas[event]
+    return None
+
+
+def _hoisted(schema: Mapping[str, Any], key: str, schemas: dict[str, Any]) -> Any:
+    """Return a schema with its own definitions moved to the components of the document.
+
+    A schema that stands alone refers to its definitions as ``#/$defs/Name``. Inside this document ``#`` is the
+    document, so the definitions get a place in it, under a name that no other event's definition has.
+    """
+    definitions: Mapping[str, Any] = schema.get("$defs", {})
+    places = {f"#/$defs/{name}": f"#/components/schemas/{_key(f'{key}.{name}')}" for name in definitions}
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            found = cast("Mapping[str, Any]", value)
+            return {
+                name: places.get(each, each) if name == "$ref" and isinstance(each, str) else moved(each)
+                for name, each in found.items()
+            }
+        if isinstance(value, list):
+            items: list[Any] = value
+            return [moved(each) for each in items]
+        return value
+
+    for name, definition in definitions.items():
+        schemas[_key(f"{key}.{name}")] = moved(definition)
+    return moved({name: value for name, value in schema.items() if name != "$defs"})

@@ -2,7 +2,8 @@
 
 One participant (pool) per service. Each step is a message start event, a task, and one message end event for each
 event it may say; message flows connect the end events of one pool with the start events of others. A deadline is a
-timer catch event behind the task. Schema: OMG BPMN 2.0.2, formal/2013-12-09.
+timer catch event behind the task. What undoes a step is a compensation task, tied to it by a boundary event; a step
+that starts the rollback ends with a compensation end event. Schema: OMG BPMN 2.0.2, formal/2013-12-09.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from sagapost.sagas.choreography.graph import short_name
-from sagapost.sagas.choreography.manifest import Choreography, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, Compensation, Manifest, Step
 
 __all__ = ["to_bpmn"]
 
@@ -39,8 +40,11 @@ class _Writer:
         self._messages = {event: f"message_{n}" for n, event in enumerate(choreography.events())}
         self._shapes: list[tuple[str, int, int, int, int, bool]] = []
         self._edges: list[tuple[str, list[tuple[int, int]]]] = []
-        self._throws: dict[str, list[tuple[str, int, int]]] = {}
-        self._catches: dict[str, list[tuple[str, int, int]]] = {}
+        # By event: element, x of its middle, y of its top, and height.
+        self._throws: dict[str, list[tuple[str, int, int, int]]] = {}
+        self._catches: dict[str, list[tuple[str, int, int, int]]] = {}
+        # Artifacts follow all flow elements of a process.
+        self._associations: list[tuple[str, str, str]] = []
         self._count = 0
         self._y = 0
 
@@ -68,6 +72,13 @@ class _Writer:
             y = self._start(process, event, y)
         for step in manifest.steps:
             y = self._step(process, step, y)
+        for id_, source, target in self._associations:
+            ET.SubElement(
+                process,
+                f"{{{_BPMN}}}association",
+                {"id": id_, "associationDirection": "One", "sourceRef": source, "targetRef": target},
+            )
+        self._associations.clear()
         self._y = y + 20
         self._shapes.append((f"participant_{index}", 0, top, _POOL_W, self._y - top, True))
         self._y += 40
@@ -80,12 +91,12 @@ class _Writer:
         self._sequence(process, begin, end, (_LEFT + _EVENT, y + 18), (_END_X, y + 18))
         self._shapes.append((begin, _LEFT, y, _EVENT, _EVENT, False))
         self._shapes.append((end, _END_X, y, _EVENT, _EVENT, False))
-        self._throws.setdefault(event, []).append((end, _END_X + _EVENT // 2, y))
+        self._throws.setdefault(event, []).append((end, _END_X + _EVENT // 2, y, _EVENT))
         return y + _ROW
 
     def _step(self, process: ET.Element, step: Step, y: int) -> int:
         """Message start events -> task -> one message end event per saying (by a gateway if several)."""
-        says = sayings(step)
+        says = tuple(dict.fromkeys((*step.emits, *step.fails_with, *(deadline.event for deadline in step.sets))))
         rows = max(len(says), len(step.hears), 1)
         middle = y + (rows - 1) * _ROW // 2 + 18
         task = self._id()
@@ -99,7 +110,7 @@ class _Writer:
             )
             at = y + row * _ROW
             self._shapes.append((begin, _LEFT, at, _EVENT, _EVENT, False))
-            self._catches.setdefault(event, []).append((begin, _LEFT + _EVENT // 2, at))
+            self._catches.setdefault(event, []).append((begin, _LEFT + _EVENT // 2, at, _EVENT))
             self._sequence(process, begin, task, (_LEFT + _EVENT, at + 18), (_TASK_X, middle))
         source, source_x = task, _TASK_X + _TASK_W
         if len(says) > 1:
@@ -116,14 +127,35 @@ class _Writer:
             end = self._id()
             self._end_event(process, end, event)
             self._shapes.append((end, _END_X, at, _EVENT, _EVENT, False))
-            self._throws.setdefault(event, []).append((end, _END_X + _EVENT // 2, at))
+            self._throws.setdefault(event, []).append((end, _END_X + _EVENT // 2, at, _EVENT))
             self._sequence(process, before, end, (before_x, before_y), (_END_X, at + 18))
         if not says:
             end = self._id()
-            ET.SubElement(process, f"{{{_BPMN}}}endEvent", {"id": end})
+            ended = ET.SubElement(process, f"{{{_BPMN}}}endEvent", {"id": end})
+            if step.rolls_back:
+                ET.SubElement(ended, f"{{{_BPMN}}}compensateEventDefinition", {"id": self._id()})
             self._shapes.append((end, _END_X, middle - 18, _EVENT, _EVENT, False))
             self._sequence(process, task, end, (_TASK_X + _TASK_W, middle), (_END_X, middle))
-        return y + rows * _ROW
+        y += rows * _ROW
+        return y if step.compensation is None else self._compensation(process, task, middle, step.compensation, y)
+
+    def _compensation(self, process: ET.Element, task: str, middle: int, compensation: Compensation, y: int) -> int:
+        """Boundary event on the task -> compensation task, which may send messages but is in no sequence."""
+        boundary, undoing, association = self._id(), self._id(), self._id()
+        caught = ET.SubElement(process, f"{{{_BPMN}}}boundaryEvent", {"id": boundary, "attachedToRef": task})
+        ET.SubElement(caught, f"{{{_BPMN}}}compensateEventDefinition", {"id": self._id()})
+        ET.SubElement(
+            process, f"{{{_BPMN}}}task", {"id": undoing, "name": compensation.name, "isForCompensation": "true"}
+        )
+        self._associations.append((association, boundary, undoing))
+        x, top = _TASK_X + _TASK_W - _EVENT - 8, middle + _TASK_H // 2 - _EVENT // 2
+        self._shapes.append((boundary, x, top, _EVENT, _EVENT, False))
+        self._shapes.append((undoing, _GATEWAY_X, y, _TASK_W, _TASK_H, False))
+        below = (x + _EVENT // 2, y + _TASK_H // 2)
+        self._edges.append((association, [(x + _EVENT // 2, top + _EVENT), below, (_GATEWAY_X, y + _TASK_H // 2)]))
+        for event in compensation.emits:
+            self._throws.setdefault(event, []).append((undoing, _GATEWAY_X + _TASK_W // 2, y, _TASK_H))
+        return y + _ROW
 
     def _gateway(self, process: ET.Element, task: str, middle: int) -> str:
         """Results and failures are alternatives, results may come together: an inclusive choice."""
@@ -159,8 +191,8 @@ class _Writer:
         """Only between pools: BPMN forbids message flows inside one; there the event's name says it."""
         pools = dict(self._pool_of_elements())
         for event, throws in self._throws.items():
-            for thrown, x1, y1 in throws:
-                for caught, x2, y2 in self._catches.get(event, []):
+            for thrown, x1, y1, height in throws:
+                for caught, x2, y2, caught_height in self._catches.get(event, []):
                     if pools[thrown] == pools[caught]:
                         continue
                     flow = self._id()
@@ -175,7 +207,9 @@ class _Writer:
                             "messageRef": self._messages[event],
                         },
                     )
-                    self._edges.append((flow, [(x1, y1 + (_EVENT if y2 > y1 else 0)), (x2, y2)]))
+                    self._edges.append(
+                        (flow, [(x1, y1 + (height if y2 > y1 else 0)), (x2, y2 + (0 if y2 > y1 else caught_height))])
+                    )
 
     def _pool_of_elements(self) -> list[tuple[str, str]]:
         return [

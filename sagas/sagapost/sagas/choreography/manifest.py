@@ -45,6 +45,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     compensation: Compensation | None = None
     compensates: tuple[str, ...] = ()
     """Event types whose effect this step undoes: it is part of a rollback."""
+    rolls_back: bool = False
+    """The step starts the rollback of all that its service did in the saga."""
     sets: tuple[Deadline, ...] = ()
     cancels: tuple[str, ...] = ()
     """Names of deadlines that are no longer waited for once this step ran."""
