@@ -37,7 +37,6 @@ FIGURES = (
 CONCURRENCY = 16
 BATCH = 50
 BATCHES_AT_ONCE = 2
-RUNS = 3
 
 
 @dataclass(slots=True)
@@ -100,6 +99,10 @@ async def measure(bench: Bench) -> list[Figure]:
     return figures
 
 
+def _runs(bench: Bench) -> int:
+    return bench.pick(1, 3)
+
+
 @asynccontextmanager
 async def bed_on(server: PrivatePostgreSQL, amqp: str, database: str) -> AsyncGenerator[Bed]:
     """Prepare a database on the server."""
@@ -110,7 +113,7 @@ async def bed_on(server: PrivatePostgreSQL, amqp: str, database: str) -> AsyncGe
 
 
 async def _default(bench: Bench, bed: Bed) -> list[Figure]:
-    messages = bench.pick(4_000, 20_000)
+    messages = bench.pick(1_000, 20_000)
     results = await interleave(
         bench,
         "one transaction per message",
@@ -118,7 +121,7 @@ async def _default(bench: Bench, bed: Bed) -> list[Figure]:
             "handwritten": lambda: bed.rate("handwritten", messages),
             "inbox": lambda: bed.rate("inbox", messages),
         },
-        runs=RUNS,
+        runs=_runs(bench),
     )
     return [
         Figure.of("inbox.default", "msg/s", results["inbox"], results["handwritten"]),
@@ -127,7 +130,7 @@ async def _default(bench: Bench, bed: Bed) -> list[Figure]:
 
 
 async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
-    messages, many = bench.pick(3_000, 15_000), bench.pick(15_000, 100_000)
+    messages, many = bench.pick(1_000, 15_000), bench.pick(5_000, 100_000)
     results = await interleave(
         bench,
         "group commit",
@@ -137,7 +140,7 @@ async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
             "raw": lambda: bed.rate("raw", many, batch=BATCH),
             "pipelined": lambda: bed.rate("raw_pipelined", many, batch=BATCH),
         },
-        runs=RUNS,
+        runs=_runs(bench),
     )
     return [
         Figure.of("inbox.group_commit", "msg/s", results["grouped"], results["default"]),
@@ -148,11 +151,11 @@ async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
 
 async def _duplicates(bench: Bench, bed: Bed) -> Figure:
     """Handle messages, then deliver the very same ones again."""
-    messages = bench.pick(4_000, 20_000)
+    messages = bench.pick(1_000, 20_000)
     handled: list[float] = []
     suppressed: list[float] = []
-    with bench.progress("duplicates", RUNS) as advance:
-        for _ in range(RUNS):
+    with bench.progress("duplicates", _runs(bench)) as advance:
+        for _ in range(_runs(bench)):
             batch = events(messages)
             for rates in (handled, suppressed):
                 await fill(bed.broker, batch)
@@ -164,11 +167,11 @@ async def _duplicates(bench: Bench, bed: Bed) -> Figure:
 
 async def _peak(bench: Bench, bed: Bed) -> Figure:
     """The most memory a consumer takes while a million messages wait; a part of them is handled."""
-    waiting, part = bench.pick(100_000, 1_000_000), 20_000
+    waiting, part = bench.pick(50_000, 1_000_000), bench.pick(4_000, 20_000)
     for _ in range(0, waiting, 50_000):
         await fill(bed.broker, events(50_000))
     peaks: list[float] = []
-    for _ in range(RUNS):
+    for _ in range(_runs(bench)):
         for batch, concurrency in ((1, CONCURRENCY), (BATCH, BATCHES_AT_ONCE)):
             report = await bed.run("inbox", part // 2, concurrency=concurrency, batch=batch)
             peaks.append(report.peak_mib)
@@ -177,15 +180,15 @@ async def _peak(bench: Bench, bed: Bed) -> Figure:
 
 async def _many_keys(bench: Bench, server: PrivatePostgreSQL, amqp: str, name: str, *, foreign: bool) -> Figure:
     """The rate of group commits, where the index counts most, with many remembered keys and with few."""
-    messages = bench.pick(15_000, 100_000)
+    messages = bench.pick(5_000, 100_000)
     async with bed_on(server, amqp, "few") as few, bed_on(server, amqp, "many") as many:
         await remember(server.dsn("few"), 10_000, foreign=foreign)
-        await remember(server.dsn("many"), bench.pick(1_000_000, 10_000_000), foreign=foreign)
+        await remember(server.dsn("many"), bench.pick(200_000, 10_000_000), foreign=foreign)
 
         def rate(bed: Bed) -> Callable[[], Awaitable[float]]:
             return lambda: bed.rate("inbox", messages, concurrency=BATCHES_AT_ONCE, batch=BATCH, foreign=foreign)
 
-        results = await interleave(bench, name, {"few": rate(few), "many": rate(many)}, runs=RUNS)
+        results = await interleave(bench, name, {"few": rate(few), "many": rate(many)}, runs=_runs(bench))
     return Figure.of(name, "msg/s", results["many"], results["few"])
 
 

@@ -80,7 +80,7 @@ async def _through_relay(bed: Bed, events: int) -> list[float]:
     try:
         async with (
             BenchQueue(bed.amqp, kind="classic", topic=outbox_rows.TOPIC),
-            worker(bed, 10**9, "classic") as lines,
+            worker(bed.url, bed.amqp, 10**9, "classic") as lines,
         ):
             async for line in lines:
                 if line.get("owned") == 32:

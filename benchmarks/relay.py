@@ -55,11 +55,11 @@ async def measure(bench: Bench) -> list[Figure]:
     with private_postgresql(durable=True) as server, private_rabbitmq() as broker:
         async with open_bed(server, broker.amqp_url()) as bed:
             figures: list[Figure] = []
-            runs = 3
+            runs = bench.pick(1, 3)
             if bench.wants("relay.drain.classic", "relay.cpu_us_per_message"):
-                figures += await _drain(bench, bed, "classic", runs)
+                figures += await _drain(bench, bed, "classic", bench.pick(2, 3))
             if bench.wants("relay.drain.quorum"):
-                figures += await _drain(bench, bed, "quorum", runs)
+                figures += await _drain(bench, bed, "quorum", bench.pick(2, 3))
             if bench.wants("relay.hot_key"):
                 figures.append(await _hot_key(bench, bed, runs))
             if bench.wants("relay.open_transaction"):
@@ -87,7 +87,7 @@ async def open_bed(server: PrivatePostgreSQL, amqp: str) -> AsyncGenerator[Bed, 
 
 
 async def _drain(bench: Bench, bed: Bed, kind: str, runs: int) -> list[Figure]:
-    rows = bench.pick(20_000, 100_000)
+    rows = bench.pick(10_000, 100_000)
 
     async def ceiling() -> float:
         async with BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC):
@@ -106,7 +106,7 @@ async def _drain(bench: Bench, bed: Bed, kind: str, runs: int) -> list[Figure]:
 
 
 async def _hot_key(bench: Bench, bed: Bed, runs: int) -> Figure:
-    rows = bench.pick(20_000, 100_000)
+    rows = bench.pick(10_000, 100_000)
     results = await interleave(
         bench,
         "one hot key",
@@ -120,7 +120,7 @@ async def _hot_key(bench: Bench, bed: Bed, runs: int) -> Figure:
 
 
 async def _open_transaction(bench: Bench, bed: Bed, runs: int) -> Figure:
-    rows = bench.pick(60_000, 500_000)
+    rows = bench.pick(20_000, 500_000)
     await bed.admin.execute("CREATE TABLE IF NOT EXISTS elsewhere (x int)")
 
     async def pinned() -> float:
@@ -144,8 +144,8 @@ async def _open_transaction(bench: Bench, bed: Bed, runs: int) -> Figure:
 
 async def _backlog(bench: Bench, bed: Bed, runs: int) -> list[Figure]:
     """The rate over the first part of a large backlog, against a backlog of that part alone."""
-    backlog, part = bench.pick(200_000, 2_000_000), 20_000
-    deep_part = bench.pick(40_000, 200_000)
+    backlog, part = bench.pick(60_000, 2_000_000), bench.pick(10_000, 20_000)
+    deep_part = bench.pick(20_000, 200_000)
 
     async def deep() -> float:
         return await _one_relay(bed, backlog, drain=deep_part, keep_peak=True)
@@ -158,7 +158,7 @@ async def _backlog(bench: Bench, bed: Bed, runs: int) -> list[Figure]:
 
 
 async def _scale(bench: Bench, bed: Bed, relays: int, runs: int) -> Figure:
-    rows = bench.pick(20_000, 100_000)
+    rows = bench.pick(10_000, 100_000)
     results = await interleave(
         bench,
         f"{relays} relays",
@@ -181,7 +181,10 @@ async def _one_relay(
     """Fill, drain with one relay process, return messages per second."""
     await outbox_rows.empty(bed.admin)
     await outbox_rows.fill(bed.admin, rows, keys=keys)
-    async with BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC), worker(bed, drain or rows, kind) as lines:
+    async with (
+        BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC),
+        worker(bed.url, bed.amqp, drain or rows, kind) as lines,
+    ):
         async for line in lines:
             if "seconds" in line:
                 if keep_cpu:
@@ -202,7 +205,7 @@ async def _several_relays(bed: Bed, rows: int, relays: int) -> float:
 
     async def follow(index: int) -> None:
         nonlocal changed
-        async with worker(bed, rows, "classic") as lines:
+        async with worker(bed.url, bed.amqp, rows, "classic") as lines:
             async for line in lines:
                 if "settled" in line:
                     settled[index] = int(line["settled"])
@@ -227,9 +230,11 @@ async def _several_relays(bed: Bed, rows: int, relays: int) -> float:
 
 
 @asynccontextmanager
-async def worker(bed: Bed, rows: int, kind: str) -> AsyncGenerator[AsyncGenerator[dict[str, float], None], None]:
+async def worker(
+    database: str, amqp: str, rows: int, kind: str
+) -> AsyncGenerator[AsyncGenerator[dict[str, float], None], None]:
     """Run `benchmarks.relay_worker`; yields its JSON lines."""
-    command = [sys.executable, "-m", "benchmarks.relay_worker", "--database", bed.url, "--broker", bed.amqp]
+    command = [sys.executable, "-m", "benchmarks.relay_worker", "--database", database, "--broker", amqp]
     command += ["--rows", str(rows), "--queue-type", kind]
     async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
         try:
