@@ -3,7 +3,8 @@
 from sagapost.inbox.consumer import Consumer
 from sagapost.inbox.context import Context, SyncContext
 from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.outcomes import BusinessFailure, Reject, Retry
+from sagapost.inbox.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
+from sagapost.inbox.schedules import At, Schedule
 from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.tables import InboxTables
 
@@ -15,6 +16,11 @@ __all__ = [
     "BusinessFailure",
     "Retry",
     "Reject",
+    "Snooze",
+    "Instead",
+    "Exhausted",
+    "At",
+    "Schedule",
     "Consumer",
     "ConsumerSettings",
     "RetryPolicy",

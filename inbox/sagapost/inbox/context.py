@@ -30,15 +30,19 @@ class _EventLog(logging.LoggerAdapter[logging.Logger]):
 class Delivered:
     """What both kinds of context share."""
 
-    __slots__ = ("_log", "_outbox", "attempt", "consumer", "event")
+    __slots__ = ("_log", "_outbox", "attempt", "consumer", "event", "topic")
 
-    def __init__(self, *, consumer: str, event: Event, attempt: int, outbox: Outbox | None) -> None:
+    def __init__(
+        self, *, consumer: str, event: Event, attempt: int, outbox: Outbox | None, topic: str | None = None
+    ) -> None:
         self.consumer = consumer
         """Name of the inbox."""
         self.event = event
         """The envelope, with the undecoded data."""
         self.attempt = attempt
         """1 for the first time this message is handled, as far as this process or the parked row knows."""
+        self.topic = topic if topic is not None else event.type
+        """What the message was published under."""
         self._outbox = outbox
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
@@ -83,9 +87,16 @@ class Context(Delivered):
     __slots__ = ("session",)
 
     def __init__(
-        self, *, consumer: str, event: Event, attempt: int, outbox: Outbox | None, session: AsyncSession
+        self,
+        *,
+        consumer: str,
+        event: Event,
+        attempt: int,
+        outbox: Outbox | None,
+        session: AsyncSession,
+        topic: str | None = None,
     ) -> None:
-        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox)
+        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic)
         self.session = session
 
     def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Awaitable[Event]:
@@ -108,8 +119,17 @@ class SyncContext(Delivered):
 
     __slots__ = ("session",)
 
-    def __init__(self, *, consumer: str, event: Event, attempt: int, outbox: Outbox | None, session: Session) -> None:
-        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox)
+    def __init__(
+        self,
+        *,
+        consumer: str,
+        event: Event,
+        attempt: int,
+        outbox: Outbox | None,
+        session: Session,
+        topic: str | None = None,
+    ) -> None:
+        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic)
         self.session = session
 
     def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:

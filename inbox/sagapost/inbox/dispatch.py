@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
 import anyio
@@ -14,6 +15,7 @@ from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.database import Link
 from sagapost.inbox.keys import dedup_key, malformed_key
+from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
 from sagapost.inbox.outcomes import Duplicate, Failed, Outcome, TooOld
 from sagapost.inbox.parking import Due, Parked, ParkingLot
@@ -92,7 +94,7 @@ class Dispatcher:
         outcome = self.too_old(message) or await self._attempt(link, message)
         if isinstance(outcome, Duplicate):
             self.found_duplicate()
-        parked = verdict(message, outcome, self._settings.retry)
+        parked = await self._verdict(link, message, outcome)
         if parked is not None:
             await link.give_back()
             # After a broken contract the dedup key may be committed by the very transaction that went wrong.
@@ -113,9 +115,31 @@ class Dispatcher:
                 return
         await self._handle(link, message)
 
+    async def _verdict(self, link: Link, message: Message, outcome: Outcome) -> Parked | None:
+        """Decide what becomes of a message, with its handlers' last resort before it is dead; None: it is done."""
+        parked = verdict(message, outcome, self._settings.retry, now=self._now())
+        instead = last_resort_of(message, parked) if parked is not None else None
+        if parked is None or instead is None:
+            return parked
+        conflicts = 0
+        while True:
+            outcome = await self._transactions.run(link, message, attempt=parked.attempts, instead=instead)
+            if not isinstance(outcome, Failed):
+                return verdict(message, outcome, self._settings.retry, now=self._now())
+            conflicts += 1
+            if not outcome.conflict or conflicts >= _CONFLICT_TRIES:
+                failure = describe(outcome.error)
+                return replace(parked, error=f"{parked.error} Its last resort failed too: {failure}.")
+            await link.give_back()
+            await anyio.sleep(self._conflict_pause.seconds(conflicts))
+
+    def _now(self) -> datetime:
+        """The time by the database's clock, as near as is known."""
+        return self._clock.now() - self.clock_ahead
+
     def too_old(self, message: Message) -> TooOld | None:
         """Tell whether a message is from before the dedup window, by the database's clock."""
-        if self._clock.now() - self.clock_ahead - message.event.time <= self._settings.retention:
+        if self._now() - message.event.time <= self._settings.retention:
             return None
         return TooOld(
             f"The event is from {message.event.time.isoformat()}, which is before the dedup window of "
@@ -198,8 +222,8 @@ class Dispatcher:
         if place is None:
             raise ValueError("the message is not parked")
         outcome = await self._attempt(link, message)
+        parked = await self._verdict(link, message, outcome)
         await link.give_back()
-        parked = verdict(message, outcome, self._settings.retry)
         if parked is not None and parked.state == "behind":
             await self._database.run(lambda connection: self._lot.call_off(connection, [place], behind=True))
         elif parked is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is in 2.0 as well
 
 from sagapost.core.codec import decode_data
-from sagapost.core.context import continue_from
+from sagapost.core.context import bind, continue_from
 from sagapost.core.errors import DecodingError, HandlerError
+from sagapost.core.event import Event
+from sagapost.inbox.context import Context
 from sagapost.inbox.database import Database
 from sagapost.inbox.handlers import Call
 from sagapost.inbox.inbox import Inbox
@@ -100,7 +103,12 @@ class Execution:
         saga = continue_from(event)
         if handler.asynchronous:
             ctx = inbox.context(
-                consumer=inbox.name, event=event, attempt=attempt, outbox=inbox.outbox, session=self._session
+                consumer=inbox.name,
+                event=event,
+                attempt=attempt,
+                outbox=inbox.outbox,
+                session=self._session,
+                topic=message.topic,
             )
             await_only(call_async(handler.function, payload, ctx, saga))
         else:
@@ -110,16 +118,38 @@ class Execution:
                 attempt=attempt,
                 outbox=inbox.outbox,
                 session=self._session.sync_session,
+                topic=message.topic,
             )
             await_only(call_in_thread(handler.function, payload, sync_ctx, saga, self._threads))
 
-    def write(self) -> None:
+    def call_instead(
+        self, work: Callable[[Context], Awaitable[None]], name: str, message: Message, attempt: int
+    ) -> None:
+        """Call what is done in place of the handlers, and wait for it; raises what it raises."""
+        inbox, event = self._inbox, message.event
+        self._progress.handler = name
+        ctx = inbox.context(
+            consumer=inbox.name,
+            event=event,
+            attempt=attempt,
+            outbox=inbox.outbox,
+            session=self._session,
+            topic=message.topic,
+        )
+
+        async def instead(_payload: object, ctx: Context) -> None:
+            await work(ctx)
+
+        await_only(call_async(instead, None, ctx, continue_from(event)))
+
+    def write(self, event: Event | None = None) -> None:
         """Send what is pending to the database.
 
+        :param event: the one that is handled, where it is one: what listeners of the flush publish is caused by it.
         :raises HandlerError: if a handler ended the transaction behind the session's back.
         """
         self._require_untouched()
-        with self._database.undisturbed():
+        with self._database.undisturbed(), bind(None if event is None else continue_from(event)):
             self._session.sync_session.flush()
 
     def commit(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.outcomes import LastResort
 from sagapost.inbox.settings import RetryPolicy
 
 __all__ = ["Call", "FailureRule", "Handler", "HandlerFunction", "Upcaster", "is_async", "topic_regex"]
@@ -44,6 +45,7 @@ class Handler:
     compensates: tuple[object, ...]
     retry: RetryPolicy | None
     rules: tuple[FailureRule, ...] = field(default=())
+    on_exhausted: LastResort | None = None
 
     def policy_for(self, error: BaseException, default: RetryPolicy) -> RetryPolicy | None:
         """Return how a failure is retried; the most derived of the declared exceptions decides. None: never."""

@@ -19,6 +19,7 @@ from sagapost.inbox.handlers import (
     name_of,
     topic_regex,
 )
+from sagapost.inbox.outcomes import LastResort
 from sagapost.inbox.settings import RetryPolicy
 from sagapost.inbox.tables import InboxTables
 from sagapost.outbox import Outbox
@@ -90,6 +91,7 @@ class Inbox:
         compensates: object | Iterable[object] = (),
         retry: RetryPolicy | None = None,
         errors: Mapping[type[Exception], RetryPolicy | Literal["reject"]] | None = None,
+        on_exhausted: LastResort | None = None,
     ) -> Callable[[_F], _F]:
         """Handle these events with the decorated function ``(event, ctx)``.
 
@@ -104,6 +106,9 @@ class Inbox:
         :param compensates: the handler or handlers whose work this one undoes; for the map of the saga.
         :param retry: how technical failures are retried; default: the consumer's policy.
         :param errors: exceptions with a policy of their own, or ``"reject"``: a dead letter at once.
+        :param on_exhausted: ``async def last_resort(event, ctx, exhausted)``, run in the message's transaction when
+            its tries are used up or the handler rejected it: the message is handled with what this does, and is no
+            dead letter. If it fails too, the message is a dead letter after all.
         :raises ConfigurationError: if nothing is named, a class has no event type, or the function cannot be called.
         """
         accepts: dict[str, type] = {}
@@ -137,6 +142,7 @@ class Inbox:
                     compensates=tuple(compensates) if isinstance(compensates, Iterable) else (compensates,),
                     retry=retry,
                     rules=rules,
+                    on_exhausted=on_exhausted,
                 )
             )
             return function

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal, TypeAlias, Unpack
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal, TypeAlias, Unpack
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.outbox import PublishOptions
+
+if TYPE_CHECKING:
+    from sagapost.inbox.context import Context
 
 __all__ = [
     "Behind",
     "BusinessFailed",
     "BusinessFailure",
     "Duplicate",
+    "Exhausted",
     "Failed",
     "Handled",
+    "Instead",
+    "LastResort",
     "Outcome",
     "ParkReason",
     "Refused",
@@ -23,6 +30,8 @@ __all__ = [
     "Rejected",
     "Retry",
     "RetryLater",
+    "Snooze",
+    "Snoozed",
     "TooOld",
 ]
 
@@ -72,11 +81,71 @@ class Reject(Exception):  # noqa: N818 an instruction, not an error
         super().__init__(reason)
 
 
+class Snooze(Exception):  # noqa: N818 an instruction, not an error
+    """Not before a time: undo what the handler did and handle the message again then.
+
+    Nothing has failed, so it counts as no attempt, however often it happens. Take `Retry` for what must end some day.
+
+    :param until: the time, timezone-aware; one that has passed means at once.
+    :param after: or how long to wait from now.
+    :param reason: shown to operators.
+    :raises ConfigurationError: unless exactly one of the two is given, and makes sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        until: datetime | None = None,
+        after: timedelta | None = None,
+        reason: str = "the handler waits for a time",
+    ) -> None:
+        if (until is None) == (after is None):
+            raise ConfigurationError("Snooze() takes either until= or after=.")
+        if until is not None and until.tzinfo is None:
+            raise ConfigurationError(f"Snooze(until={until}) has no timezone. Make it aware, e.g. with tzinfo=UTC.")
+        if after is not None and after < timedelta(0):
+            raise ConfigurationError(f"Snooze(after=) is a time to wait, not {after}.")
+        self.until = until
+        self.after = after
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Instead(Exception):  # noqa: N818 an instruction, not an error
+    """Undo what the handler did, and do something else in its place: the message counts as handled with that.
+
+    :param work: an ``async def work(ctx)``; what it writes and publishes is committed with the dedup key.
+    :param reason: for logs.
+    """
+
+    def __init__(self, work: Callable[[Context], Awaitable[None]], *, reason: str) -> None:
+        self.work = work
+        self.reason = reason
+        super().__init__(reason)
+
+
+# --- what is called when the tries are used up ---
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """Why a message would become a dead letter now."""
+
+    reason: ParkReason
+    error: str
+    """In a sentence; it may quote data."""
+    attempts: int
+
+
+LastResort: TypeAlias = Callable[..., Awaitable[None]]
+"""``async def last_resort(event, ctx, exhausted)``: what is done in place of making a message a dead letter."""
+
+
 # --- what a delivery comes to ---
 
 ParkReason: TypeAlias = Literal[
     "failed", "retry", "conflict", "rejected", "undecodable", "unknown-type", "too-old", "killed-process", "behind",
-    "broke-contract",
+    "broke-contract", "snoozed", "redo",
 ]  # fmt: skip
 """Why a message is parked; the parked row's `error` says it in a sentence."""
 
@@ -102,6 +171,15 @@ class BusinessFailed:
 class RetryLater:
     """The handler raised `Retry`; its changes are undone."""
 
+    after: timedelta | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The handler raised `Snooze`; its changes are undone and nothing has failed."""
+
+    until: datetime | None
     after: timedelta | None
     reason: str
 
@@ -143,4 +221,6 @@ class Behind:
     """An earlier message of its ordering key is parked, so it must wait behind it."""
 
 
-Outcome: TypeAlias = Handled | Duplicate | BusinessFailed | RetryLater | Rejected | Failed | Refused | TooOld | Behind
+Outcome: TypeAlias = (
+    Handled | Duplicate | BusinessFailed | RetryLater | Snoozed | Rejected | Failed | Refused | TooOld | Behind
+)

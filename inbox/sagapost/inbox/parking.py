@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, Integer, String, delete, exists, func, literal_column, select, update
@@ -116,6 +116,12 @@ class ParkingLot:
     ) -> bool:
         """Park a message that is no event; False if it is parked already."""
         return self._add(connection, content, key, topic, parked)
+
+    def park_anew(
+        self, connection: Connection, event: Event, key: bytes, topic: str, *, why: str, at: ColumnElement[datetime]
+    ) -> bool:
+        """Park an event that was handled, to be handled again from `at`; False if it is parked already."""
+        return self._add(connection, event, key, topic, Parked("waiting", "redo", why), at=at)
 
     def park_again(self, connection: Connection, place: Parking, parked: Parked) -> bool:
         """Record how a round ended; False if somebody else has claimed or removed the message meanwhile."""
@@ -230,12 +236,15 @@ class ParkingLot:
 
     def call_off(self, connection: Connection, places: Sequence[Parking], *, behind: bool = False) -> None:
         """Give claims back whose round was not run: due at once, nothing counted."""
+        columns = self._table.c
         for place in places:
             connection.execute(
                 update(self._table)
                 .where(*self._mine(place))
                 .values(
                     claimed=0,
+                    # What was parked out of order (see `redo`) waits in order from now on.
+                    ordered=1 if behind else columns.ordered,
                     state="behind" if behind else "waiting",
                     next_attempt_at=None if behind else self._moments.now(),
                 )
@@ -247,7 +256,18 @@ class ParkingLot:
         columns = self._table.c
         return columns.id == place.id, columns.token == place.token, columns.claimed == 1
 
-    def _add(self, connection: Connection, content: Event | Malformed, key: bytes, topic: str, parked: Parked) -> bool:
+    def _add(
+        self,
+        connection: Connection,
+        content: Event | Malformed,
+        key: bytes,
+        topic: str,
+        parked: Parked,
+        *,
+        at: ColumnElement[datetime] | None = None,
+    ) -> bool:
+        if parked.retry_in is not None:
+            at = self._moments.after(parked.retry_in)
         values = {
             "consumer": self._consumer,
             "key": key,
@@ -256,7 +276,7 @@ class ParkingLot:
             "error": shown(parked.error),
             "traceback": shown(parked.traceback),
             "attempts": parked.attempts,
-            "next_attempt_at": None if parked.retry_in is None else self._moments.after(parked.retry_in),
+            "next_attempt_at": at,
             "ordered": int(self._ordered),
             "topic": shown(topic),
             "envelope": envelope_of(content),

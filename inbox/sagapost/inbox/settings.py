@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.schedules import Schedule
 
 __all__ = ["ConsumerSettings", "DeadLetterPolicy", "RetryPolicy"]
 
@@ -39,12 +40,23 @@ class RetryPolicy:
     retries from the parked messages. With the default waits: about a day."""
     backoff: Backoff = field(default_factory=lambda: Backoff(base=timedelta(seconds=10), cap=timedelta(hours=4)))
     """Wait between rounds."""
+    schedule: Schedule | None = None
+    """When the further rounds are, entry by entry, in place of `attempts` and `backoff`; spans days where it must."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.quick <= 20:
             raise ConfigurationError(f"RetryPolicy.quick is {self.quick}; use 0 to 20.")
         if not 1 <= self.attempts <= 10_000:
             raise ConfigurationError(f"RetryPolicy.attempts is {self.attempts}; use 1 to 10,000.")
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in all before the budget is used up."""
+        return self.attempts if self.schedule is None else self.schedule.rounds
+
+    def delay(self, round_: int, now: datetime) -> timedelta:
+        """Return the wait after failed round number `round_` (1 for the first)."""
+        return self.backoff.delay(round_) if self.schedule is None else self.schedule.delay(round_, now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,15 @@ from sagapost.inbox.outcomes import (
     Duplicate,
     Failed,
     Handled,
+    Instead,
     Outcome,
     Refused,
     Reject,
     Rejected,
     Retry,
     RetryLater,
+    Snooze,
+    Snoozed,
 )
 from sagapost.inbox.session import HandlerSessions
 
@@ -77,9 +80,10 @@ class Transactions:
         self._observer = tools.observer
         self._consumer = tools.inbox.name
 
-    async def run(self, link: Link, message: Message, *, attempt: int) -> Outcome:
+    async def run(self, link: Link, message: Message, *, attempt: int, instead: Instead | None = None) -> Outcome:
         """Handle a message once.
 
+        :param instead: do this in place of what the handlers do.
         :raises StoreUnavailableError: if the database went away. Nothing is done, or (rarely, if it went during the
             commit) everything is; running the message again finds out by itself.
         """
@@ -89,7 +93,7 @@ class Transactions:
             progress = Progress()
             try:
                 with anyio.fail_after(tools.timeout):
-                    outcome = await connection.run_sync(self._run, connection, message, attempt, progress)
+                    outcome = await connection.run_sync(self._run, connection, message, attempt, progress, instead)
             except TimeoutError as error:
                 await link.give_back(broken=True)
                 if progress.stage != "handle":
@@ -114,8 +118,16 @@ class Transactions:
     # --- in the greenlet ---
 
     def _run(
-        self, connection: Connection, outer: AsyncConnection, message: Message, attempt: int, progress: Progress
+        self,
+        connection: Connection,
+        outer: AsyncConnection,
+        message: Message,
+        attempt: int,
+        progress: Progress,
+        instead: Instead | None,
     ) -> Outcome:
+        if instead is not None:
+            return self._run_instead(connection, outer, message, instead, attempt, progress)
         event = message.event
         try:
             payloads = decode(message)
@@ -131,7 +143,7 @@ class Transactions:
             for call, payload in zip(message.calls, payloads, strict=True):
                 execution.call(call, payload, message, attempt)
                 self._observer.notify(obs.HandlerReturned(self._consumer, event.id, call.handler.name))
-            execution.write()
+            execution.write(event)
             self._observer.notify(obs.Written(self._consumer, event.id))
             execution.commit()
         except Exception as raised:
@@ -143,6 +155,11 @@ class Transactions:
             match cause:
                 case BusinessFailure():
                     return self._publish_failure(connection, message, cause, began, progress)
+                case Instead():
+                    progress.stage = "claim"
+                    return self._run_instead(connection, outer, message, cause, attempt, progress)
+                case Snooze():
+                    return Snoozed(cause.until, cause.after, cause.reason)
                 case Retry():
                     return RetryLater(cause.after, cause.reason)
                 case Reject():
@@ -210,6 +227,37 @@ class Transactions:
             return Failed(error, conflict=is_conflict(error))
         self._notify_handled(message, began, failure=published.type)
         return BusinessFailed(published.type)
+
+    def _run_instead(
+        self,
+        connection: Connection,
+        outer: AsyncConnection,
+        message: Message,
+        instead: Instead,
+        attempt: int,
+        progress: Progress,
+    ) -> Outcome:
+        """Commit the dedup key with what is done in place of the handlers, in a transaction of its own."""
+        began = time.perf_counter()
+        refusal = self._claim(connection, message)
+        if refusal is not None:
+            return refusal
+        execution = self._tools.execution(connection, outer, progress)
+        try:
+            execution.call_instead(instead.work, instead.reason, message, attempt)
+            execution.write(message.event)
+            self._observer.notify(obs.Written(self._consumer, message.event.id))
+            execution.commit()
+        except Exception as raised:
+            cause = sole(raised)
+            if progress.stage == "commit" and concerns_availability(cause):
+                raise
+            execution.undo()
+            if isinstance(cause, HandlerError):
+                return Refused("broke-contract", str(cause))
+            return Failed(cause, conflict=is_conflict(cause))
+        self._notify_handled(message, began)
+        return Handled()
 
     def _notify_handled(self, message: Message, began: float, *, failure: str | None = None) -> None:
         event = message.event

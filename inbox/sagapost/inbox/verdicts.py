@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from sagapost.inbox.database import sqlstate_of
@@ -19,6 +19,7 @@ from sagapost.inbox.outcomes import (
     Refused,
     Rejected,
     RetryLater,
+    Snoozed,
     TooOld,
 )
 from sagapost.inbox.parking import Parked
@@ -41,16 +42,23 @@ def policy_for(message: Message, error: BaseException | None, default: RetryPoli
     return default
 
 
-def verdict(message: Message, outcome: Outcome, default: RetryPolicy) -> Parked | None:
-    """Return how the message is to be parked; None: it is done."""
+def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: datetime) -> Parked | None:
+    """Return how the message is to be parked; None: it is done.
+
+    :param now: by the database's clock; times of day in schedules are reckoned from it.
+    """
     match outcome:
         case Handled() | Duplicate() | BusinessFailed():
             return None
         case Failed():
-            return _failed(message, outcome, default)
+            return _failed(message, outcome, default, now)
         case RetryLater(after=after, reason=reason):
             policy = policy_for(message, None, default) or default
-            return _another_round(message, policy, "retry", reason, None, after)
+            return _another_round(message, policy, "retry", reason, None, after, now)
+        case Snoozed(until=until, after=after, reason=reason):
+            # Nothing failed: the count of attempts stays as it was.
+            wait = after if until is None else max(until - now, timedelta(0))
+            return Parked("waiting", "snoozed", reason, None, message.attempts, wait)
         case Rejected(reason=reason):
             return Parked("dead", "rejected", reason, None, message.attempts + 1)
         case Refused(reason=category, error=sentence, traceback=detail):
@@ -63,7 +71,7 @@ def verdict(message: Message, outcome: Outcome, default: RetryPolicy) -> Parked 
             assert_never(outcome)
 
 
-def _failed(message: Message, outcome: Failed, default: RetryPolicy) -> Parked:
+def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> Parked:
     error = outcome.error
     policy = policy_for(message, error, default)
     detail = "".join(traceback.format_exception(error))
@@ -75,9 +83,9 @@ def _failed(message: Message, outcome: Failed, default: RetryPolicy) -> Parked:
             "The database undid the transaction each time it was tried, for the sake of another one "
             f"(deadlock or serialisation failure): {error}"
         )
-        return _another_round(message, policy, "conflict", sentence, detail, None)
+        return _another_round(message, policy, "conflict", sentence, detail, None, now)
     sentence = f"The handler raised {type(error).__name__}: {error}"
-    return _another_round(message, policy, "failed", sentence, detail, None)
+    return _another_round(message, policy, "failed", sentence, detail, None, now)
 
 
 def _another_round(
@@ -87,11 +95,12 @@ def _another_round(
     sentence: str,
     detail: str | None,
     after: timedelta | None,
+    now: datetime,
 ) -> Parked:
     attempts = message.attempts + 1
-    if attempts >= policy.attempts:
-        return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.attempts})", detail, attempts)
-    delay = after if after is not None else policy.backoff.delay(attempts)
+    if attempts >= policy.rounds:
+        return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.rounds})", detail, attempts)
+    delay = after if after is not None else policy.delay(attempts, now)
     return Parked("waiting", reason, sentence, detail, attempts, delay)
 
 

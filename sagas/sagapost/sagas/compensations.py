@@ -5,15 +5,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeAlias, get_type_hints
 
 import msgspec
 
 from sagapost.core.errors import ConfigurationError, EncodingError
 
-__all__ = ["CompensationDeclaration", "CompensationFunction", "declare"]
+__all__ = ["CompensationDeclaration", "CompensationFunction", "NotYet", "declare"]
 
-CompensationFunction: TypeAlias = Callable[..., Awaitable[None]]
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """Returned by a compensation that is under way: keep what it did, and call it again after a while.
+
+    Counts as no attempt. Older steps wait, since order is reverse order.
+    """
+
+    after: timedelta
+
+
+CompensationFunction: TypeAlias = Callable[..., Awaitable[NotYet | None]]
 """``async def refund_payment(ctx: CompensationContext, *, payment_id: UUID) -> None``."""
 
 

@@ -138,7 +138,7 @@ class Compensator:
                     attempt=attempts,
                 )
                 with anyio.fail_after(self._settings.timeout.total_seconds()):
-                    await declaration.function(context, **declaration.unpack(intent.arguments))
+                    result = await declaration.function(context, **declaration.unpack(intent.arguments))
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -146,6 +146,10 @@ class Compensator:
             return
         except Exception as error:
             await self._failed(session, ledger, saga, intent, error, tell)
+            return
+        if result is not None:
+            await session.execute(ledger.postpone(saga, result.after))
+            tell(obs.CompensationUnderWay(sagas.service, saga, intent.name, result.after.total_seconds()))
             return
         await session.execute(ledger.done(intent.id, attempts=attempts))
         remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
@@ -13,6 +14,7 @@ from sagapost.inbox.context import Context
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.tasks import CHOICES, Outcome, open_task
 
 if TYPE_CHECKING:
     from sagapost.sagas.sagas import Sagas
@@ -63,6 +65,50 @@ class StepContext(Context):
     async def cancel_deadline(self, name: str) -> bool:
         """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
         return bool(await self.cancel(correlationid=self.saga, name=name))
+
+    async def pivot(self, reason: str) -> bool:
+        """Pass the point of no return with this step: from its commit on, the saga is recovered forward.
+
+        Before it, a failure undoes what was done; after it, a rollback that is asked for opens a task instead, and a
+        person decides. False if the saga is rolling back already: then this step comes too late, and should not do
+        what cannot be undone.
+
+        :param reason: what cannot be undone; shown to whoever asks for a rollback later.
+        """
+        return await self.sagas.pivot(self.session, self.saga, reason=reason)
+
+    async def open_task(
+        self,
+        name: str,
+        *,
+        title: str,
+        outcomes: Mapping[str, Outcome] = CHOICES,
+        details: Mapping[str, Any] | None = None,
+        due: timedelta | None = None,
+    ) -> int:
+        """Ask a person to decide, and keep what this step did; return the task's number.
+
+        The task is committed with the step. Resolving it (`sagapost tasks resolve`) carries out the chosen outcome
+        exactly once. `raise Escalate(...)` does the same and undoes what the step did.
+
+        :param name: what kind of decision it is.
+        :param title: what is to be decided, in a sentence.
+        :param outcomes: what the person can choose. Default: retry the step, roll the saga back, or close the task.
+        :param details: what the person should know; kept as JSON and shown.
+        :param due: when the decision is late; only shown.
+        """
+        return await open_task(
+            self.sagas,
+            self.session,
+            self.saga,
+            name,
+            title=title,
+            outcomes=outcomes,
+            details=details,
+            due=due,
+            event=self.event,
+            topic=self.topic,
+        )
 
     async def roll_back(self, reason: str) -> bool:
         """Start the rollback of this service's part of the saga with this step; False if it has started already."""

@@ -14,6 +14,7 @@ from sagapost.inbox.handlers import Handler
 from sagapost.inbox.inbox import Inbox
 from sagapost.sagas.choreography import manifest as parts
 from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.island_map import steps_of
 
 if TYPE_CHECKING:
     from sagapost.sagas.sagas import Sagas
@@ -72,6 +73,8 @@ def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
             )
         )
     if found is not None:
+        for island in found.islands:
+            steps.extend(steps_of(island))
         for item in found.declared_events:
             if not isinstance(item, str):
                 _note_schema(schemas, event_type_of(item), item)

@@ -6,7 +6,18 @@ import msgspec
 
 from sagapost.core.naming import event
 
-__all__ = ["CompensationDone", "CompensationNeedsHuman", "RollbackRequested", "RollbackStarted", "RolledBack"]
+__all__ = [
+    "CompensationDone",
+    "CompensationNeedsHuman",
+    "IslandEnded",
+    "IslandStarted",
+    "IslandStepChanged",
+    "RollbackRequested",
+    "RollbackStarted",
+    "RolledBack",
+    "TaskEnded",
+    "TaskOpened",
+]
 
 
 @event("sagapost.saga.rollback-requested.v1")
@@ -51,3 +62,65 @@ class RolledBack(msgspec.Struct, frozen=True):
     """A service has undone its whole part."""
 
     service: str
+
+
+@event("sagapost.saga.task-opened.v1")
+class TaskOpened(msgspec.Struct, frozen=True):
+    """The saga waits for a person in this service."""
+
+    service: str
+    task: int
+    name: str
+    title: str
+    outcomes: tuple[str, ...]
+    """What the person can choose."""
+
+
+@event("sagapost.saga.task-ended.v1")
+class TaskEnded(msgspec.Struct, frozen=True):
+    """A person has decided, or the saga's rollback made the decision needless."""
+
+    service: str
+    task: int
+    name: str
+    state: str
+    """`resolved` or `withdrawn`."""
+    outcome: str | None
+    by: str | None
+
+
+@event("sagapost.saga.island-started.v1")
+class IslandStarted(msgspec.Struct, frozen=True):
+    """A service begins an orchestrated part of the saga."""
+
+    service: str
+    island: str
+    run: str
+    steps: tuple[str, ...]
+    """In the order in which they are declared."""
+
+
+@event("sagapost.saga.island-step.v1")
+class IslandStepChanged(msgspec.Struct, frozen=True):
+    """A step of an orchestrated part went on."""
+
+    service: str
+    island: str
+    run: str
+    step: str
+    state: str
+    """`waiting` (its command is out), `done`, `failed`, `undoing`, `undone`, `skipped`, or `needs-human`."""
+    attempt: int
+    reason: str | None = None
+
+
+@event("sagapost.saga.island-ended.v1")
+class IslandEnded(msgspec.Struct, frozen=True):
+    """An orchestrated part of the saga is over."""
+
+    service: str
+    island: str
+    run: str
+    state: str
+    """`completed` or `undone`."""
+    reason: str | None = None

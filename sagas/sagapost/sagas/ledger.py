@@ -57,7 +57,12 @@ class Ledger:
         SQLite has no row locks and needs none: the insert in `ensure` made this the only writing transaction.
         """
         return (
-            select(self._states.c.state, self._states.c.rollback_reason, self._states.c.rollback_cause)
+            select(
+                self._states.c.state,
+                self._states.c.rollback_reason,
+                self._states.c.rollback_cause,
+                self._states.c.pivot_reason,
+            )
             .where(self._mine(saga))
             .with_for_update()
         )
@@ -80,6 +85,14 @@ class Ledger:
                 rollback_cause=cause,
                 due_at=self._moments.now(),
             )
+        )
+
+    def pivot(self, saga: str, reason: str) -> Executable:
+        """Record that a running saga is past the point of no return; the first reason stands."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "running", self._states.c.pivoted_at.is_(None))
+            .values(pivoted_at=self._moments.now(), pivot_reason=reason)
         )
 
     def reopen(self, saga: str) -> Executable:
@@ -154,6 +167,14 @@ class Ledger:
     def postpone(self, saga: str, delay: timedelta) -> Executable:
         """Try the saga's next compensation later."""
         return update(self._states).where(self._mine(saga)).values(due_at=self._moments.after(delay))
+
+    def poke(self, saga: str) -> Executable:
+        """Try the next compensation of a saga that is rolling back now, not later: what it waited for has happened."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "rolling_back")
+            .values(due_at=self._moments.now())
+        )
 
     def finish(self, saga: str) -> Executable:
         """Everything is undone."""

@@ -10,6 +10,7 @@ __all__ = [
     "Compensated",
     "CompensationFailed",
     "CompensationGivenUp",
+    "CompensationUnderWay",
     "LedgerUnavailable",
     "SagaObservation",
     "SagaRolledBack",
@@ -42,6 +43,15 @@ class CompensationFailed(SagaObservation):
     attempts: int
     retry_in: float
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationUnderWay(SagaObservation):
+    """A compensation has begun and not ended; it is asked again after `again_in` seconds."""
+
+    saga: str
+    compensation: str
+    again_in: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.event import Event
+from sagapost.inbox.context import Context
 from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.outcomes import Exhausted, LastResort
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction, declare
 from sagapost.sagas.context import StepContext
@@ -18,8 +21,15 @@ from sagapost.sagas.declaration import DeadlineDeclaration, StepDeclaration, typ
 from sagapost.sagas.events import RollbackRequested, RollbackStarted
 from sagapost.sagas.ledger import Ledger
 from sagapost.sagas.tables import SagaTables
+from sagapost.sagas.tasks import CHOICES, Close, Outcome, RollBack, has_open_task, open_task, withdraw_tasks
+
+if TYPE_CHECKING:
+    from sagapost.sagas.orchestration.island import Island
 
 __all__ = ["Sagas"]
+
+_AFTER_PIVOT = "rollback-past-pivot"
+"""The task that is opened where a rollback is asked for that must not be."""
 
 _F = TypeVar("_F", bound=CompensationFunction)
 _H = TypeVar("_H", bound=Callable[..., Any])
@@ -54,7 +64,7 @@ class Sagas:
         self.starts = tuple(starts)
         self.ends = tuple(ends)
         self.announce = announce
-        self.clock = clock if clock is not None else SystemClock()
+        self._clock: Clock = clock if clock is not None else SystemClock()
         self._compensations: dict[str, CompensationDeclaration] = {}
         self._names: dict[CompensationFunction, str] = {}
         self._emitted: list[type | str] = [*self.starts, *self.ends]
@@ -62,6 +72,8 @@ class Sagas:
         """What steps declare about themselves, by handler function."""
         self.rollback_events: tuple[str, ...] = ()
         """What makes this service roll back its part."""
+        self.islands: list[Island] = []
+        """The orchestrated parts of this service."""
         self._ledgers: dict[str, Ledger] = {}
         self._context: type[StepContext] = type("StepContext", (StepContext,), {"sagas": self, "__slots__": ()})
 
@@ -69,6 +81,16 @@ class Sagas:
     def context(self) -> type[StepContext]:
         """The class to pass as ``Inbox(context=...)``, so that handlers get a `StepContext` of this service."""
         return self._context
+
+    @property
+    def clock(self) -> Clock:
+        """What deadlines are reckoned from and, on SQLite, when compensations are due. Tests may set another."""
+        return self._clock
+
+    @clock.setter
+    def clock(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ledgers.clear()
 
     # --- declaring ---
 
@@ -162,6 +184,61 @@ class Sagas:
             inbox.on(*type_names(events))(start_rollback)
         inbox.on(RollbackRequested)(rollback_requested)
 
+    def pivots_on(self, inbox: Inbox, *events: type | str) -> None:
+        """From the arrival of one of these events on, this service does not roll the saga back by itself.
+
+        For what another service does that cannot be undone: once the parcel is dispatched, payment is kept.
+        """
+
+        async def pass_pivot(_payload: object, ctx: StepContext) -> None:
+            await ctx.pivot(f"{ctx.event.type} from {ctx.event.source}")
+
+        inbox.on(*type_names(events))(pass_pivot)
+
+    def escalation(
+        self,
+        name: str,
+        *,
+        title: str,
+        outcomes: Mapping[str, Outcome] | Callable[[Any], Mapping[str, Outcome]] = CHOICES,
+        details: Callable[[Any], Mapping[str, Any]] | None = None,
+        due: timedelta | None = None,
+    ) -> LastResort:
+        """Return what `Inbox.on(on_exhausted=)` takes: when a step's tries are used up, a task asks a person.
+
+        :param outcomes: what the person can choose, or a function of the event's payload that returns it.
+        :param details: a function of the payload; what the person should know. The last error is added.
+        """
+
+        async def escalate(payload: Any, ctx: Context, exhausted: Exhausted) -> None:
+            await open_task(
+                self,
+                ctx.session,
+                ctx.event.correlationid or ctx.event.id,
+                name,
+                title=title,
+                outcomes=outcomes(payload) if callable(outcomes) else outcomes,
+                details={
+                    **(details(payload) if details is not None else {}),
+                    "error": exhausted.error,
+                    "attempts": exhausted.attempts,
+                },
+                due=due,
+                event=ctx.event,
+                topic=ctx.topic,
+            )
+
+        return escalate
+
+    def add_island(self, island: Island) -> None:
+        """Note an orchestrated part; called by `Island`.
+
+        :raises ConfigurationError: if the service has one of that name.
+        """
+        if any(each.name == island.name for each in self.islands):
+            raise ConfigurationError(f"The service {self.service!r} already has an island named {island.name!r}.")
+        self.islands.append(island)
+
     @property
     def compensations(self) -> Mapping[str, CompensationDeclaration]:
         """What is registered, by name."""
@@ -209,13 +286,25 @@ class Sagas:
         if row.state == "rolled_back":
             await session.execute(ledger.reopen(saga))
 
-    async def begin_rollback(self, session: AsyncSession, saga: str, *, reason: str, cause: str | None) -> bool:
-        """Start the rollback in the caller's transaction; False if it has started already."""
+    async def begin_rollback(
+        self, session: AsyncSession, saga: str, *, reason: str, cause: str | None, force: bool = False
+    ) -> bool:
+        """Start the rollback in the caller's transaction; False if it has started already.
+
+        Past the point of no return (`StepContext.pivot`) nothing is undone: False, and a task asks a person what to
+        do. Open tasks of the saga are withdrawn once it is rolled back.
+
+        :param force: roll back past the point of no return too.
+        """
         ledger = self.ledger(session)
         await session.execute(ledger.ensure(saga))
         row = (await session.execute(ledger.lock(saga))).one()
         if row.state != "running":
             return False
+        if row.pivot_reason is not None and not force:
+            await self._ask_after_pivot(session, saga, reason=reason, pivot=row.pivot_reason)
+            return False
+        await withdraw_tasks(self, session, saga, why=f"The saga is rolled back: {reason}")
         await session.execute(ledger.begin(saga, reason=reason, cause=cause))
         remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
         if not remaining:
@@ -223,6 +312,28 @@ class Sagas:
             await session.execute(ledger.finish(saga))
         await self.tell(session, RollbackStarted(self.service, reason, remaining), saga)
         return True
+
+    async def pivot(self, session: AsyncSession, saga: str, *, reason: str) -> bool:
+        """Record the point of no return in the caller's transaction; see `StepContext.pivot`."""
+        ledger = self.ledger(session)
+        await session.execute(ledger.ensure(saga))
+        row = (await session.execute(ledger.lock(saga))).one()
+        if row.state != "running":
+            return False
+        await session.execute(ledger.pivot(saga, reason))
+        return True
+
+    async def _ask_after_pivot(self, session: AsyncSession, saga: str, *, reason: str, pivot: str) -> None:
+        if await has_open_task(self, session, saga, _AFTER_PIVOT):
+            return
+        await open_task(
+            self,
+            session,
+            saga,
+            _AFTER_PIVOT,
+            title=f"A rollback was asked for past the point of no return ({pivot}): {reason}",
+            outcomes={"go-on": Close(), "roll-back-anyway": RollBack(force=True)},
+        )
 
     async def tell(self, session: AsyncSession, payload: object, saga: str) -> Event | None:
         """Publish a lifecycle event, where somebody listens."""

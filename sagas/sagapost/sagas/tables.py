@@ -26,6 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.sagas.island_tables import IslandTables
+from sagapost.sagas.task_tables import task_table
 
 __all__ = ["SAGA_SCHEMA_VERSION", "SagaTables"]
 
@@ -60,6 +62,9 @@ class SagaTables:
             Column("rollback_reason", Text),
             Column("rollback_cause", String(255)),
             Column("rolled_back_at", DateTime(timezone=True)),
+            # The point of no return: from here the saga is brought to its end, not undone, unless a person says so.
+            Column("pivoted_at", DateTime(timezone=True)),
+            Column("pivot_reason", Text),
             # When the next compensation may be tried.
             Column("due_at", DateTime(timezone=True)),
             CheckConstraint(
@@ -123,8 +128,14 @@ class SagaTables:
             self.compensations.c.saga,
             self.compensations.c.id,
         )
+        self.tasks = task_table(self.metadata, schema=schema, prefix=prefix)
+        self.islands = IslandTables(self.metadata, schema=schema, prefix=prefix)
 
     @property
     def part(self) -> SchemaPart:
         """The tables as one installable part."""
-        return SchemaPart(name="sagas", version=SAGA_SCHEMA_VERSION, tables=(self.states, self.compensations))
+        return SchemaPart(
+            name="sagas",
+            version=SAGA_SCHEMA_VERSION,
+            tables=(self.states, self.compensations, self.tasks, *self.islands.all),
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from sagapost.ops.commands import db, dead, parked, saga
+from sagapost.ops.commands import db, dead, parked, saga, tasks
 from sagapost.ops.commands.config import config
 from sagapost.ops.commands.consume import consume
 from sagapost.ops.commands.relay import relay
 from sagapost.ops.commands.status import status
 
-__all__ = ["app", "config", "consume", "db", "dead", "parked", "relay", "saga", "status"]
+__all__ = ["app", "config", "consume", "db", "dead", "parked", "relay", "saga", "status", "tasks"]
 
 app = typer.Typer(
     name="sagapost",
@@ -26,4 +26,5 @@ for command in (relay, consume, config, status):
 app.add_typer(dead.app, name="dead")
 app.add_typer(parked.app, name="parked")
 app.add_typer(saga.app, name="saga")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(db.app, name="db")

@@ -1,0 +1,104 @@
+"""Where the runs of orchestrated islands are kept: one row each, one for each step, one for each command sent."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+__all__ = ["IslandTables"]
+
+RUN_STATES = ("running", "undoing", "completed", "undone")
+STEP_STATES = ("pending", "waiting", "done", "skipped", "failed", "needs-human", "undoing", "undone")
+
+
+class IslandTables:
+    """The three tables, in the metadata of the ledger they belong to."""
+
+    def __init__(self, metadata: MetaData, *, schema: str | None, prefix: str) -> None:
+        self.runs = Table(
+            f"{prefix}saga_island_runs",
+            metadata,
+            Column("id", String(36), primary_key=True),
+            Column("service", String(255), nullable=False),
+            Column("island", String(255), nullable=False),
+            Column("saga", String(255), nullable=False),
+            # Tells several runs of one island in one saga apart: one for each parcel of an order.
+            Column("instance", String(255), nullable=False),
+            # running -> completed; running or completed -> undoing -> undone.
+            Column("state", String(16), nullable=False),
+            Column("data", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+            # Why it is being undone, and whether because the whole saga is: then it does not announce a failure.
+            Column("reason", Text),
+            Column("by_saga", Boolean, nullable=False),
+            Column("cause", String(255)),
+            Column("partitionkey", String(255)),
+            Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            Column("ended_at", DateTime(timezone=True)),
+            UniqueConstraint("service", "island", "saga", "instance", name=f"{prefix}saga_island_runs_once"),
+            CheckConstraint(f"state IN {RUN_STATES}", name=f"{prefix}saga_island_runs_known"),
+            CheckConstraint(
+                "(state IN ('completed', 'undone')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_island_runs_ended"
+            ),
+            CheckConstraint(
+                "(state IN ('undoing', 'undone')) = (reason IS NOT NULL)", name=f"{prefix}saga_island_runs_say_why"
+            ),
+            schema=schema,
+        )
+        run = f"{schema}.{self.runs.name}.id" if schema else f"{self.runs.name}.id"
+        self.steps = Table(
+            f"{prefix}saga_island_steps",
+            metadata,
+            Column("run", String(36), primary_key=True),
+            Column("step", String(255), primary_key=True),
+            # In the order of declaration; steps of one parallel group share `stage`.
+            Column("position", Integer, nullable=False),
+            Column("stage", Integer, nullable=False),
+            Column("state", String(16), nullable=False),
+            Column("attempt", Integer, nullable=False),
+            # A try ended without an answer: whether it had an effect is not known, so it is undone like one that had.
+            Column("uncertain", Boolean, nullable=False),
+            # Waits for an answer to its undoing, not to its command.
+            Column("undo", Boolean, nullable=False),
+            Column("reason", Text),
+            # The open task about it, where a person must decide.
+            Column("task", Integer),
+            Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            ForeignKeyConstraint(["run"], [run], name=f"{prefix}saga_island_steps_run"),
+            CheckConstraint(f"state IN {STEP_STATES}", name=f"{prefix}saga_island_steps_known"),
+            CheckConstraint("(state = 'needs-human') = (task IS NOT NULL)", name=f"{prefix}saga_island_steps_tasks"),
+            schema=schema,
+        )
+        self.commands = Table(
+            f"{prefix}saga_island_commands",
+            metadata,
+            # The command's event id: the answer names it as its cause.
+            Column("id", String(255), primary_key=True),
+            Column("run", String(36), nullable=False),
+            Column("step", String(255), nullable=False),
+            Column("attempt", Integer, nullable=False),
+            Column("undo", Boolean, nullable=False),
+            Column("sent_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            ForeignKeyConstraint(["run"], [run], name=f"{prefix}saga_island_commands_run"),
+            schema=schema,
+        )
+        Index(f"{prefix}saga_island_runs_saga", self.runs.c.service, self.runs.c.saga)
+
+    @property
+    def all(self) -> tuple[Table, ...]:
+        """In the order in which they can be created."""
+        return (self.runs, self.steps, self.commands)

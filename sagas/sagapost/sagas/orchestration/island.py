@@ -1,0 +1,334 @@
+"""`Island`: an orchestrated part of a choreographed saga, declared step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sagapost.core.codec import decode_data, encode_data
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.naming import event_type_of
+from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.moments import Moments
+from sagapost.inbox.outcomes import Reject
+from sagapost.inbox.settings import RetryPolicy
+from sagapost.sagas.compensations import NotYet
+from sagapost.sagas.context import CompensationContext, StepContext
+from sagapost.sagas.orchestration.coordinator import Coordinator
+from sagapost.sagas.orchestration.declaration import ONCE, Build, IslandStep, sent_by, types_of
+from sagapost.sagas.orchestration.messages import StepDecided, StepTimedOut
+from sagapost.sagas.orchestration.runs import Answered, Runs
+from sagapost.sagas.sagas import Sagas
+
+__all__ = ["Island"]
+
+_B = TypeVar("_B", bound=Callable[..., Any])
+
+_ASK_AGAIN = timedelta(minutes=1)
+"""How often a rollback looks whether the island is undone, should it not be told."""
+
+
+class Island:
+    """Steps that one service runs in an order it decides: a coordinator, for use inside one service.
+
+    Each step sends a command as an event and waits for the event that answers it; whoever handles the command (the
+    same service, or a worker of its own) publishes the answer as any handler does. The state of a run is kept in the
+    service's own database and changes in the transaction of the event that changes it.
+
+    To the saga around it, the island is one step: it begins with an event, ends with an event, and is undone as a
+    whole when the saga is rolled back. Declare it in a module beside the inbox, before the consumer starts.
+
+    :param name: of the island within the service; recorded with its runs.
+    :param state: class of a run's state, as for event classes; commands are made from it.
+    :param sagas: the service's part in sagas; `inbox` must be made with ``context=sagas.context``.
+    :raises ConfigurationError: if the name is taken or the inbox does not know `sagas`.
+    """
+
+    def __init__(self, name: str, *, state: type, sagas: Sagas, inbox: Inbox) -> None:
+        if not name.isprintable() or not 0 < len(name.encode()) <= 100:
+            raise ConfigurationError(f"Island(name) has 1 to 100 printable bytes, not {name!r}.")
+        if getattr(inbox.context, "sagas", None) is not sagas:
+            raise ConfigurationError(
+                f"The inbox {inbox.name!r} does not know the Sagas of the island {name!r}. "
+                "Make it with Inbox(..., context=sagas.context)."
+            )
+        self.name = name
+        self.sagas = sagas
+        self.steps: list[IslandStep] = []
+        """In the order of declaration."""
+        self.started_by: tuple[str, ...] = ()
+        self.completed: Build | None = None
+        self.failed: Callable[[Any, str], Any] | None = None
+        self.completes_with: str | None = None
+        self.fails_with: str | None = None
+        self.timeout_type = f"{sagas.service}.{name}.step-timed-out.v1"
+        self.decision_type = f"{sagas.service}.{name}.step-decided.v1"
+        self._state = state
+        self._inbox = inbox
+        self._heard: set[type] = set()
+        self._parallel = False
+        self._replies: dict[str, list[IslandStep]] = {}
+        sagas.add_island(self)
+        self._undo = sagas.compensation(name=f"island {name}")(self._undo_run)
+        inbox.on(self.timeout_type, payload=StepTimedOut)(self._timed_out)
+        inbox.on(self.decision_type, payload=StepDecided)(self._decided)
+
+    # --- declaring ---
+
+    def step(
+        self,
+        *,
+        reply: type | Iterable[type],
+        failures: Iterable[type] = (),
+        retry_on: Iterable[type] = (),
+        retry: RetryPolicy = ONCE,
+        deadline: timedelta | None = None,
+        when: Callable[[Any], bool] | None = None,
+        pivot: bool = False,
+        escalate: bool = False,
+        name: str | None = None,
+    ) -> Callable[[Build], IslandStep]:
+        """Declare the next step; the decorated ``def function(state) -> Command`` makes its command.
+
+        ::
+
+            @fulfilment.step(reply=ItemsPicked, failures=[ItemMissing], deadline=timedelta(minutes=30))
+            def pick(state: Fulfilment) -> PickItems:
+                return PickItems(state.order_id)
+
+        :param reply: events that say it is done.
+        :param failures: events that say it cannot be done: the run is undone.
+        :param retry_on: events that say not now: it is tried again by `retry`, and cannot be done after its last try.
+        :param retry: tries, and the waits between them, after `retry_on` and after a missed deadline.
+        :param deadline: how long each try waits for its answer.
+        :param when: ``def when(state) -> bool``; False: the step is left out of this run.
+        :param pivot: once it is done the run only goes forward, and so does the saga in this service: later steps
+            that cannot be done become tasks for a person.
+        :param escalate: after the last try, ask a person; default: undo the run.
+        :param name: default: the function's name. It is recorded with the runs.
+        :raises ConfigurationError: if the name is taken, the function does not say what it sends, or a parallel step
+            has no deadline.
+        """
+        replies = (reply,) if isinstance(reply, type) else tuple(reply)
+        failing, not_now = tuple(failures), tuple(retry_on)
+
+        def declare(function: Build) -> IslandStep:
+            chosen = name if name is not None else function.__name__
+            if self.find_step(chosen) is not None:
+                raise ConfigurationError(f"The island {self.name!r} already has a step named {chosen!r}.")
+            if self._parallel and deadline is None:
+                raise ConfigurationError(
+                    f"The parallel step {chosen!r} needs a deadline: if another one of its group fails, the run can "
+                    "only be undone once this one has answered, or its time is over."
+                )
+            last = self.steps[-1].stage if self.steps else -1
+            step = IslandStep(
+                name=chosen,
+                build=function,
+                command=event_type_of(sent_by(function)),
+                stage=last if self._parallel and self._joins else last + 1,
+                position=len(self.steps),
+                replies=types_of(replies),
+                failures=types_of(failing),
+                retry_on=types_of(not_now),
+                retry=retry,
+                deadline=deadline,
+                when=when,
+                pivot=pivot,
+                escalate=escalate,
+                hear=self._hear,
+            )
+            self._joins = self._parallel
+            self.steps.append(step)
+            self._hear((*replies, *failing, *not_now))
+            return step
+
+        return declare
+
+    @contextmanager
+    def parallel(self) -> Generator[None, None, None]:
+        """Begin the steps declared in the block together; the next one waits for all of them."""
+        self._parallel, self._joins = True, False
+        try:
+            yield
+        finally:
+            self._parallel = self._joins = False
+
+    _joins = False
+
+    def starts_on(self, *events: type) -> Callable[[_B], _B]:
+        """Start a run when one of these events arrives: the decorated ``def function(event)`` makes its state.
+
+        It may return None: then this event is none of the island's business. One run in each saga; for several, or to
+        start one from a handler of your own, call `start`.
+        """
+
+        def declare(function: _B) -> _B:
+            async def begin(event: object, ctx: StepContext) -> None:
+                state = function(event)
+                if state is not None:
+                    await self.start(ctx, state)
+
+            self.started_by += types_of(events)
+            self._inbox.on(*events)(begin)
+            return function
+
+        return declare
+
+    def completes(self, function: _B) -> _B:
+        """Publish what the decorated ``def function(state) -> Event`` returns when all steps are done."""
+        self.completed, self.completes_with = function, event_type_of(sent_by(function))
+        return function
+
+    def fails(self, function: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+        """Publish what the decorated ``def function(state, reason) -> Event`` returns when a failed run is undone."""
+        self.failed, self.fails_with = function, event_type_of(sent_by(function, ("state", "reason")))
+        return function
+
+    # --- at work ---
+
+    async def start(self, ctx: StepContext, state: object, *, instance: str = "") -> str | None:
+        """Start a run in the saga and transaction of a step; return its id.
+
+        None: the saga is being rolled back, or has a run of this instance already; nothing was done.
+
+        :param instance: tells several runs in one saga apart, for example the parcels of an order.
+        """
+        if not self.steps:
+            raise ConfigurationError(f"The island {self.name!r} has no steps.")
+        session, saga = ctx.session, ctx.saga
+        if not await self._lock(session, saga):
+            return None
+        runs = self._runs(session)
+        run = await runs.begin(
+            saga,
+            instance,
+            self.dump(state),
+            self.steps,
+            cause=ctx.event.id,
+            key=ctx.event.partitionkey or saga,
+        )
+        if run is None:
+            return None
+        await self.sagas.record(session, saga, self._undo, {"run": run.id}, step_event=ctx.event.id)
+        await Coordinator(self, session, runs).started(run)
+        return run.id
+
+    async def _answer(self, payload: object, ctx: StepContext) -> None:
+        session, type_ = ctx.session, ctx.event.type
+        answered = await self._answered(ctx, type_)
+        if answered is None:
+            return
+        step = self.find_step(answered.step)
+        if step is None:
+            return
+        await self._lock(session, answered.saga)
+        coordinator = Coordinator(self, session, self._runs(session))
+        if answered.undo:
+            if type_ in step.undone:
+                await coordinator.replied(answered.run, step.name, payload, undo=True)
+        elif type_ in step.replies:
+            await coordinator.replied(answered.run, step.name, payload, undo=False)
+        elif type_ in step.failures or type_ in step.retry_on:
+            await coordinator.refused(answered.run, step.name, type_)
+
+    async def _answered(self, ctx: StepContext, type_: str) -> Answered | None:
+        """Return which command an event answers: the one that caused it, else the one its saga waits for."""
+        runs = self._runs(ctx.session)
+        cause = ctx.event.causationid
+        found = await runs.answered(cause) if cause is not None else None
+        if found is not None:
+            return found
+        # Caused by something else, for example by a person at a screen hours later.
+        await self._lock(ctx.session, ctx.saga)
+        candidates: list[Answered] = []
+        for run in await runs.of_saga(ctx.saga):
+            for row in await runs.steps(run):
+                step = self.find_step(row.name)
+                if step is None or row.state not in {"waiting", "undoing", "needs-human"}:
+                    continue
+                expected = step.undone if row.undo else (*step.replies, *step.failures, *step.retry_on)
+                if type_ in expected:
+                    candidates.append(Answered(run, ctx.saga, row.name, row.undo))
+        if len(candidates) > 1:
+            raise Reject(
+                f"{len(candidates)} steps of the island {self.name!r} wait for {type_} in the saga {ctx.saga!r}, and "
+                "the event does not name the command it answers as its cause. Publish it from the command's handler."
+            )
+        return candidates[0] if candidates else None
+
+    async def _timed_out(self, timeout: StepTimedOut, ctx: StepContext) -> None:
+        await self._lock(ctx.session, ctx.saga)
+        await Coordinator(self, ctx.session, self._runs(ctx.session)).timed_out(timeout)
+
+    async def _decided(self, decided: StepDecided, ctx: StepContext) -> None:
+        await self._lock(ctx.session, ctx.saga)
+        coordinator = Coordinator(self, ctx.session, self._runs(ctx.session))
+        await coordinator.decided(decided.run, decided.step, decided.decision)
+
+    async def _undo_run(self, ctx: CompensationContext, *, run: str) -> NotYet | None:
+        """The ledger's compensation of a run: begins its undoing, and is done when that is."""
+        runs = self._runs(ctx.session)
+        found = await runs.find(run)
+        if found is None:
+            return None
+        await Coordinator(self, ctx.session, runs).undo(found, f"the saga is rolled back: {ctx.reason}", by_saga=True)
+        found = await runs.find(run)
+        return None if found is None or found.state == "undone" else NotYet(_ASK_AGAIN)
+
+    # --- asked by the coordinator ---
+
+    def find_step(self, name: str) -> IslandStep | None:
+        """Return a step; None if it is not declared any more."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def step_named(self, name: str) -> IslandStep:
+        """Return a step.
+
+        :raises ConfigurationError: if it is not declared any more.
+        """
+        step = self.find_step(name)
+        if step is None:
+            raise ConfigurationError(
+                f"A run of the island {self.name!r} has the step {name!r}, which is not declared any more. "
+                "Keep declaring it until no run is under way that has it."
+            )
+        return step
+
+    def load(self, data: Any) -> Any:
+        """Return a run's state as the user's class."""
+        return decode_data(
+            msgspec.json.encode(data), self._state, event_id=self.name, event_type=f"state of {self.name}"
+        )
+
+    def dump(self, state: Any) -> Any:
+        """Return a run's state as JSON values."""
+        return msgspec.json.decode(encode_data(state, event_type=f"state of {self.name}")[0])
+
+    async def goes_on(self, session: AsyncSession, saga: str) -> bool:
+        """Tell whether the saga is running; the caller holds its lock."""
+        row = (await session.execute(self.sagas.ledger(session).lock(saga))).one()
+        return bool(row.state == "running")
+
+    # --- inside ---
+
+    async def _lock(self, session: AsyncSession, saga: str) -> bool:
+        """Lock the saga's row; False if the saga is being rolled back, or was."""
+        await session.execute(self.sagas.ledger(session).ensure(saga))
+        return await self.goes_on(session, saga)
+
+    def _runs(self, session: AsyncSession) -> Runs:
+        moments = Moments(session.get_bind().dialect.name, self.sagas.clock)
+        return Runs(self.sagas.tables.islands, session, moments, service=self.sagas.service, island=self.name)
+
+    def _hear(self, classes: Iterable[type]) -> None:
+        """Let the inbox hear answers, each class once however many steps expect it."""
+        fresh = [cls for cls in dict.fromkeys(classes) if cls not in self._heard]
+        self._heard.update(fresh)
+        if fresh:
+            self._inbox.on(*fresh)(self._answer)
