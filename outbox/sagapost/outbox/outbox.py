@@ -54,7 +54,7 @@ class Outbox:
         self.source = source
         self.tables = tables if tables is not None else OutboxTables()
         self.max_bytes = max_bytes
-        self._clock = clock if clock is not None else SystemClock()
+        self.clock: Clock = clock if clock is not None else SystemClock()
         self._now = Target(self.tables.outbox)
         self._later = Target(self.tables.scheduled, "deliver_at", "name")
 
@@ -185,7 +185,7 @@ class Outbox:
             seal(
                 payload,
                 source=self.source,
-                clock=self._clock,
+                clock=self.clock,
                 max_bytes=self.max_bytes,
                 key=key,
                 type_=type,

@@ -1,0 +1,56 @@
+"""What was said in a rehearsal, compared with what the services declare."""
+
+from __future__ import annotations
+
+from sagapost.core.event import Event
+from sagapost.inbox.handlers import topic_regex
+from sagapost.sagas.choreography.manifest import Choreography, Manifest, sayings
+
+__all__ = ["Observed"]
+
+_OWN = "sagapost."
+"""Events of the library itself, which no service declares."""
+
+
+class Observed:
+    """Every event with the service that said it; None: the test."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._sayers: list[str | None] = []
+
+    def note(self, event: Event, service: str | None) -> None:
+        """Remember an event."""
+        self.events.append(event)
+        self._sayers.append(service)
+
+    def undeclared(self, choreography: Choreography) -> list[str]:
+        """Return a sentence for each saying that no declaration covers."""
+        manifests = {manifest.service: manifest for manifest in choreography.services}
+        types = {event.id: event.type for event in self.events}
+        found: dict[str, None] = {}
+        for event, service in zip(self.events, self._sayers, strict=True):
+            if service is None or event.type.startswith(_OWN):
+                continue
+            cause = types.get(event.causationid or "")
+            if event.type not in _declared(manifests[service], cause):
+                when = f"when it hears {cause}" if cause is not None else "by itself"
+                found[f"{service} says {event.type} {when}, and does not declare it"] = None
+        return list(found)
+
+    def unsaid(self, choreography: Choreography) -> list[str]:
+        """Return the declared event types that were not said."""
+        said = {event.type for event in self.events}
+        return sorted(type_ for type_ in choreography.said() if type_ not in said)
+
+
+def _declared(manifest: Manifest, cause: str | None) -> set[str]:
+    """Return what a service may say when it hears `cause`; None: when nothing made it."""
+    undone = {event for step in manifest.steps if step.compensation is not None for event in step.compensation.emits}
+    if cause is None:
+        return {*manifest.starts, *undone}
+    return undone.union(*(sayings(step) for step in manifest.steps if _hears(step.hears, cause)))
+
+
+def _hears(topics: tuple[str, ...], type_: str) -> bool:
+    return any(topic_regex(topic).fullmatch(type_) for topic in topics)
