@@ -12,16 +12,34 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, DateTime, Integer, MetaData, String, Table, delete, func, insert, inspect
 from sqlalchemy import select as sql_select
-from sqlalchemy.schema import CreateSchema
+from sqlalchemy.schema import CreateSchema, ExecutableDDLElement
 
 from sagapost.core.errors import SchemaError
 
-__all__ = ["SchemaPart", "check_schema", "install_schema", "schema_table"]
+__all__ = [
+    "SchemaPart",
+    "Supplement",
+    "check_schema",
+    "install_schema",
+    "missing_supplements",
+    "schema_table",
+]
 
 SCHEMA_TABLE = "sagapost_schema"
 
 _INSTALL_LOCK = int.from_bytes(b"sagapost")
 """Advisory lock of installers, one per database; eight bytes that nobody else is likely to take."""
+
+
+class Supplement(ExecutableDDLElement):
+    """Something beside the tables that a part works better with: DDL that can be executed again and again."""
+
+    what: str
+    """What it makes, for people."""
+
+    def present(self, connection: Connection) -> bool:
+        """Tell whether there is nothing to create."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +49,8 @@ class SchemaPart:
     name: str
     version: int
     tables: tuple[Table, ...]
+    supplements: tuple[Supplement, ...] = ()
+    """Made together with the tables; missing where a generated migration made those."""
 
 
 def schema_table(metadata: MetaData, *, schema: str | None, prefix: str) -> Table:
@@ -65,6 +85,11 @@ def check_schema(connection: Connection, versions: Table, part: SchemaPart, *, w
         raise SchemaError(found=found if found != part.version else None, expected=part.version, where=where)
 
 
+def missing_supplements(connection: Connection, part: SchemaPart) -> list[str]:
+    """Return what the part would work better with and does not have; `install_schema` makes it."""
+    return [supplement.what for supplement in part.supplements if not supplement.present(connection)]
+
+
 def install_schema(connection: Connection, versions: Table, parts: Sequence[SchemaPart]) -> list[str]:
     """Create what is missing, in the caller's transaction; return the names of the parts that changed. Idempotent.
 
@@ -88,9 +113,13 @@ def install_schema(connection: Connection, versions: Table, parts: Sequence[Sche
             raise SchemaError(found=found, expected=part.version, where="the database")
         for table in part.tables:
             table.create(connection, checkfirst=True)
+        lacking = [supplement for supplement in part.supplements if not supplement.present(connection)]
+        for supplement in lacking:
+            connection.execute(supplement)
         if found != part.version:
             connection.execute(delete(versions).where(versions.c.part == part.name))
             values: dict[str, Any] = {"part": part.name, "version": part.version}
             connection.execute(insert(versions).values(values))
+        if found != part.version or lacking:
             changed.append(part.name)
     return changed

@@ -19,7 +19,7 @@ from sqlalchemy.schema import CreateSchema
 from sqlalchemy.sql import ClauseElement
 
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError, StoreUnavailableError
-from sagapost.core.schema import SchemaPart, check_schema, install_schema
+from sagapost.core.schema import SchemaPart, check_schema, install_schema, missing_supplements
 from sagapost.inbox.database import HOUSEKEEPING
 from sagapost.inbox.tables import InboxTables
 from sagapost.ops.masking import SecretUrl
@@ -36,6 +36,7 @@ __all__ = [
     "engine_url",
     "make_consumer_engine",
     "make_engine",
+    "missing",
     "opened_engine",
     "tables_of",
     "upgrade",
@@ -219,6 +220,15 @@ async def check(connection: AsyncConnection, versions: Table, parts: Iterable[Sc
             check_schema(sync, versions, part, where=where)
 
     await connection.run_sync(verify)
+
+
+async def missing(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> list[str]:
+    """Return what the parts would work better with and do not have."""
+
+    def look(sync: Connection) -> list[str]:
+        return [what for part in parts for what in missing_supplements(sync, part)]
+
+    return await connection.run_sync(look)
 
 
 def ddl(tables: Tables, dialect: str) -> list[str]:

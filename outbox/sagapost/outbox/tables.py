@@ -30,14 +30,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import ExecutableDDLElement
-from sqlalchemy.sql.compiler import DDLCompiler, SQLCompiler
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
 from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -52,8 +52,6 @@ OUTBOX_SCHEMA_VERSION = 1
 DEFAULT_PARTITIONS = 32
 
 _HASH_MASK = 0x7FFF
-
-_quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
 
 
 def key_hash(key: str) -> int:
@@ -77,18 +75,6 @@ class _Xid8(UserDefinedType[int]):
 
 # Reflection, and with it Alembic's autogenerate, warns of types it cannot name.
 PGDialect.ischema_names["xid8"] = _Xid8  # pyright: ignore[reportArgumentType] - made for it
-
-
-class _Statement(ExecutableDDLElement):
-    """A literal DDL statement."""
-
-    def __init__(self, sql: str) -> None:
-        self.sql = sql
-
-
-@compiles(_Statement)
-def _literal(element: _Statement, _compiler: DDLCompiler, **_: Any) -> str:
-    return element.sql
 
 
 class _CurrentTransaction(FunctionElement[int]):
@@ -247,36 +233,18 @@ class OutboxTables:
             schema=schema,
         )
 
+        self.create_doorbell = CreateDoorbell(
+            outbox=self.outbox, relays=self.relays, name=f"{prefix}outbox_ring", channel=doorbell_channel(self.outbox)
+        )
+        """For a migration that was generated, where tables come without their triggers:
+        ``op.execute(tables.create_doorbell)``. Repeatable; does nothing where there is no NOTIFY."""
         self._attach_doorbell()
 
     def _attach_doorbell(self) -> None:
-        """Create the statement trigger that rings for a sleeping relay, together with the table.
-
-        NOTIFY takes a lock that all notifying commits of the cluster share, so it must not run on every insert: the
-        trigger rings only when a relay has announced that it sleeps. It fires once per statement, for every way of
-        writing (ORM, Core, asyncpg, hand-written SQL). Without the trigger (tables created by hand) polling remains.
-        """
-        name = _quoting.quote(f"{self.prefix}outbox_ring")
-        qualified = f"{_quoting.quote_schema(self.schema)}.{name}" if self.schema else name
-        relays = _quoting.format_table(self.relays)
-        function = _Statement(
-            f"""
-            CREATE OR REPLACE FUNCTION {qualified}() RETURNS trigger LANGUAGE plpgsql AS $ring$
-            BEGIN
-                IF EXISTS (SELECT FROM {relays} WHERE idle = 1 AND expires_at > clock_timestamp()) THEN
-                    PERFORM pg_notify('{doorbell_channel(self.outbox)}', '');
-                END IF;
-                RETURN NULL;
-            END
-            $ring$
-            """
-        ).execute_if(dialect="postgresql")
-        trigger = _Statement(
-            f"CREATE OR REPLACE TRIGGER {name} AFTER INSERT ON {_quoting.format_table(self.outbox)} "
-            f"FOR EACH STATEMENT EXECUTE FUNCTION {qualified}()"
-        ).execute_if(dialect="postgresql")
-        event.listen(self.outbox, "after_create", function)
-        event.listen(self.outbox, "after_create", trigger)
+        """Create the trigger together with the table, and let its function go with it."""
+        drop = DropDoorbell(schema=self.schema, name=self.create_doorbell.name)
+        event.listen(self.outbox, "after_create", self.create_doorbell.execute_if(dialect="postgresql"))
+        event.listen(self.outbox, "after_drop", drop.execute_if(dialect="postgresql"))
 
     @property
     def part(self) -> SchemaPart:
@@ -285,4 +253,5 @@ class OutboxTables:
             name="outbox",
             version=OUTBOX_SCHEMA_VERSION,
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
+            supplements=(self.create_doorbell,),
         )

@@ -39,21 +39,27 @@ def upgrade(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Verify that the tables are there and of this release; exit code 4 if not."""
+    """Verify that the tables are there and of this release; exit code 4 if not.
+
+    Says also what is missing beside them that everything works without, only slower.
+    """
     loaded = load_settings(required=("database_url",), env_file=env_file)
     tables = database.tables_of(loaded.settings)
 
-    async def run() -> None:
+    async def run() -> list[str]:
         async with database.connect(loaded) as connection:
             await database.check(connection, tables.versions, tables.parts)
+            return await database.missing(connection, tables.parts)
 
-    anyio.run(run)
+    missing = anyio.run(run)
     where = database.address_of(database.engine_url(loaded.database_url))
     if as_json:
-        write_json({"database": where, "versions": _versions(tables)})
-    else:
-        versions = ", ".join(f"{name} {version}" for name, version in _versions(tables).items())
-        write_line(f"{where}: as this release needs it ({versions})")
+        write_json({"database": where, "versions": _versions(tables), "missing": missing})
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in _versions(tables).items())
+    write_line(f"{where}: as this release needs it ({versions})")
+    for what in missing:
+        write_line(f"{where}: {what} is missing; `sagapost db upgrade` creates it")
 
 
 @app.command()
