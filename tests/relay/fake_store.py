@@ -226,7 +226,7 @@ class FakeStore:
         for failure in failures:
             row = self.database.rows.get(failure.position)
             if row is not None and failure.partition in held:
-                row.attempts += 1
+                row.attempts += failure.counts or row.attempts == 0
                 row.due = anyio.current_time() + failure.retry_after.total_seconds()
         self._raise_if_lost([failure.partition for failure in failures], held)
 

@@ -181,21 +181,21 @@ async def test_held_keys_are_bounded_and_the_bound_is_no_trap() -> None:
         scene.database.write("f", topic="good")
         await anyio.sleep(30)
         assert relay.statistics.held_keys >= 2
+        assert [e.saturated for e in scene.watch.events if isinstance(e, obs.Saturated)][:1] == [True]
         await scene.broker.declare(Queue("only", frozenset({"good", "bad"})))
         await anyio.sleep(200)
         assert scene.database.rows == {}
+        assert [e.saturated for e in scene.watch.events if isinstance(e, obs.Saturated)][-1] is False
         relay.stop()
 
 
 async def test_refused_messages_back_off_and_die_after_their_attempts() -> None:
     """Exponential waits with jitter up to the cap: about a quarter hour with the defaults, then a dead letter."""
     scene = Scene()
-    async with anyio.create_task_group() as tasks:
-        relay = scene.relay()
-        tasks.start_soon(relay.run)
+    scene.broker.refuse(lambda _event: True)
+    async with scene.running():
         scene.database.write("a")
         await scene.watch.until(lambda: scene.watch.count(obs.Buried) == 1, within=HOUR)
-        relay.stop()
     held = [event for event in scene.watch.events if isinstance(event, obs.Held)]
     assert [event.attempt for event in held] == list(range(1, scene.settings.max_attempts))
     for event in held:

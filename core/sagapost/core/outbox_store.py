@@ -69,6 +69,8 @@ class Failure:
     partition: Partition
     reason: str
     retry_after: timedelta
+    counts: bool = True
+    """Whether it uses up one of the row's attempts. A row that is held always shows one at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class OutboxStore(Protocol):
         ...
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
-        """Count an attempt on each row, with its reason and when it is due again.
+        """Keep on each row the reason and when it is due again; count an attempt where the failure `counts`.
 
         :raises LeaseLostError: if a token no longer holds: rows of the *other* partitions were recorded.
         """

@@ -104,8 +104,16 @@ def _relay_line(event: relay.Relayed) -> Line | None:
             text = f"{event.event_type} is a dead letter after {event.attempts} attempts: {event.reason}; {after}"
             return Line(_ERROR, text, _row(event))
         case relay.Overtaken(key=key, position=position, by=by):
-            text = f"{by} later events of a key were confirmed after an earlier one was refused in the same window"
-            return Line(_ERROR, text, {"key": key, "position": position})
+            text = f"the event at {by} was confirmed after an earlier one of its key was refused in the same window"
+            return Line(_ERROR, text, {"key": key, "position": position, "by": by})
+        case relay.Saturated(saturated=True, held=held):
+            text = (
+                f"{held} keys wait behind a refused event or a dead letter, and no more are kept in mind: nothing new "
+                "is published, of any key, until some clear; `sagapost status` says what they wait for"
+            )
+            return Line(_ERROR, text, {"held": held})
+        case relay.Saturated(held=held):
+            return Line(_INFO, "held keys have cleared; publishing goes on", {"held": held})
         case _:
             return None
 

@@ -39,9 +39,10 @@ class Settlement:
             SELECT count(*), (SELECT array_agg(partition) FROM held) FROM gone"""
         self._record = f"""{held}
             UPDATE {outbox} o
-            SET attempts = o.attempts + 1, last_error = f.reason,
-                next_attempt_at = clock_timestamp() + f.retry_after
-            FROM unnest($1::bigint[], $5::text[], $6::interval[]) AS f(position, reason, retry_after)
+            SET attempts = CASE WHEN f.counts OR o.attempts = 0 THEN o.attempts + 1 ELSE o.attempts END,
+                last_error = f.reason, next_attempt_at = clock_timestamp() + f.retry_after
+            FROM unnest($1::bigint[], $5::text[], $6::interval[], $7::boolean[])
+              AS f(position, reason, retry_after, counts)
             WHERE o.position = f.position AND o.key_hash % $4::int IN (SELECT partition FROM held)
             RETURNING o.position"""
         # One statement: the row is in exactly one of the two tables at every moment.
@@ -94,6 +95,7 @@ class Settlement:
             self._partitions,
             [f.reason for f in failures],
             [f.retry_after for f in failures],
+            [f.counts for f in failures],
         )
         if len(written) < len(failures):
             await self._raise_if_lost(failures, claims)

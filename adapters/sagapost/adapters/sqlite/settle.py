@@ -31,7 +31,8 @@ class Settlement:
             DELETE FROM {outbox}
             WHERE position IN (SELECT value FROM json_each(?)) AND {mine}"""
         self._record = f"""
-            UPDATE {outbox} SET attempts = attempts + 1, last_error = ?, next_attempt_at = {LATER}
+            UPDATE {outbox} SET attempts = CASE WHEN ? OR attempts = 0 THEN attempts + 1 ELSE attempts END,
+                last_error = ?, next_attempt_at = {LATER}
             WHERE position = ? AND {mine}"""
         into_dead = f"INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)"
         self._bury = f"""{into_dead}
@@ -73,7 +74,7 @@ class Settlement:
             connection.executemany(
                 self._record,
                 [
-                    (f.reason, modifier(f.retry_after), f.position, self._partitions, f.partition)
+                    (f.counts, f.reason, modifier(f.retry_after), f.position, self._partitions, f.partition)
                     for f in failures
                     if f.partition in held
                 ],

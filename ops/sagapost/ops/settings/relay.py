@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 from sagapost.core.backoff import Backoff
 from sagapost.ops.settings.field import setting
 from sagapost.ops.settings.units import ByteSize, Duration, TypeMap, TypeSet
-from sagapost.outbox.relay.settings import DeadLetterPolicy, RelaySettings, Routing
+from sagapost.outbox.relay.settings import DeadLetterPolicy, RelaySettings, Routing, UnroutablePolicy
 
 __all__ = ["RelayOptions"]
 
@@ -90,7 +90,7 @@ class RelayOptions(BaseSettings):
         "Wait after the broker refused a message for the first time; doubles with each further refusal.",
         example="1s",
         unit="duration",
-        danger="Short: the attempts are used up before anybody has created the missing queue.",
+        danger="Short: a message that a full queue refuses is given up before anybody has looked.",
         low=timedelta(milliseconds=1),
         high=timedelta(hours=1),
     )
@@ -108,7 +108,7 @@ class RelayOptions(BaseSettings):
         "Attempts on a refused message before it becomes a dead letter. An outage of the broker burns none.",
         example="20",
         unit="attempts",
-        danger="Low: a queue that is created a minute late finds its messages among the dead letters.",
+        danger="Low: a queue that is full for a minute finds its messages among the dead letters.",
         low=1,
         high=32_000,
     )
@@ -119,6 +119,16 @@ class RelayOptions(BaseSettings):
         example="park",
         unit="word",
         danger="`skip` gives up the order of the key; `block` lets the outbox grow until somebody looks.",
+    )
+    relay_on_unroutable: UnroutablePolicy = setting(
+        _LIBRARY.on_unroutable,
+        "What becomes of an event that no queue is bound for: `wait` (stays in the outbox until somebody listens, and "
+        "uses up at most half of its attempts by that), `bury` (a refusal like any other, in the end a dead letter). "
+        "Types that nobody has to hear belong into `SAGAPOST_RELAY_OPTIONAL`.",
+        example="bury",
+        unit="word",
+        danger="`wait`: a type that nobody ever hears holds back its keys and, with more of them than "
+        "`SAGAPOST_RELAY_MAX_HELD_KEYS`, everything. `bury`: so do its dead letters, until an operator acts.",
     )
     relay_reconnect_base: Duration = setting(
         _LIBRARY.reconnect.base,
@@ -211,6 +221,7 @@ class RelayOptions(BaseSettings):
             retry=Backoff(base=self.relay_retry_base, cap=self.relay_retry_cap),
             max_attempts=self.relay_max_attempts,
             on_dead=self.relay_on_dead,
+            on_unroutable=self.relay_on_unroutable,
             reconnect=Backoff(base=self.relay_reconnect_base, cap=self.relay_reconnect_cap),
             max_held_keys=self.relay_max_held_keys,
             serial_keys=self.relay_serial_keys,

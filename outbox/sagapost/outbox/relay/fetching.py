@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sagapost.core.outbox_store import Doorbell, FetchPage, OutboxReader
-from sagapost.outbox.relay.observations import Fetched, Idle, Released, Woken
+from sagapost.outbox.relay.observations import Fetched, Idle, Released, Saturated, Woken
 from sagapost.outbox.relay.policy import Refusals
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class FetchStage:
         self._armed = False
         self._false_rings = 0
         self._naps_after_arming = 0
+        self._saturated = False
 
     async def run(self) -> None:
         """Fetch until the relay stops; ends without an error then."""
@@ -95,6 +96,9 @@ class FetchStage:
         rows = min(settings.page_rows, max(room, 0))
         if self._overfull:
             rows = 0
+        if self._overfull is not self._saturated:
+            self._saturated = self._overfull
+            parts.observer.notify(Saturated(held=parts.gate.held, saturated=self._saturated))
         parts.gate.begin_fetch()
         # A copy: what is gained while the reader works must not be read from the middle.
         return await self._reader.fetch(

@@ -23,6 +23,7 @@ __all__ = [
     "RelayStarted",
     "RelayStopped",
     "Released",
+    "Saturated",
     "Sent",
     "Settled",
     "StoreLost",
@@ -161,6 +162,7 @@ class Buried(Relayed):
 class Overtaken(Relayed):
     """Rows of a key were confirmed after an earlier one, sent in the same window, was refused.
 
+    `position` is the refused row's, `by` that of the one which was confirmed.
     Happens only on a route that was proven and began to refuse within one confirm window (a queue that rejects
     publishes when full, a binding removed under load); `serial_keys` rules it out.
     """
@@ -175,6 +177,17 @@ class Blocked(Relayed):
     """The broker asked publishers to pause, or lets them go on."""
 
     blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Saturated(Relayed):
+    """As many keys are held as the relay keeps in mind: it reads nothing new, of any key, until some clear.
+
+    Said once when that begins (`saturated`), and once when it is over.
+    """
+
+    held: int
+    saturated: bool
 
 
 @dataclass(frozen=True, slots=True)

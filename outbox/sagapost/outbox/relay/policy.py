@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sagapost.core.outbox_store import Failure, OutboxRow, Partition
 from sagapost.outbox.relay.observations import Buried, Held, Released
@@ -15,7 +15,19 @@ from sagapost.outbox.tables import key_hash
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import Parts
 
-__all__ = ["Decided", "Refusals"]
+__all__ = ["Decided", "Refusal", "Refusals"]
+
+_LONGEST = 32_000
+"""An attempt whose wait is the longest there is."""
+
+
+class Refusal(NamedTuple):
+    """The broker's no to one message."""
+
+    row: OutboxRow
+    reason: str
+    unroutable: bool
+    """No queue is bound for it: there is nothing wrong with the message, and nobody to take it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Refusals:
         self.retries = 0
         self.dead = 0
 
-    def hold(self, refused: Sequence[tuple[OutboxRow, str]]) -> Decided:
+    def hold(self, refused: Sequence[Refusal]) -> Decided:
         """Hold the keys of refused rows, and decide which are tried again; `record` writes that down.
 
         The hold is in memory and comes before anything else: no later row of the key can slip by meanwhile, and one
@@ -44,22 +56,35 @@ class Refusals:
         retried: list[tuple[OutboxRow, Failure]] = []
         spent: list[tuple[OutboxRow, Failure]] = []
         kept = parts.ownership.fetchable
-        for row, reason in refused:
+        for refusal in refused:
+            row, reason = refusal.row, refusal.reason
             parts.routes.refused(row)
             if row.partition not in kept:
                 parts.gate.abandon(row)
                 continue
-            attempts = row.attempts + 1
-            delay = settings.retry.delay(attempts)
+            counts = self._counts(refusal)
+            attempts = max(row.attempts + counts, 1)
+            delay = settings.retry.delay(attempts if counts else _LONGEST)
             # Not due before the attempt is on record: read again too early, the row would count it a second time.
             if not parts.gate.refused(row, attempts=attempts, due=math.inf):
                 # A follower of a refused row that was already on its way: no attempt of its own is burned.
                 continue
-            if attempts >= settings.max_attempts:
+            if counts and attempts >= settings.max_attempts:
                 spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
             else:
-                retried.append((row, Failure(row.position, row.partition, reason, delay)))
+                retried.append((row, Failure(row.position, row.partition, reason, delay, counts)))
         return Decided(retried, spent)
+
+    def _counts(self, refusal: Refusal) -> bool:
+        """Whether a refusal uses up an attempt.
+
+        Waiting for a listener does so at first, for the growing pauses, and leaves half of the attempts to real
+        refusals, of which an event that has waited for days may see some.
+        """
+        settings = self._parts.settings
+        if not refusal.unroutable or settings.on_unroutable == "bury":
+            return True
+        return refusal.row.attempts < settings.max_attempts // 2
 
     async def record(self, decided: Decided) -> None:
         """Count the attempts and, past the budget, bury."""
@@ -77,7 +102,7 @@ class Refusals:
                         event_type=event.type,
                         key=event.partitionkey,
                         position=int(row.position),
-                        attempt=row.attempts + 1,
+                        attempt=max(row.attempts + failure.counts, 1),
                         retry_in=failure.retry_after.total_seconds(),
                         reason=failure.reason,
                     )

@@ -11,7 +11,7 @@ from sagapost.core.broker import Confirmation, Confirmed, Publisher, PublishResu
 from sagapost.core.errors import BrokerUnavailableError
 from sagapost.core.outbox_store import OutboxRow
 from sagapost.outbox.relay import observations as obs
-from sagapost.outbox.relay.policy import Refusals
+from sagapost.outbox.relay.policy import Refusal, Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ class SendStage:
 
     async def _handle(self, rows: Sequence[OutboxRow], results: Sequence[PublishResult]) -> Unknown | None:
         confirmed: list[OutboxRow] = []
-        refused: list[tuple[OutboxRow, str]] = []
+        refused: list[Refusal] = []
         unknown: Unknown | None = None
         optional = self._parts.settings.routing.optional
         for row, result in zip(rows, results, strict=True):
@@ -106,9 +106,10 @@ class SendStage:
                 case Returned() if row.event.type in optional:
                     confirmed.append(row)
                 case Returned(reason=reason):
-                    refused.append((row, f"no queue is bound for topic {row.topic!r} ({reason})"))
+                    said = f"no queue is bound for topic {row.topic!r} ({reason})"
+                    refused.append(Refusal(row, said, unroutable=True))
                 case Rejected(reason=reason):
-                    refused.append((row, reason))
+                    refused.append(Refusal(row, reason, unroutable=False))
                 case Unknown():
                     unknown = result
                 case _:

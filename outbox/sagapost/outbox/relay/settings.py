@@ -10,13 +10,20 @@ from typing import Literal, TypeAlias
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import ConfigurationError
 
-__all__ = ["DeadLetterPolicy", "RelaySettings", "Routing"]
+__all__ = ["DeadLetterPolicy", "RelaySettings", "Routing", "UnroutablePolicy"]
 
 DeadLetterPolicy: TypeAlias = Literal["block", "park", "skip"]
 """What the later events of a key do once one of them is dead.
 
 `block`: they wait in the outbox until an operator redrives or discards the dead one. `park`: they become dead letters
 behind it. `skip`: they go on without it.
+"""
+
+UnroutablePolicy: TypeAlias = Literal["wait", "bury"]
+"""What becomes of an event that no queue is bound for.
+
+`wait`: it stays in the outbox, with its reason, and holds back the later events of its key until somebody listens;
+being returned uses up at most half of its attempts. `bury`: it is refused like any other, in the end a dead letter.
 """
 
 
@@ -60,6 +67,8 @@ class RelaySettings:
     max_attempts: int = 20
     """Attempts on a refused message before it becomes a dead letter. With the default waits: about a quarter hour."""
     on_dead: DeadLetterPolicy = "block"
+    on_unroutable: UnroutablePolicy = "wait"
+    """See docs/adr/0010. Event types that nobody has to hear are named in `Routing.optional`."""
     reconnect: Backoff = field(
         default_factory=lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5))
     )
