@@ -7,10 +7,11 @@ import typer
 from sagapost.ops.commands import db, dead, parked, saga, tasks
 from sagapost.ops.commands.config import config
 from sagapost.ops.commands.consume import consume
+from sagapost.ops.commands.declare import declare
 from sagapost.ops.commands.relay import relay
 from sagapost.ops.commands.status import status
 
-__all__ = ["app", "config", "consume", "db", "dead", "parked", "relay", "saga", "status", "tasks"]
+__all__ = ["app", "config", "consume", "db", "declare", "dead", "parked", "relay", "saga", "status", "tasks"]
 
 app = typer.Typer(
     name="sagapost",
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (relay, consume, config, status):
+for command in (relay, consume, declare, config, status):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
 app.add_typer(parked.app, name="parked")
