@@ -31,12 +31,12 @@ class Audit:
 
     orders: int
     confirmed: int
-    rejected: int
+    cancelled: int
     undone: int
     published: int
     """Distinct events that reached the broker."""
     handled: int
-    """Events that took effect, by the dedup records of both services."""
+    """How often an event took effect in a service, by the dedup records of both."""
     suppressed: int
     """Copies that reached a service and did nothing."""
     waiting: int
@@ -60,9 +60,12 @@ class Audit:
             found.append(f"{self.doubled} units or reservations too many: an event took effect twice.")
         if self.ghosts:
             found.append(f"{self.ghosts} orders were rolled back and left something.")
-        # One event for each order, and one answer to it.
-        if not self.published == self.handled == 2 * self.orders:
-            found.append(f"{2 * self.orders} events were due, {self.published} published, {self.handled} handled.")
+        # One event for each order, which both services hear, and one answer to it.
+        if (self.published, self.handled) != (2 * self.orders, 3 * self.orders):
+            found.append(
+                f"{2 * self.orders} events were due, {self.published} published; to be handled {3 * self.orders} "
+                f"times, and were {self.handled}."
+            )
         return found
 
 
@@ -82,23 +85,27 @@ async def audit(
         waiting += await _waiting(session, warehouse.outbox.tables.outbox, warehouse.outbox.tables.dead)
         parked += await _count(session, warehouse.inbox.tables.parked)
     confirmed = {order for order, is_ in status.items() if is_ is orders.Status.CONFIRMED}
-    rejected = {order for order, is_ in status.items() if is_ is orders.Status.REJECTED}
+    cancelled = {order for order, is_ in status.items() if is_ is orders.Status.CANCELLED}
     taken = Counter[str]()
     for reservation in reserved.values():
         taken[reservation.item] += reservation.quantity
     gone = sum(abs(placed.stock - available - taken[item]) for item, available in shelves.items())
+    hearers = Counter([*orders.inbox.queue.topics, *warehouse.inbox.queue.topics])
     heard = {order for order in placed.undone if str(order) in witness.keys}
     return Audit(
         orders=len(placed.orders),
         confirmed=len(confirmed),
-        rejected=len(rejected),
+        cancelled=len(cancelled),
         undone=len(placed.undone),
         published=len(witness.copies),
         handled=handled,
-        # Each event of this example has one consumer, so what the witness hears is what the services were sent.
-        suppressed=witness.copies.total() - handled - parked - in_queues,
+        # The witness hears each copy once; so does each service that listens to its type.
+        suppressed=sum(witness.copies[id_] * hearers[type_] for id_, type_ in witness.types.items())
+        - handled
+        - parked
+        - in_queues,
         waiting=waiting + parked + in_queues,
-        lost=frozenset((placed.orders - confirmed - rejected) | ((confirmed ^ reserved.keys()) & placed.orders)),
+        lost=frozenset((placed.orders - confirmed - cancelled) | ((confirmed ^ reserved.keys()) & placed.orders)),
         doubled=gone + len(reserved.keys() - placed.orders - placed.undone),
         ghosts=len(heard | ((status.keys() | reserved.keys()) & placed.undone)),
     )

@@ -1,4 +1,7 @@
-"""Place orders, watch the events flow, count what was lost: `python -m examples.streamtech.demo [--servers]`."""
+"""Place orders, watch the events flow, count what was lost: `python -m examples.streamtech.demo [--servers]`.
+
+With `--scenario NAME` (`make demo SCENARIO=...`) one order on its way through all services, until something happens.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import os
 import random
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from rich.console import Console
@@ -18,9 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from examples.streamtech.audit import Audit
-from examples.streamtech.embedded import embedded
-from examples.streamtech.scenario import RESENT, play
+from examples.streamtech.embedded import SOON, embedded
+from examples.streamtech.many_orders import RESENT, play
+from examples.streamtech.scenarios import SCENARIOS, Outcome, Scenario, show
+from examples.streamtech.scenarios import run as run_scenario
 
+if TYPE_CHECKING:
+    from examples.streamtech.processes import Site
+
+_R = TypeVar("_R")
 _OURS = ("*.db", "*.db-wal", "*.db-shm", "*.log")
 
 
@@ -51,8 +61,13 @@ def main() -> int:
     """Run the demo; 0 if nothing was lost or doubled, 1 if something was, 2 if it could not run, 130 on Ctrl-C."""
     options = _options()
     console = Console()
+    if options.scenario == "list":
+        show.catalogue(console)
+        return 0
     _clear(options.folder)
     logging.basicConfig(level=logging.INFO, filename=options.folder / "demo.log")
+    if options.scenario:
+        return _tell(console, options, SCENARIOS[options.scenario])
     _introduce(console, options)
     started = time.perf_counter()
     try:
@@ -68,8 +83,42 @@ def main() -> int:
     return 1 if audit.complaints else 0
 
 
+def _tell(console: Console, options: argparse.Namespace, scenario: Scenario) -> int:
+    show.introduction(console, scenario, servers=options.servers)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}", soft_wrap=True, highlight=False)
+
+    async def in_process() -> Outcome:
+        async with embedded(options.folder, scenario.services, look_every=SOON) as deployment:
+            return await run_scenario(scenario, deployment, say)
+
+    async def on_servers(site: Site) -> Outcome:
+        from examples.streamtech.processes import processes
+
+        async with processes(site, scenario.services) as deployment:
+            return await run_scenario(scenario, deployment, say)
+
+    try:
+        outcome = _on_servers(console, options, on_servers) if options.servers else anyio.run(in_process)
+    except KeyboardInterrupt:
+        console.print("Stopped. Everything that was started has been ended.")
+        return 130
+    if outcome is None:
+        return 2
+    show.outcome(console, outcome)
+    return 1 if outcome.complaints else 0
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.streamtech.demo", description=__doc__)
+    parser.add_argument(
+        "--scenario",
+        choices=["list", *SCENARIOS],
+        metavar="NAME",
+        default=os.environ.get("SCENARIO") or None,
+        help="tell the story of one order; `list` says which there are; also SCENARIO=",
+    )
     parser.add_argument(
         "--servers",
         action="store_true",
@@ -80,6 +129,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats the same orders")
     parser.add_argument("--folder", type=Path, default=Path("demo-data"), help="for databases and logs")
     options = parser.parse_args()
+    if options.scenario not in {None, "list", *SCENARIOS}:
+        parser.error(f"--scenario: there is no {options.scenario!r}, but {', '.join(SCENARIOS)}")
     if options.orders < RESENT:
         parser.error(f"--orders: at least {RESENT}, since so many events are sent twice")
     return options
@@ -118,19 +169,26 @@ def _run_embedded(console: Console, options: argparse.Namespace) -> Audit:
 
 
 def _run_processes(console: Console, options: argparse.Namespace) -> Audit | None:
-    # Imported here: the launcher of private servers is not installed for the embedded demo, and not needed.
-    from examples.streamtech.processes import DemoError, Service, processes, servers
+    async def run(site: Site) -> Audit:
+        from examples.streamtech.processes import processes
 
-    async def run(services: tuple[Service, Service], broker_url: str) -> Audit:
         with _reporting(console, options.orders) as report:
-            async with processes(services, broker_url) as deployment:
+            async with processes(site) as deployment:
                 return await play(deployment, options.orders, random.Random(options.seed), report)
+
+    return _on_servers(console, options, run)
+
+
+def _on_servers(console: Console, options: argparse.Namespace, run: Callable[[Site], Awaitable[_R]]) -> _R | None:
+    """Start servers and run something on them; None, with the reason printed, if that cannot be done."""
+    # Imported here: the launcher of private servers is not installed for the embedded demo, and not needed.
+    from examples.streamtech.processes import DemoError, servers
 
     try:
         console.print("  starting the servers", highlight=False)
-        with servers(options.folder) as (services, broker_url):
+        with servers(options.folder) as site:
             console.print("  starting `sagapost relay` and `sagapost consume` for each service", highlight=False)
-            return anyio.run(run, services, broker_url)
+            return anyio.run(run, site)
     except* DemoError as errors:
         error: BaseException = errors
         while isinstance(error, BaseExceptionGroup):
@@ -157,7 +215,7 @@ def _show(console: Console, audit: Audit, seconds: float) -> None:
     }
     table.add_row("orders placed", str(audit.orders))
     table.add_row("  confirmed", str(audit.confirmed))
-    table.add_row("  rejected, out of stock", str(audit.rejected))
+    table.add_row("  cancelled, out of stock", str(audit.cancelled))
     table.add_row("rolled back on purpose", str(audit.undone))
     table.add_row("events published", str(audit.published))
     table.add_row("events handled", str(audit.handled))
@@ -186,7 +244,8 @@ def _look_further(console: Console, options: argparse.Namespace) -> None:
             "make demo SERVERS=1": "the same on PostgreSQL and RabbitMQ, with a relay that is killed",
         }
     commands |= {
-        "less examples/streamtech/orders.py": "a service, in a hundred lines",
+        "make demo SCENARIO=list": "one order, and what can happen to it",
+        "less examples/streamtech/payment.py": "a service, in a hundred lines",
         "make test": "every promise, tested on real servers",
     }
     console.print("\nLook further:")

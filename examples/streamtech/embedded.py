@@ -1,41 +1,58 @@
-"""Both services without any server: SQLite files, an in-memory broker, and every part in this process."""
+"""The services without any server: SQLite files, an in-memory broker, and every part in this process."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 import anyio
+from anyio.abc import TaskGroup
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from examples.streamtech import orders, warehouse
-from examples.streamtech.scenario import prepare
+from examples.streamtech import bank
+from examples.streamtech.services import COUNTER, Service, install, unheard
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core.broker import Broker
-from sagapost.core.schema import install_schema
-from sagapost.inbox import Consumer, Inbox
-from sagapost.outbox import Outbox
-from sagapost.outbox.relay import Relay
+from sagapost.inbox import Consumer, ConsumerSettings
+from sagapost.outbox.relay import Relay, RelaySettings, Routing
+from sagapost.sagas import Compensator, CompensatorSettings
+
+Worker: TypeAlias = Relay | Consumer | Compensator
+
+_STOP_SECONDS = 10
+_SECOND = timedelta(seconds=1)
+SOON = timedelta(milliseconds=100)
+"""For few events and impatient onlookers."""
 
 
 class Embedded:
     """The running services."""
 
-    def __init__(self, orders_engine: AsyncEngine, warehouse_engine: AsyncEngine, broker: MemoryBroker) -> None:
-        self.orders = orders_engine
-        self.warehouse = warehouse_engine
+    def __init__(self, services: Sequence[Service], engines: dict[str, AsyncEngine], broker: MemoryBroker) -> None:
+        self.services = tuple(services)
         self.broker: Broker = broker
         self._memory = broker
-        self._running: list[tuple[Relay | Consumer, anyio.Event]] = []
+        self._engines = engines
+        self._running: list[tuple[Worker, anyio.Event]] = []
 
-    async def run(self, worker: Relay | Consumer) -> None:
-        """Run a relay or a consumer to its end."""
+    def engine(self, service: str) -> AsyncEngine:
+        """Return a service's database."""
+        return self._engines[service]
+
+    def start(self, worker: Worker, tasks: TaskGroup) -> None:
+        """Run a relay, consumer or compensator beside the others."""
         ended = anyio.Event()
         self._running.append((worker, ended))
-        await worker.run()
-        ended.set()
+
+        async def run() -> None:
+            await worker.run()
+            ended.set()
+
+        tasks.start_soon(run)
 
     def check(self) -> None:
         """Nothing to ask: a worker that fails ends the task group, and with it the demo."""
@@ -56,33 +73,38 @@ class Embedded:
 
 
 @asynccontextmanager
-async def embedded(folder: Path) -> AsyncGenerator[Embedded]:
-    """Start both services on files in `folder`."""
+async def embedded(
+    folder: Path, services: Sequence[Service] = COUNTER, *, look_every: timedelta = _SECOND
+) -> AsyncGenerator[Embedded]:
+    """Start services on files in `folder`.
+
+    :param look_every: how often they look for what has become due; events need not be looked for.
+    """
     broker = MemoryBroker()
     async with AsyncExitStack() as stack:
-        workers: list[Relay | Consumer] = []
-        engines: list[AsyncEngine] = []
-        services: tuple[tuple[Outbox, Inbox], ...] = (
-            (orders.outbox, orders.inbox),
-            (warehouse.outbox, warehouse.inbox),
-        )
-        for outbox, inbox in services:
-            url = f"sqlite+aiosqlite:///{folder / inbox.name}.db"
-            engine = create_async_engine(url)
+        await stack.enter_async_context(bank.opened(f"sqlite+aiosqlite:///{folder / 'bank'}.db"))
+        workers: list[Worker] = []
+        engines: dict[str, AsyncEngine] = {}
+        relay_settings = RelaySettings(poll_interval=look_every, routing=Routing(optional=unheard(services)))
+        for service in services:
+            url = f"sqlite+aiosqlite:///{folder / service.name}.db"
+            engine = engines[service.name] = create_async_engine(url)
             stack.push_async_callback(engine.dispose)
-            async with engine.begin() as connection:
-                parts = [outbox.tables.part, inbox.tables.part]
-                await connection.run_sync(install_schema, outbox.tables.versions, parts)
-            store = SQLiteOutboxStore(url, tables=outbox.tables)
+            await install(engine, service)
+            store = SQLiteOutboxStore(url, tables=service.outbox.tables)
             stack.push_async_callback(store.aclose)
-            await broker.declare(inbox.queue)
-            workers.insert(0, Relay(store, broker))
-            workers.append(Consumer(inbox, engine=engine, broker=broker))
-            engines.append(engine)
-        await prepare(*engines)
-        deployment = Embedded(engines[0], engines[1], broker)
+            await broker.declare(service.inbox.queue)
+            workers.insert(0, Relay(store, broker, settings=relay_settings))
+            consumer = ConsumerSettings(poll_interval=look_every)
+            workers.append(Consumer(service.inbox, engine=engine, broker=broker, settings=consumer))
+            workers.append(Compensator(service.sagas, engine, settings=CompensatorSettings(poll_interval=look_every)))
+        deployment = Embedded(services, engines, broker)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         for worker in workers:
-            tasks.start_soon(deployment.run, worker)
-        yield deployment
-        tasks.cancel_scope.cancel()
+            deployment.start(worker, tasks)
+        try:
+            yield deployment
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_STOP_SECONDS):
+                await deployment.stop()
+            tasks.cancel_scope.cancel()

@@ -1,7 +1,7 @@
-"""Both services as they would be deployed: a database each, RabbitMQ between them, a process for each role.
+"""The services as they would be deployed: a database each, RabbitMQ between them, and processes of their own.
 
-`sagapost db upgrade`, `sagapost relay` and `sagapost consume` are started with settings from the environment. The
-servers are private to this run; so are the processes, which a guard ends should this one be killed.
+`sagapost relay` and `sagapost consume` are started with settings from the environment. The servers are private to this
+run; so are the processes, which a guard ends should this one be killed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiormq
@@ -19,8 +20,8 @@ import anyio
 import anyio.to_thread
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from examples.streamtech import orders, warehouse
-from examples.streamtech.scenario import prepare
+from examples.streamtech import bank
+from examples.streamtech.services import COUNTER, Service, install, unheard
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
 from tests.servers import postgresql, rabbitmq
@@ -38,28 +39,45 @@ class DemoError(Exception):
     """The demo cannot go on; says why and what to do."""
 
 
-class Service:
-    """The processes of one service."""
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the services are run."""
 
-    def __init__(self, name: str, database_url: str, broker_url: str, home: Path, logs: Path) -> None:
+    broker_url: str
+    new_database: Callable[[str], str]
+    """Makes an empty database; returns its URL."""
+    new_folder: Callable[[str], Path]
+    """Makes a working directory for a process, where the guard of the run finds it."""
+    logs: Path
+
+
+class ServiceProcesses:
+    """The processes of one service, by role."""
+
+    def __init__(self, name: str, site: Site, environment: Mapping[str, str]) -> None:
         self.name = name
-        self.database_url = database_url
-        self._home = home
-        self._logs = logs
+        self._home = site.new_folder(f"service-{name}")
+        self._logs = site.logs
+        self._commands: dict[str, tuple[str, ...]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")},
-            "SAGAPOST_DATABASE_URL": database_url,
-            "SAGAPOST_BROKER_URL": broker_url,
-            # They work in a folder of their own, where the guard of this run finds them.
+            "SAGAPOST_BROKER_URL": site.broker_url,
             "PYTHONPATH": str(_CHECKOUT),
+            **environment,
         }
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What was started."""
+        return tuple(self._commands)
 
     def start(self, role: str, *arguments: str) -> None:
         """Start one of the service's processes; its log goes to a file."""
+        self._commands[role] = arguments
         with self._log(role).open("ab") as log:
             self._processes[role] = subprocess.Popen(
-                [_SAGAPOST, *role.split(), *arguments],
+                [_SAGAPOST, role, *arguments],
                 cwd=self._home,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -69,11 +87,10 @@ class Service:
                 start_new_session=True,
             )
 
-    def run(self, role: str) -> None:
-        """Run a command that ends by itself."""
-        self.start(role)
-        if self._processes.pop(role).wait() != 0:
-            raise DemoError(self._ended(role))
+    def replace(self, role: str) -> None:
+        """SIGKILL, and a successor at once."""
+        self.kill(role)
+        self.start(role, *self._commands[role])
 
     def check(self) -> None:
         """Fail, with the end of its log, if a process has ended by itself."""
@@ -108,7 +125,7 @@ class Service:
             raise DemoError(self._ended(role))
 
     def _log(self, role: str) -> Path:
-        return self._logs / f"{self.name}-{role.replace(' ', '-')}.log"
+        return self._logs / f"{self.name}-{role}.log"
 
     def _ended(self, role: str) -> str:
         end = "\n".join(self._log(role).read_text().splitlines()[-_LOG_TAIL:])
@@ -118,28 +135,35 @@ class Service:
 class Processes:
     """The running services."""
 
-    def __init__(self, services: tuple[Service, Service], broker_url: str, engines: tuple[AsyncEngine, AsyncEngine]):
-        self._services = services
-        self._broker_url = broker_url
-        self.orders, self.warehouse = engines
-        self.broker: Broker = RabbitMQBroker(broker_url)
+    def __init__(
+        self, services: Sequence[Service], site: Site, engines: dict[str, AsyncEngine], runs: list[ServiceProcesses]
+    ) -> None:
+        self.services = tuple(services)
+        self.broker: Broker = RabbitMQBroker(site.broker_url)
+        self.runs = runs
+        self._broker_url = site.broker_url
+        self._engines = engines
+
+    def engine(self, service: str) -> AsyncEngine:
+        """Return a service's database."""
+        return self._engines[service]
 
     def check(self) -> None:
         """Fail if a process has ended by itself."""
-        for service in self._services:
-            service.check()
+        for run in self.runs:
+            run.check()
 
     async def disturb(self) -> str | None:
         """Kill the relay of orders and start another."""
-        await anyio.to_thread.run_sync(self._services[0].kill, "relay")
-        self._services[0].start("relay")
+        await anyio.to_thread.run_sync(self.runs[0].replace, "relay")
         return "killed the relay of orders (SIGKILL); its successor takes over once the lease has ended"
 
     async def stop(self) -> None:
         """Consumers last: what the relays still publish should reach them."""
         for role in ("relay", "consume"):
-            for service in self._services:
-                await anyio.to_thread.run_sync(service.stop, role)
+            for run in self.runs:
+                if role in run.roles:
+                    await anyio.to_thread.run_sync(run.stop, role)
 
     async def in_queue(self, name: str) -> int:
         """Return how many messages wait."""
@@ -149,8 +173,8 @@ class Processes:
 
 
 @contextmanager
-def servers(logs: Path) -> Generator[tuple[tuple[Service, Service], str]]:
-    """Start PostgreSQL and RabbitMQ, and install sagapost's tables in a database for each service.
+def servers(logs: Path) -> Generator[Site]:
+    """Start PostgreSQL and RabbitMQ.
 
     :raises DemoError: if that cannot be done on this machine.
     """
@@ -178,29 +202,48 @@ def servers(logs: Path) -> Generator[tuple[tuple[Service, Service], str]]:
             stack.callback(broker.discard)
         except ServerFailedError as error:
             raise DemoError(f"{error}\n`make demo` without SERVERS=1 needs no server.") from error
-        services: list[Service] = []
-        for name in ("orders", "warehouse"):
+
+        def new_database(name: str) -> str:
             database.create_database(name)
-            service = Service(name, database.url(name), broker.amqp_url(), run.home(f"service-{name}"), logs)
-            stack.callback(service.kill_all)
-            service.run("db upgrade")
-            services.append(service)
-        yield (services[0], services[1]), broker.amqp_url()
+            return database.url(name)
+
+        yield Site(broker.amqp_url(), new_database, run.home, logs)
 
 
 @asynccontextmanager
-async def processes(services: tuple[Service, Service], broker_url: str) -> AsyncGenerator[Processes]:
-    """Start the processes of both services."""
-    engines = create_async_engine(services[0].database_url), create_async_engine(services[1].database_url)
-    try:
-        await prepare(*engines)
-        deployment = Processes(services, broker_url, engines)
-        # Before the first event: what is published while a consumer has no queue yet does not wait for it.
-        await deployment.broker.declare(orders.inbox.queue, warehouse.inbox.queue)
+async def processes(
+    site: Site, services: Sequence[Service] = COUNTER, *, together: bool = False
+) -> AsyncGenerator[Processes]:
+    """Start the processes of the services.
+
+    :param together: one process for each service, with its relay in it; else relay and consumer are processes.
+    """
+    async with AsyncExitStack() as stack:
+        bank_url = await anyio.to_thread.run_sync(site.new_database, "bank")
+        await stack.enter_async_context(bank.opened(bank_url))
+        engines: dict[str, AsyncEngine] = {}
+        runs: list[ServiceProcesses] = []
         for service in services:
-            service.start("relay")
-            service.start("consume", f"examples.streamtech.{service.name}:inbox")
+            url = await anyio.to_thread.run_sync(site.new_database, service.name)
+            engine = engines[service.name] = create_async_engine(url)
+            stack.push_async_callback(engine.dispose)
+            await install(engine, service)
+            settings = {
+                "SAGAPOST_DATABASE_URL": url,
+                "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(services))),
+                "SAGAPOST_RELAY_LEASE_TTL": "2s",
+                "SAGAPOST_RELAY_POLL_INTERVAL": "200ms",
+                "SAGAPOST_CONSUMER_POLL_INTERVAL": "200ms",
+            }
+            runs.append(ServiceProcesses(service.name, site, settings))
+        deployment = Processes(services, site, engines, runs)
+        # Before the first event: what is published while a consumer has no queue yet does not wait for it.
+        await deployment.broker.declare(*(service.inbox.queue for service in services))
+        for service, run in zip(services, runs, strict=True):
+            stack.callback(run.kill_all)
+            if together:
+                run.start("consume", "--with-relay", service.path)
+            else:
+                run.start("relay")
+                run.start("consume", service.path)
         yield deployment
-    finally:
-        for engine in engines:
-            await engine.dispose()

@@ -1,16 +1,22 @@
-"""Warehouse: puts stock aside for an order, or says that there is not enough."""
+"""Warehouse: puts stock aside for an order, packs what is paid for, and hands it to the courier."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+from enum import StrEnum
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import CheckConstraint, String
+from sqlalchemy import CheckConstraint, Enum, String
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sagapost.core import event
-from sagapost.inbox import BusinessFailure, Context, Inbox, InboxTables
+from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry
 from sagapost.outbox import Outbox, OutboxTables
+from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
+
+TOMORROW = timedelta(days=1)
 
 
 class Base(DeclarativeBase):
@@ -18,13 +24,25 @@ class Base(DeclarativeBase):
 
 
 class Stock(Base):
-    """How many of an item can still be promised."""
+    """An item: how many the books can still promise, and how many are really on the shelf."""
 
     __tablename__ = "stock"
-    __table_args__ = (CheckConstraint("available >= 0", name="stock_is_never_negative"),)
+    __table_args__ = (
+        CheckConstraint("available >= 0", name="stock_is_never_negative"),
+        CheckConstraint("on_shelf >= 0", name="shelves_are_never_negative"),
+    )
 
     item: Mapped[str] = mapped_column(String(50), primary_key=True)
     available: Mapped[int]
+    on_shelf: Mapped[int] = mapped_column(default=lambda context: context.get_current_parameters()["available"])
+
+
+class State(StrEnum):
+    """Where the goods of an order are."""
+
+    RESERVED = "reserved"
+    PACKED = "packed"
+    DISPATCHED = "dispatched"
 
 
 class Reservation(Base):
@@ -35,6 +53,16 @@ class Reservation(Base):
     order_id: Mapped[UUID] = mapped_column(primary_key=True)
     item: Mapped[str] = mapped_column(String(50))
     quantity: Mapped[int]
+    state: Mapped[State] = mapped_column(Enum(State, native_enum=False), default=State.RESERVED)
+
+
+class Courier(Base):
+    """How many parcels the courier still takes today."""
+
+    __tablename__ = "courier"
+
+    name: Mapped[str] = mapped_column(String(50), primary_key=True)
+    room: Mapped[int]
 
 
 # --- what the service hears, and what it says ---
@@ -47,6 +75,13 @@ class OrderPlaced(msgspec.Struct):
     order_id: UUID
     item: str
     quantity: int
+
+
+@event("payment.payment-taken.v1")
+class PaymentTaken(msgspec.Struct):
+    """The order is paid for."""
+
+    order_id: UUID
 
 
 @event("warehouse.stock-reserved.v1")
@@ -68,12 +103,56 @@ class InsufficientStock(msgspec.Struct):
     available: int
 
 
+@event("warehouse.order-packed.v1")
+class OrderPacked(msgspec.Struct):
+    """The parcel is ready."""
+
+    order_id: UUID
+
+
+@event("warehouse.item-missing.v1")
+class ItemMissing(msgspec.Struct):
+    """The goods that were put aside are not there."""
+
+    order_id: UUID
+    item: str
+
+
+@event("warehouse.order-dispatched.v1")
+class OrderDispatched(msgspec.Struct):
+    """The courier has the parcel."""
+
+    order_id: UUID
+
+
+@event("warehouse.stock-released.v1")
+class StockReleased(msgspec.Struct):
+    """The goods can be promised to others again."""
+
+    order_id: UUID
+
+
 outbox = Outbox(source="https://warehouse.streamtech.example", tables=OutboxTables(Base.metadata))
-inbox = Inbox("warehouse", outbox=outbox, tables=InboxTables(Base.metadata))
+sagas = Sagas("warehouse", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
+inbox = Inbox("warehouse", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+
+
+# --- put aside ---
+
+
+@sagas.compensation(emits=[StockReleased])
+async def release_stock(ctx: CompensationContext, *, order_id: UUID) -> None:
+    """Let others have the goods."""
+    reservation = await ctx.session.get_one(Reservation, order_id, with_for_update=True)
+    stock = await _locked(ctx.session, reservation.item)
+    stock.available += reservation.quantity
+    await ctx.session.delete(reservation)
+    await ctx.publish(StockReleased(order_id), key=str(order_id))
 
 
 @inbox.on(OrderPlaced, emits=[StockReserved, InsufficientStock])
-async def reserve(order: OrderPlaced, ctx: Context) -> None:
+@sagas.step(emits=[StockReserved], compensation=release_stock, fails_with=[InsufficientStock])
+async def reserve(order: OrderPlaced, ctx: StepContext) -> None:
     """Take the goods out of what can be promised: one transaction with the reservation and the answer."""
     stock = await ctx.session.get(Stock, order.item, with_for_update=True)
     available = stock.available if stock is not None else 0
@@ -82,4 +161,65 @@ async def reserve(order: OrderPlaced, ctx: Context) -> None:
         raise BusinessFailure(InsufficientStock(order.order_id, order.item, order.quantity, available))
     stock.available -= order.quantity
     ctx.session.add(Reservation(order_id=order.order_id, item=order.item, quantity=order.quantity))
+    await ctx.on_rollback(release_stock, order_id=order.order_id)
     await ctx.publish(StockReserved(order.order_id, order.item, order.quantity), key=str(order.order_id))
+
+
+# --- pack: until here a failure goes back ---
+
+
+@sagas.compensation()
+async def unpack(ctx: CompensationContext, *, order_id: UUID) -> None:
+    """Put the goods back on the shelf."""
+    reservation = await ctx.session.get_one(Reservation, order_id, with_for_update=True)
+    stock = await _locked(ctx.session, reservation.item)
+    stock.on_shelf += reservation.quantity
+    reservation.state = State.RESERVED
+
+
+@inbox.on(PaymentTaken, emits=[OrderPacked, ItemMissing])
+@sagas.step(emits=[OrderPacked], compensation=unpack, fails_with=[ItemMissing])
+async def pack(paid: PaymentTaken, ctx: StepContext) -> None:
+    """Take the goods from the shelf; what the books promise may not be there."""
+    reservation = await ctx.session.get(Reservation, paid.order_id, with_for_update=True)
+    if reservation is None:
+        return  # released meanwhile: the saga is rolled back, and there is nothing to pack
+    stock = await _locked(ctx.session, reservation.item)
+    if stock.on_shelf < reservation.quantity:
+        raise BusinessFailure(ItemMissing(paid.order_id, reservation.item))
+    stock.on_shelf -= reservation.quantity
+    reservation.state = State.PACKED
+    await ctx.on_rollback(unpack, order_id=paid.order_id)
+    await ctx.publish(OrderPacked(paid.order_id), key=str(paid.order_id))
+
+
+sagas.rolls_back_on(inbox, "payment.payment-declined.v1", ItemMissing, "orders.order-given-up.v1")
+
+
+# --- dispatch: from here on a failure goes forward ---
+
+
+@sagas.compensation()
+async def call_back(_: CompensationContext, *, order_id: UUID) -> None:
+    """Nobody can: the rollback stops here until a person has settled it."""
+    raise RuntimeError(f"The courier has the parcel of order {order_id}: ask the customer to send it back.")
+
+
+@inbox.on(OrderPacked, emits=[OrderDispatched])
+@sagas.step(emits=[OrderDispatched], compensation=call_back)
+async def dispatch(packed: OrderPacked, ctx: StepContext) -> None:
+    """Give the parcel to the courier. Nothing is undone because the van is full: there is another one tomorrow."""
+    reservation = await ctx.session.get_one(Reservation, packed.order_id, with_for_update=True)
+    if reservation.state is not State.PACKED:
+        return  # unpacked meanwhile
+    courier = await ctx.session.get(Courier, "van", with_for_update=True)
+    if courier is None or courier.room == 0:
+        raise Retry(TOMORROW, reason="the courier takes nothing more today")
+    courier.room -= 1
+    reservation.state = State.DISPATCHED
+    await ctx.on_rollback(call_back, order_id=packed.order_id)
+    await ctx.publish(OrderDispatched(packed.order_id), key=str(packed.order_id))
+
+
+async def _locked(session: AsyncSession, item: str) -> Stock:
+    return await session.get_one(Stock, item, with_for_update=True)

@@ -25,6 +25,8 @@ class Witness:
         self._ended = False
         self._first: dict[str, Event] = {}
         self.copies: Counter[str] = Counter()
+        self.types: dict[str, str] = {}
+        """Type of each event, by its id."""
         self.keys: set[str] = set()
         """Ordering keys heard; in this example an event's key is the order's id."""
 
@@ -41,6 +43,7 @@ class Witness:
                 if event.type == _LAST:
                     break
                 self.copies[event.id] += 1
+                self.types[event.id] = event.type
                 self._first.setdefault(event.id, event)
                 if event.partitionkey is not None:
                     self.keys.add(event.partitionkey)

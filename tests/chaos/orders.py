@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from examples.streamtech import orders, warehouse
+from examples.streamtech.services import COUNTER, unheard
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -92,6 +93,7 @@ class _Roles:
             "SAGAPOST_BROKER_URL": self.amqp,
             # Short leases: a killed relay's successor takes over within a second.
             "SAGAPOST_RELAY_LEASE_TTL": "1s",
+            "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(COUNTER))),
             "PYTHONPATH": str(_CHECKOUT),
         }
         with (self.logs / f"{self.name}-{role}.log").open("ab") as log:
@@ -249,13 +251,13 @@ async def _judge(
         pending += await session.scalar(select(func.count()).select_from(warehouse.outbox.tables.outbox)) or 0
         parked += await session.scalar(select(func.count()).select_from(warehouse.inbox.tables.parked)) or 0
     confirmed = {id_ for id_, is_ in status.items() if is_ == orders.Status.CONFIRMED}
-    rejected = {id_ for id_, is_ in status.items() if is_ == orders.Status.REJECTED}
+    cancelled = {id_ for id_, is_ in status.items() if is_ == orders.Status.CANCELLED}
     taken: dict[str, int] = dict.fromkeys(ITEMS, 0)
     for reservation in reservations.values():
         taken[reservation.item] += reservation.quantity
     return Verdict(
         orders=len(kept),
-        lost=len(kept - confirmed - rejected) + len(confirmed ^ (reservations.keys() & kept)),
+        lost=len(kept - confirmed - cancelled) + len(confirmed ^ (reservations.keys() & kept)),
         doubled=sum(abs(_stock_of(plan) - stock[item] - taken[item]) for item in ITEMS),
         unexpected=len((reservations.keys() | status.keys()) - kept) + len(undone & reservations.keys()),
         pending=pending,

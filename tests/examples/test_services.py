@@ -14,13 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from examples.streamtech import orders, warehouse
 from examples.streamtech.embedded import Embedded, embedded
+from examples.streamtech.services import ENROLMENT, FULFILMENT, REORDERED, choreography
+from sagapost.sagas.choreography import lint
 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[Embedded]:
     """Both services, running; three units of one record in stock."""
     async with embedded(tmp_path) as running:
-        async with AsyncSession(running.warehouse) as session, session.begin():
+        async with AsyncSession(running.engine("warehouse")) as session, session.begin():
             session.add(warehouse.Stock(item="blue-train", available=3))
         yield running
         await running.stop()
@@ -30,7 +32,7 @@ async def ended(shop: Embedded, order_id: UUID) -> orders.Order:
     """Wait until an order has its answer."""
     with anyio.fail_after(30):
         while True:
-            async with AsyncSession(shop.orders) as session:
+            async with AsyncSession(shop.engine("orders")) as session:
                 order = await session.get_one(orders.Order, order_id)
                 if order.status is not orders.Status.PLACED:
                     return order
@@ -39,7 +41,7 @@ async def ended(shop: Embedded, order_id: UUID) -> orders.Order:
 
 async def order(shop: Embedded, item: str, quantity: int) -> orders.Order:
     """Place an order and wait for its answer."""
-    async with AsyncSession(shop.orders) as session, session.begin():
+    async with AsyncSession(shop.engine("orders")) as session, session.begin():
         placed = await orders.place_order(session, item, quantity)
         order_id = placed.id
     return await ended(shop, order_id)
@@ -47,7 +49,7 @@ async def order(shop: Embedded, item: str, quantity: int) -> orders.Order:
 
 async def shelf(shop: Embedded, item: str) -> int:
     """Return what is available."""
-    async with AsyncSession(shop.warehouse) as session:
+    async with AsyncSession(shop.engine("warehouse")) as session:
         return (await session.execute(select(warehouse.Stock.available).filter_by(item=item))).scalar_one()
 
 
@@ -56,18 +58,18 @@ async def test_an_order_is_confirmed_and_its_stock_put_aside(shop: Embedded) -> 
     placed = await order(shop, "blue-train", 2)
     assert (placed.status, placed.reason) == (orders.Status.CONFIRMED, None)
     assert await shelf(shop, "blue-train") == 1
-    async with AsyncSession(shop.warehouse) as session:
+    async with AsyncSession(shop.engine("warehouse")) as session:
         reservation = await session.get_one(warehouse.Reservation, placed.id)
     assert (reservation.item, reservation.quantity) == ("blue-train", 2)
 
 
-async def test_an_order_over_the_stock_is_rejected_and_takes_nothing(shop: Embedded) -> None:
+async def test_an_order_over_the_stock_is_cancelled_and_takes_nothing(shop: Embedded) -> None:
     """The last unit stays on the shelf, no reservation is made, and the next order that fits is served."""
     await order(shop, "blue-train", 2)
     refused = await order(shop, "blue-train", 2)
-    assert (refused.status, refused.reason) == (orders.Status.REJECTED, "blue-train is out of stock")
+    assert (refused.status, refused.reason) == (orders.Status.CANCELLED, "blue-train is out of stock")
     assert await shelf(shop, "blue-train") == 1
-    async with AsyncSession(shop.warehouse) as session:
+    async with AsyncSession(shop.engine("warehouse")) as session:
         assert await session.get(warehouse.Reservation, refused.id) is None
     assert (await order(shop, "blue-train", 1)).status is orders.Status.CONFIRMED
     assert await shelf(shop, "blue-train") == 0
@@ -75,22 +77,35 @@ async def test_an_order_over_the_stock_is_rejected_and_takes_nothing(shop: Embed
 
 async def test_an_item_nobody_knows_is_an_answer_and_no_error(shop: Embedded) -> None:
     """The warehouse says that there is none; nothing is parked."""
-    assert (await order(shop, "unheard-of", 1)).status is orders.Status.REJECTED
-    async with AsyncSession(shop.warehouse) as session:
+    assert (await order(shop, "unheard-of", 1)).status is orders.Status.CANCELLED
+    async with AsyncSession(shop.engine("warehouse")) as session:
         assert (await session.execute(select(warehouse.inbox.tables.parked.c.id))).all() == []
 
 
 async def test_the_database_refuses_negative_stock(shop: Embedded) -> None:
     """The invariant is in the table too: a handler with a mistake in its arithmetic could not commit."""
-    async with AsyncSession(shop.warehouse) as session:
+    async with AsyncSession(shop.engine("warehouse")) as session:
         stock = await session.get_one(warehouse.Stock, "blue-train")
         stock.available = -1
         with pytest.raises(IntegrityError):
             await session.commit()
 
 
-def test_both_services_speak_of_the_same_events() -> None:
-    """Each declares its own view of an event; names match, so that what one publishes the other hears."""
-    said = {handler_emits for handler in warehouse.inbox.handlers for handler_emits in handler.emits}
-    assert orders.inbox.queue.topics == said
-    assert warehouse.inbox.queue.topics == {"orders.order-placed.v1"}
+def test_the_services_speak_of_the_same_events() -> None:
+    """Each declares its own view of an event; names match, so that what one hears another one says."""
+    for services in (FULFILMENT, ENROLMENT):
+        declared = choreography(services)
+        assert declared.heard().keys() <= declared.said().keys()
+
+
+def test_the_lint_has_nothing_to_say() -> None:
+    """No step without its undoing, no event that nobody hears, no wait without a deadline, no saga without an end."""
+    for services in (FULFILMENT, ENROLMENT):
+        assert lint(choreography(services)) == []
+
+
+def test_the_lint_knows_what_the_reordering_has_made_superfluous() -> None:
+    """Points are never revoked any more; that Orders still listens is the one finding."""
+    (finding,) = lint(choreography(REORDERED))
+    assert (finding.code, finding.service, finding.subject) == ("SP002", "orders", "keep_record")
+    assert "loyalty.points-revoked.v1" in finding.message

@@ -9,41 +9,16 @@ from uuid import UUID
 import anyio
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase
 
 from examples.streamtech import orders, warehouse
 from examples.streamtech.audit import Audit, Placed, audit
+from examples.streamtech.deployment import Deployment, said
 from examples.streamtech.witness import Witness
-from sagapost.core.broker import Broker
 
 ITEMS = ("blue-train", "kind-of-blue", "a-love-supreme", "giant-steps")
 RESENT = 20
 _PATIENCE = 60.0
 """Seconds without any progress after which the rest is given up, and counted as lost."""
-
-
-class Deployment(Protocol):
-    """The running services, embedded in this process or as processes of their own."""
-
-    orders: AsyncEngine
-    warehouse: AsyncEngine
-    broker: Broker
-
-    def check(self) -> None:
-        """Fail if a service has ended by itself."""
-        ...
-
-    async def disturb(self) -> str | None:
-        """Break something on purpose; returns what."""
-        ...
-
-    async def stop(self) -> None:
-        """Let every service finish what it has in hand, and end."""
-        ...
-
-    async def in_queue(self, name: str) -> int:
-        """Return how many messages a queue holds that nobody consumes."""
-        ...
 
 
 class Reporter(Protocol):
@@ -58,25 +33,14 @@ class Reporter(Protocol):
         ...
 
 
-async def prepare(orders_engine: AsyncEngine, warehouse_engine: AsyncEngine) -> None:
-    """Create the services' own tables; those of sagapost are there already."""
-    bases: tuple[tuple[AsyncEngine, type[DeclarativeBase]], ...] = (
-        (orders_engine, orders.Base),
-        (warehouse_engine, warehouse.Base),
-    )
-    for engine, base in bases:
-        async with engine.begin() as connection:
-            await connection.run_sync(base.metadata.create_all)
-
-
 async def play(deployment: Deployment, count: int, rng: random.Random, report: Reporter) -> Audit:
     """Place `count` orders in a running deployment, stop it, and return the balance."""
     # Two units an order on average, so that about 6 orders of 10 can be served.
     stock = max(1, round(count * 2 * 0.6 / len(ITEMS)))
-    async with AsyncSession(deployment.warehouse) as session, session.begin():
+    async with AsyncSession(deployment.engine("warehouse")) as session, session.begin():
         session.add_all(warehouse.Stock(item=item, available=stock) for item in ITEMS)
     witness = Witness(deployment.broker)
-    till = Till(deployment.orders, rng, report)
+    till = Till(deployment.engine("orders"), rng, report)
     answers = Answers(deployment, report)
     async with anyio.create_task_group() as tasks:
         await tasks.start(witness.run)
@@ -95,12 +59,13 @@ async def play(deployment: Deployment, count: int, rng: random.Random, report: R
         await till.place(count)
         if not await answers.reached(count):
             report.say("nothing moves any more; counting what is there")
+        await said(deployment, patience=min(_PATIENCE, 20))
         await deployment.stop()
         await witness.end()
         tasks.cancel_scope.cancel()
     placed = Placed(frozenset(till.placed), frozenset(till.undone), stock)
     left = [await deployment.in_queue(inbox.name) for inbox in (orders.inbox, warehouse.inbox)]
-    return await audit(deployment.orders, deployment.warehouse, placed, witness, sum(left))
+    return await audit(deployment.engine("orders"), deployment.engine("warehouse"), placed, witness, sum(left))
 
 
 class Till:
@@ -144,7 +109,7 @@ class Answers:
         query = select(func.count()).select_from(orders.Order).where(orders.Order.status != orders.Status.PLACED)
         while True:
             self._deployment.check()
-            async with self._deployment.orders.connect() as connection:
+            async with self._deployment.engine("orders").connect() as connection:
                 count = (await connection.execute(query)).scalar_one()
             if count > self._count:
                 self._report.advance("orders answered", count - self._count)

@@ -1,0 +1,32 @@
+"""Everything that was said, as heard at the broker: the timeline of a saga."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.abc import TaskStatus
+
+from sagapost.core import Event
+from sagapost.core.broker import Broker, Queue
+
+
+class Chronicle:
+    """Listens to all events; keeps each once."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._heard: dict[tuple[str, str], Event] = {}
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; started once the queue is there, so that nothing published later is missed."""
+        async with self._broker.subscribe(Queue("demo-chronicle", frozenset({"#"})), prefetch=200) as deliveries:
+            task_status.started()
+            async for delivery in deliveries:
+                await deliveries.ack(delivery)
+                event = delivery.content
+                if isinstance(event, Event):
+                    self._heard.setdefault((event.source, event.id), event)
+
+    def of(self, saga: str) -> list[Event]:
+        """Return what was said in a saga, in the order of time."""
+        events = (event for event in self._heard.values() if event.correlationid == saga)
+        return sorted(events, key=lambda event: (event.time, event.id))
