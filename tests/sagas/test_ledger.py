@@ -172,6 +172,27 @@ async def test_compensations_run_in_reverse_order_with_their_arguments_and_emit_
     assert await service.cents() == 1234
 
 
+async def test_a_compensation_and_its_mark_are_one_transaction(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks off after the function returned leaves neither its changes nor a mark; the next try does both."""
+    await service.record("refund", payment_id=uuid4(), amount=Decimal("1.00"))
+    await service.roll_back()
+
+    async def break_off(*_: object) -> None:
+        raise RuntimeError("the process ends here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.sagas, "tell", break_off)
+        with pytest.raises(RuntimeError, match="ends here"):
+            await service.compensator.step()
+    assert await service.cents() == 0
+    assert await service.record_of() == [("refund", "pending", 0)]
+    await service.undo_all()
+    assert await service.cents() == 100
+    assert await service.record_of() == [("refund", "done", 1)]
+
+
 async def test_an_intent_of_a_step_that_rolled_back_is_never_undone(service: Service) -> None:
     """The intent lives and dies with its step's transaction."""
 

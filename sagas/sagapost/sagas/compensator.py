@@ -93,6 +93,10 @@ class Compensator:
         async with self._sessions() as session, session.begin():
             ledger = sagas.ledger(session)
             claimed = (await session.execute(ledger.claim())).one_or_none()
+            turn = ledger.take_turn()
+            if claimed is not None and turn is not None:
+                await session.execute(turn)
+                claimed = (await session.execute(ledger.claim())).one_or_none()
             if claimed is None:
                 return False
             saga: str = claimed.saga

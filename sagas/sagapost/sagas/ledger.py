@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Row, func, insert, select, update
+from sqlalchemy import Executable, Row, false, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ColumnElement
 
@@ -116,6 +116,16 @@ class Ledger:
             .limit(1)
             .with_for_update(skip_locked=True)
         )
+
+    def take_turn(self) -> Executable | None:
+        """On SQLite: become the only writing transaction before anything is read that decides what is written.
+
+        It has no row locks, and its driver begins a transaction with the first statement that writes: until then reads
+        stand alone, and the end of an outermost savepoint is a commit. None where locks do this.
+        """
+        if self._dialect != "sqlite":
+            return None
+        return update(self._states).where(false()).values(due_at=None)
 
     def next_intent(self, saga: str) -> Executable:
         """The newest intent that is not undone: compensations run in reverse order."""
