@@ -15,13 +15,17 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.adapters.postgresql import PostgreSQLOutboxStore
+from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core import Backoff, Event, Observation, event, new_id
 from sagapost.core.broker import Broker, Outgoing
 from sagapost.core.codec import encode_data
 from sagapost.core.naming import event_type_of
+from sagapost.core.outbox_store import OutboxStore
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, InboxTables, RetryPolicy
 from sagapost.outbox import Outbox, OutboxTables
+from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.sagas import Sagas, SagaTables, TaskDesk
 from tests.inbox.harness import Recorder
 from tests.sagas.virtual_time import VirtualTime
@@ -137,6 +141,31 @@ class Warehouse:
             except BaseException:
                 tasks.cancel_scope.cancel()
                 raise
+
+    @asynccontextmanager
+    async def relaying(self) -> AsyncGenerator[None, None]:
+        """Run a relay from this service's outbox to its broker in the block."""
+        await self.broker.declare(self.inbox.queue)
+        relay = Relay(
+            self.store(),
+            self.broker,
+            settings=RelaySettings(poll_interval=timedelta(milliseconds=20)),
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(relay.run)
+            try:
+                yield
+                relay.stop()
+            except BaseException:
+                tasks.cancel_scope.cancel()
+                raise
+
+    def store(self) -> OutboxStore:
+        """Return a relay's access to the outbox."""
+        url = self.engine.url.render_as_string(hide_password=False)
+        if self.engine.dialect.name == "sqlite":
+            return SQLiteOutboxStore(url, tables=self.outbox.tables)
+        return PostgreSQLOutboxStore(url, tables=self.outbox.tables)
 
 
 def an_event(payload: object, *, saga: str | None = SAGA, key: str | None = None, **attributes: Any) -> Event:
