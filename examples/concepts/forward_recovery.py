@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from examples.concepts.events import GoodsDispatched, PaymentTaken, short
-from sagapost.inbox import Inbox, Retry, RetryPolicy
+from sagapost.inbox import Inbox, Snooze
 from sagapost.outbox import Outbox
 from sagapost.sagas import Sagas, StepContext
 from sagapost.sagas.testing import Rehearsal
@@ -19,13 +19,12 @@ sagas = Sagas("warehouse", outbox=outbox)
 warehouse = Inbox("warehouse", outbox=outbox, context=sagas.context)
 
 
-@warehouse.on(PaymentTaken, emits=[GoodsDispatched], retry=RetryPolicy(quick=0, attempts=14))
+@warehouse.on(PaymentTaken, emits=[GoodsDispatched])
 @sagas.step(changes_nothing=True)
 async def dispatch(paid: PaymentTaken, ctx: StepContext) -> None:
     now = outbox.clock.now()
     if not 8 <= now.hour < 18:
-        tomorrow = (now + timedelta(hours=14)).replace(hour=8, minute=0)
-        raise Retry(tomorrow - now, reason="no courier any more today")
+        raise Snooze(until=(now + timedelta(hours=14)).replace(hour=8, minute=0), reason="no courier any more today")
     await ctx.publish(GoodsDispatched(paid.order))
 
 

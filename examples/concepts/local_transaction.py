@@ -62,10 +62,6 @@ customers = Inbox("customers", outbox=customers_outbox)
 enrolments = Inbox("enrolments", outbox=Outbox(source="https://enrolments.example"))
 
 
-@customers.on("customers.verification-asked-for.v1")
-async def nothing(_data: dict[str, str], ctx: Context) -> None: ...
-
-
 async def verify_apart(session: AsyncSession, customer: str) -> None:
     (await session.get_one(Customer, customer)).status = "VERIFIED"
     await customers_outbox.publish(session, CustomerVerified(customer), key=customer)

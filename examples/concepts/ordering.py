@@ -28,7 +28,7 @@ async def write_label(changed: AddressChanged, _ctx: Context) -> None:
 async def main() -> None:
     orders_seen: set[tuple[str, ...]] = set()
     moves: set[tuple[str, ...]] = set()
-    for seed in range(20):
+    for seed in range(10):
         seen.clear()
         async with Rehearsal(seed=seed) as stage:
             await stage.add(shipping)
@@ -38,7 +38,7 @@ async def main() -> None:
             await stage.run()
         orders_seen.add(tuple(changed.order for changed in seen))
         moves.update(tuple(changed.city for changed in seen if changed.order == order) for order in ("1", "2"))
-    print("in 20 runs the two orders interleave in more than five ways:", len(orders_seen) > 5)
+    print("in 10 runs the two orders interleave in more than three ways:", len(orders_seen) > 3)
     print("the moves of one order are always seen as:", *moves)
 
 

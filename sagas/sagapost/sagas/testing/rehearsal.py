@@ -140,7 +140,8 @@ class Rehearsal:
         service = RehearsedService(inbox, found, engine, self.clock)
         await service.install(metadata)
         self._services.append(service)
-        self._tasks.start_soon(service.consumer(self._post).run)
+        if inbox.handlers:
+            self._tasks.start_soon(service.consumer(self._post).run)
         return service
 
     def _set_clocks(self, outbox: Outbox | None, sagas: Sagas | None) -> None:
