@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import anyio
 import anyio.lowlevel
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.clock import SystemClock
 from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
 from sagapost.inbox import observations as obs
+from sagapost.inbox.attempts import Attempts
+from sagapost.inbox.claims import Claims
+from sagapost.inbox.dedup import Dedup
+from sagapost.inbox.keys import dedup_key
+from sagapost.inbox.message import Message
+from sagapost.inbox.moments import Moments
+from sagapost.inbox.parking import Parked, ParkingLot
+from sagapost.inbox.registry import register_consumer
 from tests.inbox.harness import (
+    BOUND,
     FAST,
     OrderPlaced,
     Recorder,
@@ -159,6 +172,50 @@ async def test_two_groups_with_keys_in_common_do_not_deadlock(
         assert one.statistics.handled + two.statistics.handled == 200
     assert not [undone for seen in (first, second) for undone in seen.of(obs.GroupUndone)]
     assert sorted(await service.written(postgresql_engine)) == [f"{n:03}" for n in range(200)]
+
+
+async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhile(
+    postgresql_engine: AsyncEngine,
+) -> None:
+    """Two replicas have the same messages, one of them cut off from the broker: the one that waits must not overtake.
+
+    The first parks message 1 while the group of the second, messages 1 and 2 of one key, waits for its dedup key. The
+    group then finds 1 known and 2 fresh, and may still not handle 2.
+    """
+    service, engine = Service(ordered=True), postgresql_engine
+    await service.install(engine)
+    messages = [
+        Message(event, event.type, dedup_key(event), (), None)
+        for event in (an_event(OrderPlaced(order), key="k") for order in ("1", "2"))
+    ]
+    async with engine.begin() as connection:
+        consumer = await connection.run_sync(register_consumer, service.tables, service.inbox.name)
+    moments = Moments("postgresql", SystemClock())
+    dedup = Dedup(service.tables, dialect="postgresql", consumer=consumer)
+    lot = ParkingLot(
+        service.tables, dedup, moments, dialect="postgresql", consumer=consumer, ordered=True, on_dead="block"
+    )
+    claims = Claims(dedup, lot, Attempts(service.tables, moments, consumer=consumer), ordered=True)
+    waiting = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
+    claimed: list[object] = []
+
+    async def claim_as_a_group() -> None:
+        async with engine.connect() as second:
+            claimed.append(await second.run_sync(claims.claim_all, messages))
+
+    with anyio.fail_after(BOUND):
+        async with engine.connect() as first, anyio.create_task_group() as tasks:
+            assert await first.run_sync(lot.park, messages[0], waiting) is not None
+            tasks.start_soon(claim_as_a_group)
+            while not await _waits_for_a_lock(engine):  # noqa: ASYNC110 - the server has no signal for it
+                await anyio.sleep(0.005)
+            await first.commit()
+    assert claimed == [None]
+
+
+async def _waits_for_a_lock(engine: AsyncEngine) -> bool:
+    async with engine.connect() as connection:
+        return bool((await connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))).scalar_one())
 
 
 async def test_def_handlers_in_a_batch(engine: AsyncEngine, broker: MemoryBroker) -> None:

@@ -375,7 +375,7 @@ async def test_sessions_are_of_the_users_kind_and_not_theirs_to_end() -> None:
         sync_session_class = MySync
 
     engine = create_async_engine("sqlite+aiosqlite://")
-    sessions = HandlerSessions(async_sessionmaker(engine, class_=MyAsync, autoflush=False, info={"mine": 1}))
+    sessions = HandlerSessions(async_sessionmaker(engine, class_=MyAsync, autoflush=False, info={"mine": 1}), None)
     async with engine.connect() as connection:
         session = sessions.open(connection)
         assert isinstance(session, MyAsync)

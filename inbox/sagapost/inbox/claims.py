@@ -47,8 +47,10 @@ class Claims:
 
         None: some must wait behind a parked message, so they cannot be handled together.
         """
-        if self._ordered:
+        fresh = self._dedup.claim_all(connection, {message.key for message in messages})
+        if self._ordered and fresh:
+            # After the claim, which may have waited for another replica to park one of them.
             keys = {message.event.partitionkey for message in messages if message.event.partitionkey}
             if keys and self._lot.any_blocked(connection, keys):
                 return None
-        return self._dedup.claim_all(connection, {message.key for message in messages})
+        return fresh

@@ -73,7 +73,7 @@ class Consumer:
         self._settings = settings if settings is not None else ConsumerSettings()
         self._observer = self._counters = Counters(observer if observer is not None else NullObserver())
         self._clock = clock if clock is not None else SystemClock()
-        self._sessions = HandlerSessions(sessions)
+        self._sessions = HandlerSessions(sessions, inbox.outbox)
         self._database = Database(
             engine, concurrency=self._settings.concurrency, timeout=self._settings.database_timeout
         )

@@ -8,6 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionm
 from sqlalchemy.orm import Session
 
 from sagapost.core.errors import HandlerError
+from sagapost.outbox import Outbox
+from sagapost.outbox.aggregates import captures
 
 __all__ = ["HandlerSessions"]
 
@@ -24,9 +26,11 @@ class HandlerSessions:
     """Makes sessions for handlers, of the kind the user's session factory makes.
 
     :param factory: the user's; its classes and options are kept, its bind is replaced by the inbox's connection.
+    :param outbox: publishes what aggregates record in these sessions, unless the factory or its class of sessions
+        was given to another outbox's `capture`.
     """
 
-    def __init__(self, factory: async_sessionmaker[Any] | None) -> None:
+    def __init__(self, factory: async_sessionmaker[Any] | None, outbox: Outbox | None) -> None:
         options: dict[str, Any] = dict(factory.kw) if factory is not None else {"expire_on_commit": False}
         self._class: type[AsyncSession] = factory.class_ if factory is not None else AsyncSession
         self._ended = options.pop("sync_session_class", None) or self._class.sync_session_class
@@ -34,6 +38,9 @@ class HandlerSessions:
             options.pop(replaced, None)
         self._options = options
         self._guarded = _guarded(self._ended)
+        if outbox is not None and not captures(self._ended):
+            # On the class, once: what the factory's own sessions carry in their `info` goes before it.
+            outbox.capture(self._guarded)
 
     def open(self, connection: AsyncConnection) -> AsyncSession:
         """Return a session in the transaction of `connection`."""

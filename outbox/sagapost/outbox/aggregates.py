@@ -19,7 +19,7 @@ from sagapost.core.event import Event
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.session import withdraw_pending
 
-__all__ = ["Recorder", "SessionSource", "capture"]
+__all__ = ["Recorder", "SessionSource", "capture", "captures"]
 
 SessionSource: TypeAlias = (
     sessionmaker[Any]
@@ -87,6 +87,11 @@ def capture(publisher: _Publisher, sessions: object) -> None:
             raise TypeError(
                 f"capture() takes a sessionmaker, a session, or your own subclass of Session, not {sessions!r}"
             )
+
+
+def captures(sessions: type[Session]) -> bool:
+    """Tell whether every session of this class publishes what is recorded in it."""
+    return hasattr(sessions, _CAPTURE)
 
 
 def _publisher(session: Session, recorder: Recorder) -> _Publisher:
