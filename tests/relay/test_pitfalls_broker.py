@@ -1,0 +1,152 @@
+"""What went wrong between other relays and their brokers (docs/pitfalls.md), done to this one on a real RabbitMQ."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from sqlalchemy.engine import make_url
+
+from sagapost.adapters.rabbitmq import RabbitMQBroker
+from sagapost.core.broker import Queue
+from sagapost.inbox import Context
+from sagapost.inbox import observations as inbox
+from sagapost.outbox.relay import observations as obs
+from tests.faults.proxy import FaultProxy
+from tests.inbox.harness import Service
+from tests.inbox.harness import running as consuming
+from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
+from tests.relay.victim import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("moment", ["Sent", "Confirmed"])
+async def test_pitfall_03_a_relay_killed_before_it_settles_costs_duplicates_that_are_recognised(
+    shop: Shop, amqp_url: str, moment: str
+) -> None:
+    """Its successor publishes the same rows under the same ids; the inbox has one effect of each, in order."""
+    service = Service(ordered=True)
+
+    @service.inbox.on("shop.said.v1")
+    async def note(event: dict[str, int], ctx: Context) -> None:
+        await ctx.session.execute(service.write(str(event["n"])))
+
+    await service.install(shop.engine)
+    broker, watch = RabbitMQBroker(amqp_url), Watch()
+    await broker.declare(service.inbox.queue, EVERYTHING)
+    await shop.say(*range(20))
+    plan = msgspec.json.encode(Plan(shop.url, amqp_url, moment)).decode()
+    with anyio.fail_after(90):
+        died = await anyio.run_process([sys.executable, "-m", "tests.relay.victim", plan], cwd=ROOT, check=False)
+    assert died.returncode == -9, died.stderr.decode()
+    assert await shop.one("SELECT count(*) FROM outbox") == 20
+    async with running(shop.relay(broker, watch)):
+        await watch.until(lambda: watch.settled == 20)
+    async with consuming(service, shop.engine, broker) as consumer:
+        await consumer.seen.until_true(lambda: consumer.statistics.handled == 20)
+        if moment == "Confirmed":
+            # Some were confirmed, so some came twice. (Killed while sending, the broker may have got none.)
+            await consumer.seen.until_true(
+                lambda: (
+                    bool(consumer.seen.of(inbox.Duplicate))
+                    or any(screened.duplicates for screened in consumer.seen.of(inbox.Screened))
+                )
+            )
+    assert await service.written(shop.engine) == [str(n) for n in range(20)]
+
+
+async def test_pitfall_03_the_duplicate_has_the_id_of_the_first(shop: Shop, amqp_url: str) -> None:
+    """Confirms are lost on their way back and the connection is cut: what is sent again carries the ids it had."""
+    url = make_url(amqp_url)
+    watch = Watch()
+    await RabbitMQBroker(amqp_url).declare(EVERYTHING)
+    async with FaultProxy(url.host or "", url.port or 5672) as proxy:
+        broker = RabbitMQBroker(url.set(host=proxy.host, port=proxy.port).render_as_string(hide_password=False))
+        async with running(shop.relay(broker, watch)):
+            await shop.say(0)
+            await watch.until(lambda: watch.settled == 1)
+            proxy.swallow("to_client")
+            await shop.say(1, 2, 3)
+            await watch.until(lambda: sum(e.rows for e in watch.events if isinstance(e, obs.Sent)) == 4)
+            # The broker has taken them in when another consumer has them.
+            first = await heard(RabbitMQBroker(amqp_url), 4)
+            await proxy.cut()
+            await proxy.heal()
+            await watch.until(lambda: watch.settled == 4, within=60)
+    again = await heard(RabbitMQBroker(amqp_url), 3)
+    assert [event.id for event in again] == [event.id for event in first[1:]]
+    assert numbers(again) == [1, 2, 3]
+    assert watch.count(obs.Held) == 0
+
+
+async def test_pitfall_13_a_broker_gone_without_a_word_is_noticed_and_left(shop: Shop, amqp_url: str) -> None:
+    """Half-open TCP: nothing hangs, no attempt is burned, and a new connection carries on in order, once each."""
+    url = make_url(amqp_url)
+    watch, direct = Watch(), RabbitMQBroker(amqp_url)
+    await direct.declare(EVERYTHING)
+    async with FaultProxy(url.host or "", url.port or 5672) as proxy:
+        broker = RabbitMQBroker(
+            url.set(host=proxy.host, port=proxy.port).render_as_string(hide_password=False),
+            heartbeat=timedelta(seconds=1),
+            confirm_timeout=timedelta(seconds=20),
+        )
+        async with running(shop.relay(broker, watch)):
+            await shop.say(0)
+            await watch.until(lambda: watch.settled == 1)
+            assert proxy.strand() >= 1
+            await shop.say(*range(1, 50))
+            await watch.until(lambda: watch.settled == 50, within=60)
+        assert watch.count(obs.BrokerLost) >= 1
+        assert watch.count(obs.Held) == 0
+    assert numbers(await heard(direct, 50)) == list(range(50))
+
+
+async def test_pitfall_01_a_binding_removed_under_load_loses_nothing(shop: Shop, amqp_url: str) -> None:
+    """Events that find no queue any more stay, and arrive when there is one again: each of them, of every key."""
+    broker, watch = RabbitMQBroker(amqp_url), Watch()
+    first, second = Queue("first", EVERYTHING.topics), Queue("second", EVERYTHING.topics)
+    await broker.declare(first)
+    total, keys = 300, 7
+    arrived: list[int] = []
+    async with running(shop.relay(broker, watch, replace(FAST, batch_rows=10, max_in_flight=40))):
+        async with anyio.create_task_group() as tasks:
+
+            async def write() -> None:
+                for number in range(total):
+                    await shop.say(number, key=f"key-{number % keys}")
+
+            tasks.start_soon(write)
+            await watch.until(lambda: watch.settled > 30)
+            arrived += await _taken_and_deleted(amqp_url, first.name)
+            await watch.until(lambda: watch.count(obs.Held) >= keys)
+        await broker.declare(second)
+        await watch.until(lambda: watch.settled == total, within=60)
+    later = numbers(await heard(broker, total - len(arrived), second))
+    assert Counter(arrived + later) == Counter(range(total))
+    for key in range(keys):
+        of_key = [n for n in arrived + later if n % keys == key]
+        assert of_key == sorted(of_key)
+
+
+async def _taken_and_deleted(amqp_url: str, queue: str) -> list[int]:
+    """Remove a queue's bindings, take what it has, and delete it."""
+    import aiormq
+
+    connection = await aiormq.connect(amqp_url)
+    try:
+        channel = await connection.channel()
+        await channel.queue_unbind(queue, "sagapost", routing_key="#")
+        taken: list[int] = []
+        while (message := await channel.basic_get(queue, no_ack=True)).body or message.delivery_tag:
+            taken.append(msgspec.json.decode(message.body)["n"])
+        await channel.queue_delete(queue)
+        return taken
+    finally:
+        await connection.close()
