@@ -91,6 +91,7 @@ async def award_points(paid: PaymentTaken, ctx: StepContext) -> None:
 
 
 sagas.rolls_back_on(inbox, "warehouse.item-missing.v1", "orders.order-given-up.v1")
+sagas.pivots_on(inbox, "warehouse.order-dispatched.v1")
 
 
 async def credit(session: AsyncSession, order_id: UUID, customer: str, cents: int) -> int:

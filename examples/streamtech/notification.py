@@ -76,3 +76,4 @@ async def announce_parcel(completed: OrderCompleted, ctx: StepContext) -> None:
 
 
 sagas.rolls_back_on(inbox, "warehouse.item-missing.v1", "orders.order-given-up.v1")
+sagas.pivots_on(inbox, "warehouse.order-dispatched.v1")

@@ -14,7 +14,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sagapost.core import event
 from sagapost.inbox import Inbox, InboxTables
 from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, DeadlineDeclaration, Sagas, SagaTables, StepContext
+from sagapost.sagas import (
+    Close,
+    CompensationContext,
+    DeadlineDeclaration,
+    RollBack,
+    Sagas,
+    SagaTables,
+    StepContext,
+)
 
 FULFILMENT = timedelta(days=3)
 """After that somebody has a look at the order."""
@@ -102,7 +110,6 @@ class OrderGivenUp(msgspec.Struct):
     """A person has decided that the order has waited long enough."""
 
     order_id: UUID
-    reason: str
 
 
 # --- what it hears: only the fields it needs ---
@@ -247,6 +254,7 @@ async def show_points(awarded: PointsAwarded, ctx: StepContext) -> None:
 @sagas.step(cancels=["fulfilment"])
 async def complete(dispatched: OrderDispatched, ctx: StepContext) -> None:
     """The parcel is on its way."""
+    await ctx.pivot("the courier has the parcel")
     order = await _locked(ctx.session, dispatched.order_id)
     order.status = Status.COMPLETED
     await ctx.cancel_deadline("fulfilment")
@@ -280,22 +288,17 @@ async def not_found(missing: ItemMissing, ctx: StepContext) -> None:
 @inbox.on(OrderOverdue, emits=[OrderGivenUp])
 @sagas.step(emits=[OrderGivenUp])
 async def look_into(overdue: OrderOverdue, ctx: StepContext) -> None:
-    """Nothing is undone by itself: a person finds out what the order waits for, and may give it up."""
+    """Nothing is undone by itself: a person finds out what the order waits for, and decides."""
     order = await _locked(ctx.session, overdue.order_id)
-    order.overdue = order.status in {Status.PLACED, Status.CONFIRMED}
-
-
-async def give_up(session: AsyncSession, order_id: UUID, *, reason: str, by: str) -> None:
-    """What that person does: every service undoes its part of the order."""
-    given_up = OrderGivenUp(order_id, f"{reason} (decided by {by})")
-    await outbox.publish(session, given_up, key=str(order_id), correlationid=str(order_id))
-
-
-@inbox.on(OrderGivenUp)
-@sagas.step(undoes=[OrderPlaced])
-async def given_up(decision: OrderGivenUp, ctx: StepContext) -> None:
-    """A person has decided: roll back."""
-    await ctx.roll_back(decision.reason)
+    if order.status in {Status.COMPLETED, Status.CANCELLED}:
+        return
+    order.overdue = True
+    await ctx.open_task(
+        "overdue",
+        title=f"Order {order.id} has been {order.status} for {FULFILMENT.days} days",
+        outcomes={"give-up": RollBack(OrderGivenUp(order.id)), "wait": Close()},
+        details={"customer": order.customer, "item": order.item, "cents": order.cents},
+    )
 
 
 @inbox.on(StockReleased, PaymentRefunded, PointsRevoked)

@@ -17,6 +17,7 @@ from examples.streamtech import (
     orders,
     payment,
     warehouse,
+    warehouse_island,
 )
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
@@ -46,6 +47,14 @@ class Service:
 ORDERS = Service("orders", orders.__name__, orders.Base, orders.outbox, orders.inbox, orders.sagas)
 WAREHOUSE = Service(
     "warehouse", warehouse.__name__, warehouse.Base, warehouse.outbox, warehouse.inbox, warehouse.sagas
+)
+WAREHOUSE_ISLAND = Service(
+    "warehouse",
+    warehouse_island.__name__,
+    warehouse.Base,
+    warehouse.outbox,
+    warehouse_island.inbox,
+    warehouse_island.sagas,
 )
 PAYMENT = Service("payment", payment.__name__, payment.Base, payment.outbox, payment.inbox, payment.sagas)
 LOYALTY = Service("loyalty", loyalty.__name__, loyalty.Base, loyalty.outbox, loyalty.inbox, loyalty.sagas)
@@ -78,6 +87,8 @@ FULFILMENT = (ORDERS, PAYMENT, WAREHOUSE, LOYALTY, NOTIFICATION)
 """The whole order fulfilment."""
 REORDERED = (ORDERS, PAYMENT, WAREHOUSE, LOYALTY_AFTER_DISPATCH, NOTIFICATION)
 """The same with points awarded last."""
+ISLAND = (ORDERS, PAYMENT, WAREHOUSE_ISLAND, LOYALTY, NOTIFICATION)
+"""The same with packing and dispatch led by a coordinator inside Warehouse."""
 ENROLMENT = (CUSTOMERS, ENROLMENTS)
 """A customer is verified, over two services."""
 
@@ -95,15 +106,7 @@ def unheard(services: Iterable[Service]) -> frozenset[str]:
     """
     deployed = tuple(services)
     heard = {topic for service in deployed for topic in service.inbox.queue.topics}
-    lifecycle = {
-        event_type_of(cls)
-        for cls in (
-            events.RollbackStarted,
-            events.CompensationDone,
-            events.CompensationNeedsHuman,
-            events.RolledBack,
-        )
-    }
+    lifecycle = {event_type_of(getattr(events, name)) for name in events.__all__}
     return frozenset((choreography(deployed).said().keys() | lifecycle) - heard)
 
 

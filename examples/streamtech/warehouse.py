@@ -12,11 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sagapost.core import event
-from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry
+from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry, RetryPolicy, Schedule
 from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
-
-TOMORROW = timedelta(days=1)
+from sagapost.sagas import CompensationContext, RetryStep, RollBack, Sagas, SagaTables, StepContext
 
 
 class Base(DeclarativeBase):
@@ -198,26 +196,29 @@ sagas.rolls_back_on(inbox, "payment.payment-declined.v1", ItemMissing, "orders.o
 
 # --- dispatch: from here on a failure goes forward ---
 
+COURIER = RetryPolicy(quick=0, schedule=Schedule(timedelta(days=1), repeat_last=6))
+"""Tomorrow again, and every day for a week."""
 
-@sagas.compensation()
-async def call_back(_: CompensationContext, *, order_id: UUID) -> None:
-    """Nobody can: the rollback stops here until a person has settled it."""
-    raise RuntimeError(f"The courier has the parcel of order {order_id}: ask the customer to send it back.")
+no_courier = sagas.escalation(
+    "no-courier",
+    title="No courier has taken the parcel for a week",
+    outcomes={"retry": RetryStep(), "give-up": RollBack()},
+    details=lambda packed: {"order": str(packed.order_id)},
+)
 
 
-@inbox.on(OrderPacked, emits=[OrderDispatched])
-@sagas.step(emits=[OrderDispatched], compensation=call_back)
+@inbox.on(OrderPacked, emits=[OrderDispatched], retry=COURIER, on_exhausted=no_courier)
+@sagas.step(emits=[OrderDispatched], changes_nothing=True)  # nothing that could be undone: it is past the pivot
 async def dispatch(packed: OrderPacked, ctx: StepContext) -> None:
     """Give the parcel to the courier. Nothing is undone because the van is full: there is another one tomorrow."""
-    reservation = await ctx.session.get_one(Reservation, packed.order_id, with_for_update=True)
-    if reservation.state is not State.PACKED:
-        return  # unpacked meanwhile
+    if not await ctx.pivot("the courier has the parcel"):
+        return  # the saga is being rolled back: keep the parcel here
     courier = await ctx.session.get(Courier, "van", with_for_update=True)
     if courier is None or courier.room == 0:
-        raise Retry(TOMORROW, reason="the courier takes nothing more today")
+        raise Retry(reason="the courier takes nothing more today")
     courier.room -= 1
+    reservation = await ctx.session.get_one(Reservation, packed.order_id)
     reservation.state = State.DISPATCHED
-    await ctx.on_rollback(call_back, order_id=packed.order_id)
     await ctx.publish(OrderDispatched(packed.order_id), key=str(packed.order_id))
 
 

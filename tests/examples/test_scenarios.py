@@ -16,6 +16,7 @@ def said(outcome: Outcome) -> list[str]:
     return [words[-2] for words in names if words[0] != "sagapost"]
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_scenario_ends_as_it_should(tmp_path: Path, name: str) -> None:
     """What every service has in its own tables is what is expected, and no cent, record or point is off."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from examples.streamtech.scenarios import enrolment, orders
 from examples.streamtech.scenarios.scenario import Outcome, Scenario, run
-from examples.streamtech.services import ENROLMENT, REORDERED
+from examples.streamtech.services import ENROLMENT, ISLAND, REORDERED
 
 __all__ = ["SCENARIOS", "Outcome", "Scenario", "run"]
 
@@ -19,6 +19,8 @@ SCENARIOS = {
         Scenario("points-after-dispatch", orders.points_after_dispatch, REORDERED),
         Scenario("courier-tomorrow", orders.courier_tomorrow),
         Scenario("stuck", orders.stuck),
+        Scenario("island", orders.island, ISLAND),
+        Scenario("island-fails", orders.island_fails, ISLAND),
         Scenario("local-acid", enrolment.local_acid, ()),
         Scenario("two-services", enrolment.two_services, ENROLMENT),
         Scenario("two-services-withdrawn", enrolment.withdrawn, ENROLMENT),

@@ -165,9 +165,7 @@ async def stuck(stage: Stage) -> None:
     await stage.order_is(order, "order", "confirmed")
     await stage.is_parked("payment", str(order))
     await stage.days_pass(3)
-    await stage.order_is(order, "overdue", True)
-    stage.say("the deadline of the order has passed")
-    await stage.give_up(order, "the customer has waited long enough", by="mallory")
+    await stage.decide("orders", "overdue", "give-up", by="mallory", note="the bank is down")
     await stage.order_is(order, "goods", None)
     await bank.leave_unanswered("heidi", 0)
     stage.say("the bank is back; what Payment still had to ask is asked, and undoes itself")
@@ -176,12 +174,58 @@ async def stuck(stage: Stage) -> None:
         order,
         {
             "order": "cancelled",
-            "why": "the customer has waited long enough (decided by mallory)",
+            "why": "task 1 (overdue) resolved as 'give-up' by mallory: the bank is down",
+            "overdue": True,
             "payment": "refunded",
             "customer has": "EUR 70.00",
             "goods": None,
             "can be promised": 2,
             "points": 0,
             "mails": "We are packing, Your order is cancelled",
+        },
+    )
+
+
+async def island(stage: Stage) -> None:
+    """Packing and dispatch led by a coordinator inside Warehouse; the van is full, and comes again tomorrow."""
+    await stage.stock("maiden-voyage", 2)
+    await stage.account("niaj", 60_00)
+    await stage.courier(0)
+    stage.say("the courier takes nothing more today")
+    order = await stage.order("maiden-voyage", customer="niaj", quantity=1, cents=18_00)
+    await stage.order_is(order, "goods", "packed")
+    await stage.is_scheduled("warehouse", str(order))
+    await stage.courier(1000)
+    await stage.days_pass(1)
+    await stage.order_ends(
+        order,
+        {
+            "order": "completed",
+            "payment": "taken",
+            "customer has": "EUR 42.00",
+            "goods": "dispatched",
+            "on the shelf": 1,
+            "points": 18,
+            "mails": "We are packing, On its way",
+        },
+    )
+
+
+async def island_fails(stage: Stage) -> None:
+    """The coordinator cannot pack: the island is undone as one step, and with it everything around it."""
+    await stage.stock("speak-no-evil", 3, on_shelf=0)
+    await stage.account("olivia", 80_00)
+    order = await stage.order("speak-no-evil", customer="olivia", quantity=1, cents=33_00)
+    await stage.order_ends(
+        order,
+        {
+            "order": "cancelled",
+            "payment": "refunded",
+            "customer has": "EUR 80.00",
+            "goods": None,
+            "can be promised": 3,
+            "points": 0,
+            "mails": "We are packing, Your order is cancelled",
+            "on record": "refunded 3300 cents, revoked 33 points, stock released",
         },
     )

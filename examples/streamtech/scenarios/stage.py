@@ -14,8 +14,10 @@ from examples.streamtech import bank, loyalty, notification, orders, payment, wa
 from examples.streamtech.deployment import Deployment
 from examples.streamtech.scenarios.books import Opening
 from examples.streamtech.scenarios.calendar import pass_days
+from examples.streamtech.services import Service
+from sagapost.sagas.task_desk import TaskDesk
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 """Seconds to wait for something to become so."""
 
 Facts: TypeAlias = Mapping[str, object]
@@ -79,11 +81,30 @@ class Stage:
         await pass_days(self.deployment, days)
         self.say(f"{days} days pass" if days > 1 else "a day passes")
 
-    async def give_up(self, order_id: UUID, reason: str, *, by: str) -> None:
-        """Let a person decide that an order has waited long enough."""
-        async with self.session("orders") as session, session.begin():
-            await orders.give_up(session, order_id, reason=reason, by=by)
-        self.say(f"{by} gives the order up: {reason}")
+    async def decide(self, service: str, task: str, outcome: str, *, by: str, note: str) -> None:
+        """Wait until a task asks a person, and decide, as `sagapost tasks resolve` does."""
+        desk = self._desk(service)
+
+        async def ask() -> list[str]:
+            return [each.name for each in await desk.list(saga=self.saga)]
+
+        await self.ask_until(f"what {service} asks a person", ask, [task])
+        (open_task,) = await desk.list(saga=self.saga)
+        self.say(f"{service} asks a person: {open_task.title}; {' or '.join(open_task.outcomes)}?")
+        await desk.resolve(open_task.id, outcome, by=by, note=note)
+        self.say(f"{by} decides: {outcome}, since {note}")
+
+    def _service(self, name: str) -> Service:
+        return next(each for each in self.deployment.services if each.name == name)
+
+    def _desk(self, name: str) -> TaskDesk:
+        service = self._service(name)
+        return TaskDesk(
+            self.deployment.engine(name),
+            sagas=service.sagas.tables,
+            outbox=service.outbox.tables,
+            inbox=service.inbox.tables,
+        )
 
     async def ask_until(self, what: str, ask: Callable[[], Awaitable[object]], wanted: object) -> None:
         """Wait until the answer is what is wanted.
@@ -127,7 +148,7 @@ class Stage:
 
     async def is_parked(self, service: str, saga: str) -> None:
         """Wait until a service has put a message of the saga off."""
-        parked = next(each for each in self.deployment.services if each.name == service).inbox.tables.parked
+        parked = self._service(service).inbox.tables.parked
 
         async def ask() -> bool:
             waiting = select(parked.c.id).where(parked.c.correlationid == saga, parked.c.state == "waiting")
@@ -135,6 +156,18 @@ class Stage:
                 return (await session.execute(waiting)).first() is not None
 
         await self.ask_until(f"{service} puts a message off", ask, wanted=True)
+        self.say(f"{service} tries again later")
+
+    async def is_scheduled(self, service: str, saga: str) -> None:
+        """Wait until a service has put an event of the saga off."""
+        scheduled = self._service(service).outbox.tables.scheduled
+
+        async def ask() -> bool:
+            async with self.session(service) as session:
+                waiting = select(scheduled.c.id).where(scheduled.c.correlationid == saga)
+                return (await session.execute(waiting)).first() is not None
+
+        await self.ask_until(f"{service} puts an event off", ask, wanted=True)
         self.say(f"{service} tries again later")
 
     # --- what the services have ---

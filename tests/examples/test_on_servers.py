@@ -1,0 +1,63 @@
+"""StreamTech as it is deployed: PostgreSQL and RabbitMQ, and a process for each service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from examples.streamtech.processes import Site, processes
+from examples.streamtech.scenarios import SCENARIOS, run
+from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, Service
+from tests.servers.databases import PostgreSQLServer
+
+LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
+_LONG_ONLY = pytest.mark.skipif(not LONG, reason="SAGAPOST_TEST_CHAOS=long plays it on servers")
+
+
+@pytest.fixture
+def site(postgresql: PostgreSQLServer, amqp_url: str, tmp_path: Path) -> Iterator[Site]:
+    """A database for each service on the run's servers, gone after the test."""
+    with ExitStack() as databases:
+
+        def new_database(_: str) -> str:
+            return postgresql.url(databases.enter_context(postgresql.fresh_database()))
+
+        def new_folder(name: str) -> Path:
+            folder = tmp_path / name
+            folder.mkdir()
+            return folder
+
+        yield Site(amqp_url, new_database, new_folder, tmp_path)
+
+
+def stories(services: tuple[Service, ...]) -> list[str]:
+    """Return the scenarios that these services play."""
+    return [name for name, scenario in SCENARIOS.items() if scenario.services == services]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "services",
+    [
+        FULFILMENT,
+        pytest.param(REORDERED, marks=_LONG_ONLY),
+        pytest.param(ISLAND, marks=_LONG_ONLY),
+        pytest.param(ENROLMENT, marks=_LONG_ONLY),
+    ],
+    ids=["fulfilment", "reordered", "island", "enrolment"],
+)
+async def test_the_scenarios_end_as_they_should_on_servers(site: Site, services: tuple[Service, ...]) -> None:
+    """One after the other on the same running processes: every service's data, and the books of all of them."""
+    assert stories(services)
+    async with processes(site, services, together=True) as deployment:
+        for name in stories(services):
+            print(f"--- {name}")
+            outcome = await run(SCENARIOS[name], deployment, print)
+            assert outcome.complaints == [], name
+            assert outcome.found == outcome.expected != {}
+            assert outcome.timeline
+        await deployment.stop()
