@@ -189,6 +189,7 @@ class Fulfilment:
             CancelInsurance: self._answer(lambda command: InsuranceCancelled(command.order_id)),
             BookCourier: self._answer(lambda command: CourierBooked(command.order_id, "DHL")),
         }
+        self.effect_of: Callable[[Any], str] = lambda command: type(command).__name__
         self.ended: list[object] = []
         self._changed = anyio.Event()
         inbox, sagas = service.inbox, service.sagas
@@ -265,7 +266,7 @@ class Fulfilment:
 
     def _answer(self, make: Callable[[Any], object]) -> Worker:
         async def work(command: Any, ctx: StepContext) -> object:
-            await self.service.write(ctx.session, type(command).__name__)
+            await self.service.write(ctx.session, self.effect_of(command))
             return make(command)
 
         return work

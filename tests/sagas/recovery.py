@@ -77,7 +77,7 @@ class Warehouse:
         )
         self.desk = TaskDesk(engine, sagas=self.saga_tables, outbox=self.outbox.tables, inbox=self.tables, clock=clock)
         self.sessions = async_sessionmaker(engine, expire_on_commit=False)
-        self.broker = MemoryBroker()
+        self.broker: Broker = MemoryBroker()
         self.seen = Recorder()
 
     async def install(self) -> None:
