@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import anyio.to_thread
 import asyncpg
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -18,6 +19,7 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core.clock import SystemClock
 from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.schema import install_schema
 from sagapost.outbox import Outbox
 from sagapost.outbox.relay import Relay
 from sagapost.outbox.relay import observations as obs
@@ -25,6 +27,7 @@ from sagapost.outbox.tables import doorbell_channel
 from tests.faults.proxy import FaultProxy
 from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
 from tests.servers.databases import execute
+from tests.servers.fixtures import OwnPostgreSQL
 
 
 @asynccontextmanager
@@ -35,6 +38,10 @@ async def connected(shop: Shop) -> AsyncGenerator[asyncpg.Connection, None]:
         yield connection
     finally:
         await connection.close()
+
+
+RELAY_CONNECTIONS = 4
+"""Reading, settling, leases, doorbell."""
 
 
 @dataclass
@@ -232,3 +239,32 @@ async def test_pitfall_24_ten_thousand_due_events_are_moved_once(shop: Shop) -> 
     assert await shop.one("SELECT count(*) FROM outbox") == total
     assert await shop.one("SELECT count(DISTINCT event_id) FROM outbox") == total
     assert await shop.one("SELECT count(DISTINCT data) FROM outbox") == total
+
+
+async def test_pitfall_25_work_goes_on_after_each_restart_of_the_database(own_postgresql: OwnPostgreSQL) -> None:
+    """Stopped and killed under a relay at work: nobody helps, nothing is lost, and no connection is left behind."""
+    server = await anyio.to_thread.run_sync(own_postgresql)
+    broker, watch = MemoryBroker(), Watch()
+    await broker.declare(EVERYTHING)
+    shop = Shop(server.url())
+    async with shop.engine.begin() as connection:
+        await connection.run_sync(install_schema, shop.tables.versions, [shop.tables.part])
+
+    async with running(shop.relay(broker, watch)):
+        for round_, end in enumerate((server.stop, server.kill, server.stop)):
+            await shop.say(*range(round_ * 10, round_ * 10 + 10))
+            expected = 10 + 10 * round_
+            await watch.until(lambda expected=expected: watch.settled == expected, within=60)  # type: ignore[misc]
+            await shop.engine.dispose()
+            lost = watch.count(obs.StoreLost)
+            await anyio.to_thread.run_sync(end)
+            await watch.until(lambda lost=lost: watch.count(obs.StoreLost) > lost, within=60)  # type: ignore[misc]
+            await anyio.to_thread.run_sync(server.start)
+        await shop.say(*range(30, 40))
+        await watch.until(lambda: watch.settled == 40, within=60)
+        opened = await shop.one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'sagapost-%'")
+        assert isinstance(opened, int)
+        assert opened <= RELAY_CONNECTIONS
+    await shop.engine.dispose()
+    assert numbers(await heard(broker, 40)) == list(range(40))
+    assert not broker.waiting(EVERYTHING.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -74,6 +75,16 @@ class SettleConformance(StoreSuite):
         assert row.attempts == 2
         assert 590 < row.retry_in <= 600
         assert await bed.table(bed.factory.tables.outbox, "last_error") == [("second",)]
+
+    async def test_a_refusal_that_does_not_count_is_seen_and_adds_nothing(self, bed: Bed) -> None:
+        """The row shows that it is held, with reason and due time; the attempts stay at one, or where they were."""
+        await bed.write(("a", b"1"))
+        rows = await bed.fetch()
+        for reason in ("nobody listens", "still nobody"):
+            await bed.store.record_failures([replace(failure(rows[0], reason), counts=False)], bed.claims)
+            assert await bed.table(bed.factory.tables.outbox, "attempts", "last_error") == [(1, reason)]
+        await bed.store.record_failures([failure(rows[0])], bed.claims)
+        assert await bed.table(bed.factory.tables.outbox, "attempts") == [(2,)]
 
     async def test_a_retry_that_is_due_says_so(self, bed: Bed) -> None:
         """`retry_in` counts down to 0 and below."""

@@ -100,12 +100,16 @@ class Link:
                 raise
 
     async def listen(self, channel: str, callback: Callable[..., None]) -> None:
-        """Listen on a channel. Idempotent on one connection; to be repeated on the next."""
+        """Listen on a channel. Idempotent on one connection; to be repeated on the next.
+
+        The callback is also called when the connection ends: nothing more will be heard on it.
+        """
         async with self._lock:
             try:
                 with anyio.fail_after(self._timeout):
                     connection = await self.connected()
                     await connection.add_listener(channel, callback)
+                    connection.add_termination_listener(callback)
             except BaseException as error:
                 self._give_up(error)
                 if isinstance(error, Exception):
