@@ -1,0 +1,46 @@
+"""Folding in memory: for tests, scenarios and archives. The same fold as in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sagapost.core.event import Event
+from sagapost.sagas.choreography.manifest import Choreography
+from sagapost.sagas.tracker.derive import derive
+from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, saga_of
+from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.route import Route
+from sagapost.sagas.tracker.view import SagaView
+
+__all__ = ["fold"]
+
+_UNBOUNDED = 2**62
+
+
+def fold(
+    events: Iterable[Event],
+    choreography: Choreography | None = None,
+    *,
+    ends: Iterable[str] = (),
+    keys: Iterable[str] = (),
+) -> dict[str, SagaView]:
+    """Return where each saga is after these events, by saga; in any order, duplicates included.
+
+    :param choreography: what the services declare; without it there are no expected steps and no deadlines, and a
+        rollback is seen only where services announce it.
+    :param ends: further event types after which a saga is over.
+    :param keys: fields of payloads to note as business keys.
+    """
+    route, reader = Route.of(choreography, ends=ends), Keys(keys)
+    entries: dict[str, list[Entry]] = {}
+    found: dict[str, set[tuple[str, str]]] = {}
+    for event in events:
+        saga = saga_of(event, route.starts)
+        if saga is not None:
+            entries.setdefault(saga, []).append(entry_of(event))
+            found.setdefault(saga, set()).update(reader.of(event, saga))
+    return {
+        saga: replace(derive(saga, History().merge(arrived, limit=_UNBOUNDED), route), keys=tuple(sorted(found[saga])))
+        for saga, arrived in entries.items()
+    }

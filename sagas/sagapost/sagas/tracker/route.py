@@ -1,0 +1,110 @@
+"""The choreography map as the fold asks it: who said this, what comes after it, what does it undo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sagapost.sagas.choreography.manifest import Choreography, Deadline, Manifest, Step, sayings
+
+__all__ = ["Route", "Stop"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """One step of one service; compared by identity, since a choreography has each once."""
+
+    service: str
+    source: str
+    name: str
+    hears: frozenset[str]
+    emits: frozenset[str]
+    fails_with: frozenset[str]
+    undone_by: frozenset[str]
+    """What its compensation says."""
+    has_compensation: bool
+    sets: tuple[Deadline, ...]
+    cancels: frozenset[str]
+
+    @property
+    def visible(self) -> bool:
+        """Whether anybody can see that it was done."""
+        return bool(self.emits or self.fails_with)
+
+
+@dataclass(slots=True)
+class Route:
+    """Lookups, built once per choreography; without one, everything that depends on it is empty."""
+
+    choreography: Choreography | None = None
+    services: dict[str, str] = field(default_factory=dict[str, str])
+    """Source -> service."""
+    starts: frozenset[str] = frozenset()
+    ends: frozenset[str] = frozenset()
+    said: dict[tuple[str, str], tuple[Stop, ...]] = field(default_factory=dict[tuple[str, str], tuple[Stop, ...]])
+    """(source, type) -> the steps that may have said it."""
+    after: dict[str, tuple[Stop, ...]] = field(default_factory=dict[str, tuple[Stop, ...]])
+    """Type -> the steps that hear it."""
+    rolls_back: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Type -> the services that undo their part when they hear it."""
+    stops: dict[str, tuple[Stop, ...]] = field(default_factory=dict[str, tuple[Stop, ...]])
+    """Service -> its steps."""
+
+    @classmethod
+    def of(cls, choreography: Choreography | None, *, ends: Iterable[str] = ()) -> Route:
+        """Prepare a choreography.
+
+        :param ends: further events after which a saga is over; needed where there is no choreography.
+        """
+        route = cls(choreography=choreography, ends=frozenset(ends))
+        if choreography is None:
+            return route
+        route.ends |= choreography.ends()
+        route.starts = choreography.starts()
+        rolls: dict[str, list[str]] = {}
+        for manifest in choreography.services:
+            route.services[manifest.source] = manifest.service
+            stops = [_stop(manifest, step) for step in manifest.steps if not step.rolls_back]
+            route.stops[manifest.service] = tuple(stops)
+            for stop in stops:
+                for type_ in stop.hears:
+                    route.after[type_] = (*route.after.get(type_, ()), stop)
+                for type_ in stop.emits | stop.fails_with | stop.undone_by:
+                    place = (stop.source, type_)
+                    route.said[place] = (*route.said.get(place, ()), stop)
+            for step in manifest.steps:
+                if step.rolls_back:
+                    for type_ in step.hears:
+                        rolls.setdefault(type_, []).append(manifest.service)
+        route.rolls_back = {type_: tuple(names) for type_, names in rolls.items()}
+        return route
+
+    def service(self, source: str) -> str:
+        """Return the name of the service behind a source; for one without a manifest, the last part of the URI."""
+        return self.services.get(source) or source.rstrip("/").rpartition("/")[2].partition(".")[0] or source
+
+    def may_say(self, source: str, type_: str) -> bool:
+        """Tell whether a service's manifest has it that the service says this."""
+        if self.choreography is None:
+            return True
+        return any(
+            type_ in manifest.starts or any(type_ in sayings(step) for step in manifest.steps)
+            for manifest in self.choreography.services
+            if manifest.source == source
+        )
+
+
+def _stop(manifest: Manifest, step: Step) -> Stop:
+    deadlines = {deadline.event for deadline in step.sets}
+    return Stop(
+        service=manifest.service,
+        source=manifest.source,
+        name=step.name,
+        hears=frozenset(step.hears),
+        emits=frozenset(step.emits) - deadlines,
+        fails_with=frozenset(step.fails_with),
+        undone_by=frozenset(step.compensation.emits) if step.compensation is not None else frozenset(),
+        has_compensation=step.compensation is not None,
+        sets=step.sets,
+        cancels=frozenset(step.cancels),
+    )
