@@ -325,6 +325,8 @@ class BrokerConformance:
             assert not publisher.blocked
         with pytest.raises(BrokerUnavailableError):
             await publisher.send(outgoing(word(), 1))
+        with pytest.raises(BrokerUnavailableError):
+            await publisher.until_lost()
 
     async def test_cancellation_ends_a_publisher_at_once(self, broker: Broker) -> None:
         """A cancelled scope leaves the block in bounded time, and what it waited for is cancelled, nothing else."""
@@ -678,6 +680,28 @@ class BrokerConformance:
                 await publisher.send(outgoing(topic, 2))
         async with broker.publisher() as publisher:
             await publish(publisher, topic, 3)
+
+    async def test_a_lost_connection_is_noticed_without_sending(self, broker: Broker) -> None:
+        """A publisher with nothing to do says that its connection is gone; several may ask, and later as well."""
+        async with broker.publisher() as publisher:
+            with anyio.move_on_after(0.05) as waited:
+                await publisher.until_lost()
+            assert waited.cancelled_caught
+            told: list[BrokerUnavailableError] = []
+
+            async def ask() -> None:
+                with pytest.raises(BrokerUnavailableError) as caught:
+                    await publisher.until_lost()
+                told.append(caught.value)
+
+            with anyio.fail_after(LIMIT):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(ask)
+                    tasks.start_soon(ask)
+                    await anyio.lowlevel.checkpoint()
+                    await self.drop_connections(broker)
+                await ask()
+            assert len(told) == 3
 
     async def test_a_lost_connection_ends_the_subscription(self, broker: Broker) -> None:
         """Iteration and settling both say so, and what was not settled is delivered again."""

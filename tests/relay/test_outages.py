@@ -74,6 +74,56 @@ async def test_pitfall_12_an_hour_without_the_broker_burns_no_attempt() -> None:
     assert scene.delivered() == 4
 
 
+async def test_an_idle_relay_notices_a_lost_broker_and_is_back_before_the_next_event() -> None:
+    """Without anything to send it reconnects as soon as the broker is there; the next event does not wait for that."""
+    scene = Scene()
+    async with scene.running():
+        await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
+        scene.broker.go_down()
+        await anyio.sleep(HOUR)
+        assert scene.watch.count(obs.BrokerLost) > 0
+        scene.broker.come_up()
+        await anyio.sleep(SECONDS_TO_RESUME)
+        assert scene.watch.count(obs.BrokerReady) == 2
+        lost = scene.watch.count(obs.BrokerLost)
+        scene.database.write("a")
+        await anyio.sleep(SECONDS_TO_RESUME)
+        assert scene.watch.count(obs.BrokerLost) == lost
+    assert scene.delivered() == 1
+
+
+async def test_a_connection_that_lived_begins_the_backoff_anew() -> None:
+    """An idle relay whose connection is dropped now and then waits as after a first failure, each time."""
+    scene = Scene()
+    async with scene.running():
+        for _ in range(5):
+            await anyio.sleep(90)
+            scene.broker.disconnect()
+        await anyio.sleep(SECONDS_TO_RESUME)
+    assert [event.attempt for event in scene.watch.events if isinstance(event, obs.BrokerLost)] == [1] * 5
+
+
+async def test_leases_in_doubt_stop_the_sending_and_keep_the_connection() -> None:
+    """A database that stalls past the lease: nothing new goes out meanwhile, and what is on its way counts."""
+    scene = Scene(settings=RelaySettings(serial_keys=True))
+    async with scene.running():
+        await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
+        scene.broker.hold_confirms()
+        scene.database.write("a", "a", "b")
+        await scene.watch.until(lambda: scene.watch.count(obs.Sent) > 0)
+        scene.database.stalled = True
+        await anyio.sleep(2 * scene.settings.lease_ttl.total_seconds())
+        scene.broker.release_confirms()
+        await anyio.sleep(1)
+        assert scene.delivered() == 2
+        scene.database.stalled = False
+        scene.database.flow.set()
+        await anyio.sleep(SECONDS_TO_RESUME)
+        assert scene.database.rows == {}
+    assert scene.delivered() == 3
+    assert scene.watch.count(obs.BrokerReady) == 1
+
+
 async def test_an_hour_without_the_database_costs_no_duplicate() -> None:
     """What was confirmed before the outage is deleted after it; the rest flows within seconds."""
     scene = Scene()

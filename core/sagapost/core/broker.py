@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
 import msgspec
 
@@ -112,6 +112,16 @@ class Publisher(Protocol):
         :raises BrokerUnavailableError: if the connection is down or the write did not finish in time. Messages of
             this batch may have been sent (treat all of them as `Unknown`); this publisher is then closed.
         :raises BrokerRefusedError: if the broker ended the stream because the user lacks a permission; likewise.
+        """
+        ...
+
+    async def until_lost(self) -> NoReturn:
+        """Wait until this publisher is closed, and raise: a lost connection is noticed while there is nothing to send.
+
+        Cancelling it changes nothing.
+
+        :raises BrokerUnavailableError: if the connection was lost or the publisher closed.
+        :raises BrokerRefusedError: if the broker ended the stream because the user lacks a permission.
         """
         ...
 

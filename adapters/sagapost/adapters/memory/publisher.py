@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -47,6 +48,7 @@ class MemoryPublisher:
         self._stalled: list[MemoryConfirmation] = []
         self._held: list[tuple[MemoryConfirmation, Sequence[PublishResult]]] = []
         self._lost: str | None = None
+        self._gone = anyio.Event()
 
     @property
     def blocked(self) -> bool:
@@ -62,13 +64,21 @@ class MemoryPublisher:
         """Hand a batch to the broker."""
         await anyio.lowlevel.checkpoint()
         if self._lost is not None:
-            raise BrokerUnavailableError(f"This publisher is closed: {self._lost}. Open another one.")
+            raise self._closed()
         confirmation = MemoryConfirmation(tuple(batch))
         if self._blocked:
             self._stalled.append(confirmation)
         else:
             self._process(confirmation)
         return confirmation
+
+    async def until_lost(self) -> NoReturn:
+        """Wait until this publisher is closed, and raise."""
+        await self._gone.wait()
+        raise self._closed()
+
+    def _closed(self) -> BrokerUnavailableError:
+        return BrokerUnavailableError(f"This publisher is closed: {self._lost}. Open another one.")
 
     def _process(self, confirmation: MemoryConfirmation) -> None:
         results = [self._publish(outgoing) for outgoing in confirmation.batch]
@@ -106,6 +116,7 @@ class MemoryPublisher:
         if self._lost is not None:
             return
         self._lost = reason
+        self._gone.set()
         for confirmation in (*(confirmation for confirmation, _ in self._held), *self._stalled):
             confirmation.answer([Unknown(reason)] * len(confirmation.batch))
         self._held.clear()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from struct import Struct
+from typing import NoReturn
 
 import anyio.lowlevel
 from aiormq.abc import AbstractChannel
@@ -53,6 +54,7 @@ class RabbitMQPublisher:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._ended: CloseReason | None = None
+        self._gone = asyncio.Event()
         self._returning: tuple[str, str, str] | None = None
         self._returned_body = 0
         link.listen(channel, self)
@@ -96,6 +98,16 @@ class RabbitMQPublisher:
                 self._end(f"it took in nothing for {self._confirm_timeout:g} s while messages waited to be written")
         self._require_open()
         return pending
+
+    async def until_lost(self) -> NoReturn:
+        """Wait until the publisher is closed, and raise.
+
+        :raises BrokerUnavailableError: if the connection was lost or the publisher closed.
+        :raises BrokerRefusedError: if the broker closed the channel because the user lacks a permission.
+        """
+        await self._gone.wait()
+        assert self._ended is not None  # noqa: S101 - set before the event; for the type checker
+        raise closed_error(self._link.address, self._ended, "publisher")
 
     def _encode(
         self, batch: Sequence[Outgoing], missing: frozenset[str | None]
@@ -163,6 +175,7 @@ class RabbitMQPublisher:
         if self._ended is not None:
             return
         self._ended = reason
+        self._gone.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

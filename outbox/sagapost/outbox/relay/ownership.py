@@ -51,6 +51,7 @@ class Ownership:
         self._draining: set[Partition] = set()
         self._proven_until = 0.0
         self._nudge = anyio.Event()
+        self._renewed = anyio.Event()
         self.generation = 0
         """Grows whenever partitions were gained; the reader then starts over."""
 
@@ -70,6 +71,12 @@ class Ownership:
     def proven(self) -> bool:
         """Whether the leases certainly still hold."""
         return self._clock.monotonic() < self._proven_until
+
+    async def until_renewed(self) -> None:
+        """Wait for the next heartbeat that the database took; what was lost meanwhile is no longer in `claims`."""
+        self._renewed = anyio.Event()
+        self.nudge()
+        await self._renewed.wait()
 
     def nudge(self) -> None:
         """Look again now: something drained, or a write was refused."""
@@ -114,6 +121,7 @@ class Ownership:
             held = await self._store.renew(self._relay, dict(self._claims), ttl=self._ttl)
             self.lose(frozenset(self._claims) - held, "another relay took over after the lease ran out")
         self._proven_until = started + self._ttl.total_seconds() * (1 - _MARGIN)
+        self._renewed.set()
         share = -(-partitions // alive)
         await self._hand_over(share)
         return await self._take(share)

@@ -37,7 +37,7 @@ from sagapost.outbox.relay.parts import Parts
 from sagapost.outbox.relay.policy import Refusals
 from sagapost.outbox.relay.routes import Routes
 from sagapost.outbox.relay.scheduling import run_schedule
-from sagapost.outbox.relay.sending import LeaseNotProvenError, SendStage
+from sagapost.outbox.relay.sending import SendStage
 from sagapost.outbox.relay.settings import RelaySettings
 from sagapost.outbox.relay.settlement import Settler
 
@@ -45,6 +45,8 @@ __all__ = ["Relay", "RelayStatistics"]
 
 _LAST_ANSWERS = 5.0
 """Seconds to wait for the broker's answers when a cycle ends for another reason."""
+_LIVED = 60.0
+"""Seconds after which the end of a cycle counts as a first failure, whether or not there was anything to publish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +174,12 @@ class Relay:
         """One cycle per broker connection, until stopped."""
         attempt = 0
         while not self._parts.stopping:
-            before = self._published
+            before, begun = self._published, self._parts.clock.monotonic()
             try:
                 await self._cycle()
-            except (BrokerUnavailableError, StoreUnavailableError, LeaseLostError, LeaseNotProvenError) as error:
-                attempt = 1 if self._published > before else attempt + 1
+            except (BrokerUnavailableError, StoreUnavailableError, LeaseLostError) as error:
+                lived = self._parts.clock.monotonic() - begun > _LIVED
+                attempt = 1 if lived or self._published > before else attempt + 1
                 await self._pause(error, attempt)
             except (BrokerError, StoreError) as error:
                 # Refused. At the start that is a mistake to report; later (a restarting server that still refuses,
@@ -209,7 +212,7 @@ class Relay:
                             # The first failure ends the cycle; it is reported once, and not as a group.
                             try:
                                 await stage()
-                            except (BrokerError, StoreError, LeaseNotProvenError) as error:
+                            except (BrokerError, StoreError) as error:
                                 failure.append(error)
                             if failure and stage == fetcher.run:
                                 # The broker is still there: take in its answers, or an outage of the database alone
@@ -221,6 +224,7 @@ class Relay:
 
                         tasks.start_soon(guard, sender.send)
                         tasks.start_soon(guard, sender.confirm)
+                        tasks.start_soon(guard, sender.watch)
                         await guard(fetcher.run)
                         if not failure:
                             await self._drain()
@@ -277,8 +281,6 @@ class Relay:
             parts.observer.notify(obs.BrokerLost(self._broker.address, str(error), attempt, delay))
         elif isinstance(error, LeaseLostError):
             parts.ownership.lose(frozenset(Partition(p) for p in error.partitions), "the token was refused")
-            parts.ownership.nudge()
-        elif isinstance(error, LeaseNotProvenError):
             parts.ownership.nudge()
         else:
             parts.observer.notify(obs.StoreLost(parts.store.address, str(error), attempt, delay))

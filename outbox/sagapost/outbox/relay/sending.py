@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
     from sagapost.outbox.relay.parts import Parts
 
-__all__ = ["LeaseNotProvenError", "SendStage"]
-
-
-class LeaseNotProvenError(Exception):
-    """The relay cannot prove that it still owns its partitions, so it must not send."""
+__all__ = ["SendStage"]
 
 
 class SendStage:
@@ -42,8 +38,10 @@ class SendStage:
     async def send(self) -> None:
         """Send ready rows until cancelled.
 
+        While the leases may have run out nothing is sent, and the connection is kept: what is on its way is answered,
+        and deleted if the leases turn out to hold. Ending it would cost duplicates.
+
         :raises BrokerUnavailableError: if the connection ends.
-        :raises LeaseNotProvenError: if the leases may have run out.
         """
         parts, publisher = self._parts, self._publisher
         outgoing, limit = parts.routes.outgoing, parts.settings.batch_rows
@@ -54,7 +52,8 @@ class SendStage:
                 continue
             self._watch_blocked()
             if not parts.ownership.proven:
-                raise LeaseNotProvenError
+                await parts.ownership.until_renewed()
+                continue
             rows = parts.gate.take_ready(limit)
             if not rows:
                 continue
@@ -80,6 +79,13 @@ class SendStage:
                 self._emptied.set()
             if unknown is not None:
                 raise BrokerUnavailableError(f"The broker left messages unanswered: {unknown.reason}")
+
+    async def watch(self) -> None:
+        """Notice a lost connection while there is nothing to send: the next event finds a new one.
+
+        :raises BrokerUnavailableError: if the connection ends.
+        """
+        await self._publisher.until_lost()
 
     async def finish(self) -> None:
         """Send nothing more, and wait until everything sent is answered; `confirm` must be running."""
