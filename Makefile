@@ -17,6 +17,7 @@ ORDERS ?=
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
+	@echo "  make demo SCENARIO=list   stories of one order: what can happen to it, and how it ends"
 	@echo "  make demo SERVERS=1   real PostgreSQL and RabbitMQ, started for the run, each service a process"
 	@echo "  make test ARGS='-k inbox -x'   what follows goes to pytest"
 

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from examples.streamtech.processes import Site, processes
 from examples.streamtech.scenarios import SCENARIOS, run
 from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, Service
-from tests.servers.databases import PostgreSQLServer
 
 LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
 _LONG_ONLY = pytest.mark.skipif(not LONG, reason="SAGAPOST_TEST_CHAOS=long plays it on servers")
-
-
-@pytest.fixture
-def site(postgresql: PostgreSQLServer, amqp_url: str, tmp_path: Path) -> Iterator[Site]:
-    """A database for each service on the run's servers, gone after the test."""
-    with ExitStack() as databases:
-
-        def new_database(_: str) -> str:
-            return postgresql.url(databases.enter_context(postgresql.fresh_database()))
-
-        def new_folder(name: str) -> Path:
-            folder = tmp_path / name
-            folder.mkdir()
-            return folder
-
-        yield Site(amqp_url, new_database, new_folder, tmp_path)
 
 
 def stories(services: tuple[Service, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from examples.streamtech import orders, warehouse
+from examples.streamtech import maps, orders, warehouse
 from examples.streamtech.embedded import Embedded, embedded
 from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, choreography
 from sagapost.sagas.choreography import lint
@@ -96,6 +96,13 @@ def test_the_services_speak_of_the_same_events() -> None:
     for services in (FULFILMENT, ISLAND, ENROLMENT):
         declared = choreography(services)
         assert declared.heard().keys() <= declared.said().keys()
+
+
+def test_the_maps_are_current() -> None:
+    """What docs/streamtech.md draws is what the code declares: `python -m examples.streamtech.maps`."""
+    page = maps.PAGE.read_text()
+    assert all(f"<!-- map: {name} -->" in page for name in maps.MAPS)
+    assert maps.redrawn(page) == page
 
 
 def test_the_lint_has_nothing_to_say() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +61,7 @@ def timeline(console: Console, events: list[Event]) -> None:
         table.add_row(
             f"{seconds:+.2f} s",
             _service(event),
-            _name(event),
+            f"{_name(event)} {_detail(event)}".rstrip(),
             names.get(event.causationid or "", ""),
             style=_style(event),
         )
@@ -70,6 +71,13 @@ def timeline(console: Console, events: list[Event]) -> None:
 def _name(event: Event) -> str:
     words = event.type.split(".")
     return words[-2] if len(words) > 1 else event.type
+
+
+def _detail(event: Event) -> str:
+    """Which compensation, where the library itself speaks of one."""
+    if not event.type.startswith("sagapost."):
+        return ""
+    return str(msgspec.json.decode(event.data).get("compensation", ""))
 
 
 def _service(event: Event) -> str:
