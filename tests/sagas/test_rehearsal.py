@@ -16,6 +16,7 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import BusinessFailure, Context, Inbox, Retry
 from sagapost.outbox import Outbox
 from sagapost.sagas import CompensationContext, DeadlineDeclaration, Sagas, StepContext
+from sagapost.sagas.events import RollbackRequested
 from sagapost.sagas.testing import Rehearsal, RehearsalError, RehearsedService, VirtualClock
 
 SAGA = "order-4711"
@@ -280,7 +281,19 @@ async def test_services_that_never_stop_talking_are_stopped() -> None:
             await stage.run()
 
 
-@pytest.mark.parametrize("seed", range(8))
+async def test_an_operator_can_be_played() -> None:
+    """A rollback that a person asks for is an event as well, so a test can say it."""
+    async with Rehearsal() as stage:
+        payment = await Shop(silent=True).enter(stage)
+        await stage.say(Placed("4711"), saga=SAGA)
+        await stage.run()
+        await stage.say(RollbackRequested(reason="the customer called", by="ada"), saga=SAGA)
+        await stage.run()
+        assert stage.said(Refunded) == [Refunded("4711")]
+        assert await payment.compensations(SAGA) == [("refund", "done")]
+
+
+@pytest.mark.parametrize("seed", range(5))
 async def test_any_order_and_every_message_twice_end_the_same(seed: int) -> None:
     """What the broker may do does not change the outcome: shuffled, and delivered twice, with two orders at once."""
     shop = Shop()

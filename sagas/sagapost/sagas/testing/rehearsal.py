@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -19,7 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.core.codec import decode_data, encode_data
-from sagapost.core.errors import ConfigurationError, SagapostError
+from sagapost.core.errors import ConfigurationError, MissingExtraError, SagapostError
 from sagapost.core.event import Event
 from sagapost.core.ids import new_id
 from sagapost.core.naming import event_type_of
@@ -36,6 +37,9 @@ from sagapost.sagas.testing.service import RehearsedService
 __all__ = ["Rehearsal", "RehearsalError"]
 
 E = TypeVar("E")
+
+_PATIENCE = 90.0
+"""Seconds of real time that one delivery may take: more than a handler's own limit, which parks the message."""
 
 
 class RehearsalError(SagapostError):
@@ -128,9 +132,13 @@ class Rehearsal:
 
         :param metadata: the service's own tables, created beside sagapost's.
         :param sagas: default: the one that the inbox's context class belongs to.
+        :raises MissingExtraError: if the SQLite driver is not installed.
+        :raises ConfigurationError: if a service of that name is on the stage.
         """
         if any(service.name == inbox.name for service in self._services):
             raise ConfigurationError(f"A service named {inbox.name!r} is on the stage already.")
+        if find_spec("aiosqlite") is None:
+            raise MissingExtraError(module="aiosqlite", extra="sqlite", purpose="A rehearsal")
         engine = create_async_engine(f"sqlite+aiosqlite:///{self._folder / f'{len(self._services)}.db'}")
         # Nobody reads these files after a crash: waiting for the disk would only make the test slow.
         sqlalchemy_event.listen(engine.sync_engine, "connect", _do_not_wait_for_the_disk)
@@ -274,7 +282,14 @@ class Rehearsal:
         return self._random.choice(list(heads.values()))
 
     async def _deliver(self, letter: _Letter) -> None:
-        handed = await self._post.deliver(letter.to.name, letter.event, letter.topic)
+        try:
+            with anyio.fail_after(_PATIENCE):
+                handed = await self._post.deliver(letter.to.name, letter.event, letter.topic)
+        except TimeoutError as error:
+            raise RehearsalError(
+                f"{letter.to.name} has not finished with {letter.event.type} after {_PATIENCE:g} seconds: its handler "
+                "waits for something that does not come."
+            ) from error
         if handed.refused:
             raise RehearsalError(f"{letter.to.name} refused {letter.event.type}, as Inbox(unknown='reject') says.")
         if letter.again:
