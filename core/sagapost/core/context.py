@@ -25,6 +25,8 @@ class SagaContext:
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    keys: str | None = None
+    """Business keys for the events published in this context; see `sagapost.core.saga_keys`."""
 
 
 _current: ContextVar[SagaContext | None] = ContextVar("sagapost_saga", default=None)

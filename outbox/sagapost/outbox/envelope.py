@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from sagapost.core.clock import Clock
 from sagapost.core.codec import encode_data
-from sagapost.core.context import current
+from sagapost.core.context import SagaContext, current
 from sagapost.core.errors import EventTooLargeError, InvalidEventError
 from sagapost.core.event import MAX_NAME_LENGTH, Event, validate_event
 from sagapost.core.ids import new_id
 from sagapost.core.naming import event_type_of
+from sagapost.core.saga_keys import SAGA_KEYS
 
 __all__ = ["seal", "validate_topic"]
 
@@ -55,7 +56,7 @@ def seal(
         partitionkey=key,
         traceparent=saga.traceparent if saga is not None else None,
         tracestate=saga.tracestate if saga is not None else None,
-        extensions=dict(extensions) if extensions else {},
+        extensions=_extensions(extensions, saga),
     )
     # What the caller passed, since a UUID or a number in place of its text is the easiest mistake to make.
     for attribute in ("type", "partitionkey", "subject", "datacontenttype", "dataschema", "correlationid"):
@@ -64,6 +65,13 @@ def seal(
         _require_text(f"extensions[{name!r}]", value)
     validate_event(event)
     return event
+
+
+def _extensions(given: Mapping[str, str] | None, saga: SagaContext | None) -> Mapping[str, str]:
+    """Return the extension attributes: the caller's, and the saga's business keys where it has any."""
+    if saga is None or saga.keys is None:
+        return dict(given) if given else {}
+    return {SAGA_KEYS: saga.keys, **(given or {})}
 
 
 def _require_text(attribute: str, value: object) -> None:

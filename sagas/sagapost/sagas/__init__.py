@@ -4,6 +4,7 @@ from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.compensator import Compensator, CompensatorSettings
 from sagapost.sagas.context import CompensationContext, StepContext
 from sagapost.sagas.declaration import DeadlineDeclaration, manifest_of
+from sagapost.sagas.http import join_request, request_headers
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.start import join, start
 from sagapost.sagas.tables import SagaTables
@@ -13,6 +14,8 @@ from sagapost.sagas.tasks import Close, Emit, Escalate, RetryStep, RollBack
 __all__ = [
     "start",
     "join",
+    "join_request",
+    "request_headers",
     "Sagas",
     "SagaTables",
     "StepContext",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from sagapost.core.context import SagaContext, bind, current
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.ids import new_id
+from sagapost.core.saga_keys import encode_keys
 
 __all__ = ["join", "start"]
 
@@ -15,15 +16,20 @@ _MAX_BYTES = 255
 
 
 @contextmanager
-def start(saga: str | None = None) -> Generator[SagaContext, None, None]:
+def start(saga: str | None = None, *, keys: Mapping[str, object] | None = None) -> Generator[SagaContext, None, None]:
     """Run the block as the beginning of a saga; every event published inside carries its id.
 
     ``with saga.start() as context: ...``
 
     :param saga: the correlation id; default: a fresh UUIDv7.
+    :param keys: business keys by which people look for the saga, e.g. ``{"order": 4711}``; written on the events
+        published in the block, and read by the tracker.
     :raises ConfigurationError: if the id is empty or over 255 bytes.
+    :raises InvalidEventError: if a key is empty or over 255 characters.
     """
-    context = SagaContext(correlationid=_valid(saga) if saga is not None else new_id())
+    context = SagaContext(
+        correlationid=valid_id(saga) if saga is not None else new_id(), keys=encode_keys(keys) if keys else None
+    )
     with bind(context):
         yield context
 
@@ -41,12 +47,16 @@ def join(saga: str | None) -> Generator[SagaContext, None, None]:
             yield context
         return
     running = current()
-    context = running if running is not None and running.correlationid == saga else SagaContext(_valid(saga))
+    context = running if running is not None and running.correlationid == saga else SagaContext(valid_id(saga))
     with bind(context):
         yield context
 
 
-def _valid(saga: str) -> str:
+def valid_id(saga: str) -> str:
+    """Return the id of a saga.
+
+    :raises ConfigurationError: if it is empty, over 255 bytes or cannot be printed.
+    """
     if not saga.isprintable() or not 0 < len(saga.encode()) <= _MAX_BYTES:
         raise ConfigurationError(
             f"A saga's id has 1 to {_MAX_BYTES} printable bytes; this one has {len(saga.encode())}."
