@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sagapost.core.event import Event
+from sagapost.core.saga_keys import keys_of
 
 __all__ = ["LIFECYCLE", "Entry", "Keys", "entry_of", "moment", "pack", "saga_of", "unpack"]
 
@@ -78,7 +79,7 @@ class Keys:
     """Reads business keys from events: the order number by which a person looks for a saga.
 
     :param fields: names of fields of JSON payloads, for example ``order_id``. `subject` and `partitionkey` of the
-        envelope are keys too, unless they are the saga's own id.
+        envelope are keys too, unless they are the saga's own id, and so is what `sagas.start(keys=)` wrote.
     """
 
     def __init__(self, fields: Iterable[str] = ()) -> None:
@@ -90,7 +91,7 @@ class Keys:
 
     def of(self, event: Event, saga: str) -> set[tuple[str, str]]:
         """Return (name, value) pairs."""
-        found: set[tuple[str, str]] = set()
+        found = {(name[:255], value[:255]) for name, value in keys_of(event).items()}
         if event.partitionkey is not None and event.partitionkey != saga:
             found.add(("key", event.partitionkey))
         if event.subject is not None and event.subject != saga:
