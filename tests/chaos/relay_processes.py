@@ -1,0 +1,74 @@
+"""Relays as they run in production: `sagapost relay`, each in a process of its own, to be killed and replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio.to_thread
+
+__all__ = ["RelayProcesses"]
+
+_SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_STOP_SECONDS = 40.0
+
+
+class RelayProcesses:
+    """A number of relays with the same settings.
+
+    :param home: their working folder; inside the folder of the run, so that its guard finds them.
+    """
+
+    def __init__(self, settings: Mapping[str, str], *, home: Path, logs: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
+        self._environment = {**kept, "PYTHONPATH": str(_CHECKOUT), **settings}
+        self._home = home
+        self._logs = logs
+        self._started = 0
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start one more."""
+        self._started += 1
+        with (self._logs / f"relay-{self._started}.log").open("ab") as log:
+            self.running.append(
+                subprocess.Popen(
+                    [_SAGAPOST, "relay"],
+                    cwd=self._home,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    def kill(self, which: int) -> None:
+        """SIGKILL one, and start its successor at once."""
+        process = self.running.pop(which)
+        process.kill()
+        process.wait()
+        self.start()
+
+    async def stop(self, which: int = 0) -> int:
+        """SIGTERM one and wait for its end; returns its exit code."""
+        process = self.running.pop(which)
+        process.send_signal(signal.SIGTERM)
+        return await anyio.to_thread.run_sync(lambda: process.wait(_STOP_SECONDS))
+
+    def end(self) -> None:
+        """SIGKILL all that are left."""
+        for process in self.running:
+            process.kill()
+            process.wait()
+        self.running.clear()
+
+    def dead(self) -> list[int]:
+        """Take out the relays that ended by themselves; return their exit codes."""
+        codes = [process.poll() for process in self.running]
+        self.running = [process for process, code in zip(self.running, codes, strict=True) if code is None]
+        return [code for code in codes if code is not None]
