@@ -1,7 +1,21 @@
 """The tracker: every event, folded by correlation id into where each saga is."""
 
+from sagapost.sagas.tracker.differences import Difference
 from sagapost.sagas.tracker.fold import fold
+from sagapost.sagas.tracker.tables import TrackerTables
 from sagapost.sagas.tracker.timeline import timeline, tree
+from sagapost.sagas.tracker.tracker import SagaRow, Tracker, TrackerSettings
 from sagapost.sagas.tracker.view import SagaState, SagaView
 
-__all__ = ["fold", "timeline", "tree", "SagaState", "SagaView"]
+__all__ = [
+    "fold",
+    "timeline",
+    "tree",
+    "Tracker",
+    "TrackerSettings",
+    "TrackerTables",
+    "SagaState",
+    "SagaView",
+    "SagaRow",
+    "Difference",
+]

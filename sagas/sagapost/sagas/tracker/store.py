@@ -1,0 +1,203 @@
+"""The tracker's statements. Each runs in the caller's transaction.
+
+On PostgreSQL a batch is one statement per table: arrays go in as columns (`unnest`), so its text and plan are the
+same for every size. Elsewhere it is the same statement for many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, Connection, Table, bindparam, delete, false, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import Executable
+
+from sagapost.sagas.tracker.entries import pack, unpack
+from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.tables import TrackerTables
+
+__all__ = ["Kept", "TrackerStore"]
+
+_ENOUGH = 500
+"""Values in one IN list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A saga's row as the fold needs it."""
+
+    version: int
+    history: History
+
+
+class TrackerStore:
+    """Statements of one tracker for one kind of database."""
+
+    def __init__(self, tables: TrackerTables, dialect: str) -> None:
+        self.tables = tables
+        self.postgresql = dialect == "postgresql"
+        sagas = tables.sagas
+        self._upsert_sagas = self._insert(sagas, version=True)
+        self._insert_keys = self._insert(tables.keys)
+        self._insert_observed = self._insert(tables.observed)
+
+    def _insert(self, table: Table, *, version: bool = False) -> Executable:
+        columns = list(table.columns)
+        insert: Any
+        if self.postgresql:
+            arrays = [
+                func.unnest(bindparam(column.name, type_=ARRAY(column.type))).label(column.name) for column in columns
+            ]
+            insert = postgresql.insert(table).from_select([column.name for column in columns], select(*arrays))
+        else:
+            insert = sqlite.insert(table).values({column.name: bindparam(column.name) for column in columns})
+        if not version:
+            return insert.on_conflict_do_nothing()  # type: ignore[no-any-return]  # two dialects, one method
+        new = insert.excluded
+        upsert = insert.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={column.name: new[column.name] for column in columns if not column.primary_key},
+            where=table.c.version == new.version - 1,
+        )
+        return upsert.returning(table.c.saga) if self.postgresql else upsert  # type: ignore[no-any-return]  # likewise
+
+    def _execute(self, connection: Connection, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> Any:
+        if self.postgresql:
+            return connection.execute(statement, {name: [row[name] for row in rows] for name in rows[0]})
+        return connection.execute(statement, rows)
+
+    # --- folding ---
+
+    def take_turn(self, connection: Connection) -> None:
+        """On SQLite: become the only writer before anything is read that decides what is written."""
+        if not self.postgresql:
+            connection.execute(update(self.tables.sagas).where(false()).values(version=0))
+
+    def load(self, connection: Connection, sagas: Iterable[str]) -> dict[str, Kept]:
+        """Read the rows of these sagas."""
+        columns, names, found = self.tables.sagas.c, list(sagas), {}
+        asked = select(columns.saga, columns.version, columns.started_at, columns.truncated, columns.history)
+        for start in range(0, len(names), _ENOUGH):
+            part = names[start : start + _ENOUGH]
+            wanted = columns.saga == func.any(part) if self.postgresql else columns.saga.in_(part)
+            for row in connection.execute(asked.where(wanted)):
+                found[row.saga] = Kept(row.version, _history(row.history))
+        return found
+
+    def write(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Write sagas' rows; return those that were written. The others were changed by somebody else meanwhile.
+
+        In the order of their names, so that two writers never wait for each other in a circle.
+        """
+        ordered = sorted(rows, key=lambda row: str(row["saga"]))
+        result = self._execute(connection, self._upsert_sagas, ordered)
+        if self.postgresql:
+            return {row.saga for row in result}
+        # SQLite: `take_turn` made this the only writer, so nothing can have changed.
+        return {row["saga"] for row in rows}
+
+    def note_keys(self, connection: Connection, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write business keys; those that are known already stay."""
+        self._execute(connection, self._insert_keys, rows)
+
+    def note_observed(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write which service said what; the first observation stays."""
+        self._execute(connection, self._insert_observed, rows)
+
+    # --- reading ---
+
+    def show(self, connection: Connection, saga: str) -> History | None:
+        """Return a saga's history."""
+        columns = self.tables.sagas.c
+        row = connection.execute(select(columns.history).where(columns.saga == saga)).one_or_none()
+        return _history(row.history) if row is not None else None
+
+    def keys_of(self, connection: Connection, sagas: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+        """Return the business keys of sagas."""
+        columns = self.tables.keys.c
+        asked = select(columns.saga, columns.name, columns.value).where(columns.saga.in_(sagas))
+        found: dict[str, list[tuple[str, str]]] = {}
+        for row in connection.execute(asked.order_by(columns.name, columns.value)):
+            found.setdefault(row.saga, []).append((row.name, row.value))
+        return found
+
+    def find(self, connection: Connection, value: str, *, name: str | None, limit: int) -> list[str]:
+        """Return the sagas with a business key."""
+        columns = self.tables.keys.c
+        asked = select(columns.saga).distinct().where(columns.value == value)
+        if name is not None:
+            asked = asked.where(columns.name == name)
+        return list(connection.execute(asked.order_by(columns.saga).limit(limit)).scalars())
+
+    def rows(
+        self,
+        connection: Connection,
+        *,
+        states: Sequence[str],
+        due_before: datetime | None,
+        before: tuple[datetime, str] | None,
+        limit: int,
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return rows without their history, those that started last first."""
+        columns = self.tables.sagas.c
+        asked = select(*(column for column in self.tables.sagas.columns if column.name != "history"))
+        if states:
+            asked = asked.where(columns.state.in_(states))
+        if due_before is not None:
+            asked = asked.where(columns.due_at <= due_before)
+        if before is not None:
+            started, saga = before
+            asked = asked.where(
+                (columns.started_at < started) | ((columns.started_at == started) & (columns.saga < saga))
+            )
+        asked = asked.order_by(columns.started_at.desc(), columns.saga.desc()).limit(limit)
+        return [dict(row) for row in connection.execute(asked).mappings()]
+
+    def count(self, connection: Connection) -> dict[str, int]:
+        """Return how many sagas are in each state."""
+        state = self.tables.sagas.c.state
+        return {row.state: row.n for row in connection.execute(select(state, func.count().label("n")).group_by(state))}
+
+    def observed(self, connection: Connection) -> list[tuple[str, str, str]]:
+        """Return (source, type, example saga) of everything that was observed."""
+        columns = self.tables.observed.c
+        asked = select(columns.source, columns.type, columns.saga).order_by(columns.source, columns.type)
+        return [(row.source, row.type, row.saga) for row in connection.execute(asked)]
+
+    def names_after(self, connection: Connection, saga: str, *, limit: int) -> list[str]:
+        """Return the next sagas by name: a walk over all of them."""
+        column = self.tables.sagas.c.saga
+        return list(connection.execute(select(column).where(column > saga).order_by(column).limit(limit)).scalars())
+
+    # --- forgetting ---
+
+    def forget(self, connection: Connection, *, ended_before: datetime, silent_before: datetime, limit: int) -> int:
+        """Delete up to `limit` sagas that ended, or fell silent, before these times, with all that hangs on them."""
+        columns = self.tables.sagas.c
+        over = select(columns.saga).where(columns.ended_at < ended_before).order_by(columns.ended_at).limit(limit)
+        silent = (
+            select(columns.saga)
+            .where(columns.started_at < silent_before, columns.last_at < silent_before, columns.ended_at.is_(None))
+            .order_by(columns.started_at)
+            .limit(limit)
+        )
+        # Two trackers that forget at once take different sagas.
+        names = list(connection.execute(over.with_for_update(skip_locked=True)).scalars())
+        names += connection.execute(silent.with_for_update(skip_locked=True)).scalars()
+        for start in range(0, len(names), _ENOUGH):
+            part = names[start : start + _ENOUGH]
+            for table in (self.tables.keys, self.tables.actions, self.tables.sagas):
+                connection.execute(delete(table).where(table.c.saga.in_(part)))
+        return len(names)
+
+
+def packed(history: History) -> bytes:
+    """Return a history for its column: its start goes before the events."""
+    return (history.started or 0).to_bytes(8, signed=True) + bytes([history.truncated]) + pack(history.entries)
+
+
+def _history(data: bytes) -> History:
+    return History(unpack(data[9:]), int.from_bytes(data[:8], signed=True), bool(data[8]))

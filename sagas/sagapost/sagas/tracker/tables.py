@@ -1,0 +1,147 @@
+"""The tracker's own tables: one row per saga with its history, business keys, what was observed, what was done."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    func,
+    text,
+)
+
+from sagapost.core.schema import SchemaPart, schema_table
+
+__all__ = ["TRACKER_SCHEMA_VERSION", "TrackerTables"]
+
+TRACKER_SCHEMA_VERSION = 1
+
+
+class TrackerTables:
+    """The tables of one tracker, in a database of its own or beside others.
+
+    :param metadata: your MetaData, so that Alembic's autogenerate sees the tables; default: one of our own.
+    :param schema: database schema (PostgreSQL); default: the connection's search path.
+    :param prefix: put before each table name, where names would clash.
+    """
+
+    def __init__(self, metadata: MetaData | None = None, *, schema: str | None = None, prefix: str = "") -> None:
+        self.metadata = metadata if metadata is not None else MetaData()
+        self.schema = schema
+        self.prefix = prefix
+        self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
+        big = BigInteger().with_variant(Integer(), "sqlite")
+
+        # The history lies in the row: folding a batch is one read and one write per saga, showing a saga one read.
+        self.sagas = Table(
+            f"{prefix}tracker_sagas",
+            self.metadata,
+            Column("saga", String(255), primary_key=True),
+            Column("state", String(16), nullable=False),
+            Column("reason", Text),
+            Column("started_at", DateTime(timezone=True), nullable=False),
+            Column("last_at", DateTime(timezone=True), nullable=False),
+            Column("ended_at", DateTime(timezone=True)),
+            # When the next running deadline passes.
+            Column("due_at", DateTime(timezone=True)),
+            Column("events", Integer, nullable=False),
+            Column("truncated", Boolean, nullable=False),
+            # msgpack, see `entries.pack`.
+            Column("history", LargeBinary, nullable=False),
+            # Grows with each write; a write that was computed from an older row changes nothing.
+            Column("version", big, nullable=False),
+            CheckConstraint(
+                "state IN ('running', 'completed', 'compensating', 'compensated', 'waiting', 'stuck')",
+                name=f"{prefix}tracker_sagas_known",
+            ),
+            CheckConstraint(
+                "(state IN ('completed', 'compensated')) = (ended_at IS NOT NULL)",
+                name=f"{prefix}tracker_sagas_ended",
+            ),
+            schema=schema,
+            # Room for the next version of a row on its own page: a fold that changes no indexed column touches no
+            # index.
+            postgresql_with={"fillfactor": 70},
+        )
+        # Lists: of a state, newest first. `last_at` is in no index, since it changes with every event.
+        Index(f"{prefix}tracker_sagas_state", self.sagas.c.state, self.sagas.c.started_at, self.sagas.c.saga)
+        Index(f"{prefix}tracker_sagas_started", self.sagas.c.started_at, self.sagas.c.saga)
+        # Who is late?
+        Index(
+            f"{prefix}tracker_sagas_due",
+            self.sagas.c.due_at,
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        )
+        # What may be forgotten?
+        Index(
+            f"{prefix}tracker_sagas_ended_at",
+            self.sagas.c.ended_at,
+            postgresql_where=text("ended_at IS NOT NULL"),
+            sqlite_where=text("ended_at IS NOT NULL"),
+        )
+
+        self.keys = Table(
+            f"{prefix}tracker_keys",
+            self.metadata,
+            Column("value", String(255), primary_key=True),
+            Column("saga", String(255), primary_key=True),
+            Column("name", String(255), primary_key=True),
+            schema=schema,
+        )
+        Index(f"{prefix}tracker_keys_saga", self.keys.c.saga)
+
+        # Every (who, what) that was ever observed; compared with what is declared.
+        self.observed = Table(
+            f"{prefix}tracker_observed",
+            self.metadata,
+            Column("source", String(255), primary_key=True),
+            Column("type", String(255), primary_key=True),
+            Column("saga", String(255), nullable=False),
+            Column("first_at", DateTime(timezone=True), nullable=False),
+            schema=schema,
+        )
+
+        self.actions = Table(
+            f"{prefix}tracker_actions",
+            self.metadata,
+            # Of each rule at most one action per saga, whoever decides it and however often.
+            Column("saga", String(255), primary_key=True),
+            Column("rule", String(100), primary_key=True),
+            Column("state", String(8), nullable=False),
+            # Names the action to whoever is told: an event's id, or a webhook's idempotency key.
+            Column("key", String(64), nullable=False),
+            Column("reason", Text, nullable=False),
+            Column("url", Text),
+            Column("attempts", Integer, nullable=False, server_default="0"),
+            Column("last_error", Text),
+            Column("due_at", DateTime(timezone=True)),
+            Column("decided_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            CheckConstraint("state IN ('pending', 'done', 'failed')", name=f"{prefix}tracker_actions_known"),
+            CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name=f"{prefix}tracker_actions_due"),
+            schema=schema,
+        )
+        Index(
+            f"{prefix}tracker_actions_pending",
+            self.actions.c.due_at,
+            postgresql_where=text("state = 'pending'"),
+            sqlite_where=text("state = 'pending'"),
+        )
+
+    @property
+    def part(self) -> SchemaPart:
+        """The tables as one installable part."""
+        return SchemaPart(
+            name="tracker",
+            version=TRACKER_SCHEMA_VERSION,
+            tables=(self.sagas, self.keys, self.observed, self.actions),
+        )

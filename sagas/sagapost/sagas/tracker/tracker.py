@@ -1,0 +1,355 @@
+"""`Tracker`: folds events into the tracker's database, and answers where a saga is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.errors import ConfigurationError, StoreUnavailableError
+from sagapost.core.event import Event
+from sagapost.core.schema import check_schema, install_schema
+from sagapost.inbox.database import Database, is_conflict
+from sagapost.inbox.moments import aware
+from sagapost.sagas.choreography.manifest import Choreography
+from sagapost.sagas.tracker.derive import derive
+from sagapost.sagas.tracker.differences import Difference, differences
+from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, moment, saga_of
+from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.route import Route
+from sagapost.sagas.tracker.store import Kept, TrackerStore, packed
+from sagapost.sagas.tracker.tables import TrackerTables
+from sagapost.sagas.tracker.view import SagaState, SagaView
+
+__all__ = ["SagaRow", "Tracker", "TrackerSettings"]
+
+T = TypeVar("T")
+
+_ROUNDS = 20
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerSettings:
+    """Settings of one tracker.
+
+    :raises ConfigurationError: if one is out of range; names it.
+    """
+
+    keys: tuple[str, ...] = ()
+    """Fields of payloads by which sagas can be found, for example ``order_id``. Their values are kept."""
+    ends: tuple[str, ...] = ()
+    """Event types after which a saga is over, beside those of the choreography."""
+    max_events: int = 1_000
+    """Events kept of one saga, the newest. Each fold rewrites the history: large ones make it slow."""
+    retention: timedelta = timedelta(days=30)
+    """How long a saga is kept after its end."""
+    silent_retention: timedelta = timedelta(days=180)
+    """How long a saga that never ended is kept after its last event. Older events of unknown sagas are ignored."""
+    cached_sagas: int = 20_000
+    """Histories kept in memory between batches; a few kilobytes each."""
+    timeout: timedelta = timedelta(seconds=30)
+    """How long one call to the database may take."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.max_events < 1 or self.cached_sagas < 0:
+            raise ConfigurationError("TrackerSettings: max_events is at least 1, cached_sagas at least 0.")
+        if not timedelta(0) < self.retention <= self.silent_retention:
+            raise ConfigurationError("TrackerSettings: silent_retention is at least retention, which is positive.")
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRow:
+    """A saga in a list."""
+
+    saga: str
+    state: SagaState
+    reason: str | None
+    started: datetime
+    last: datetime
+    ended: datetime | None
+    due: datetime | None
+    """When its next running deadline passes, or passed."""
+    events: int
+    keys: tuple[tuple[str, str], ...]
+
+
+class Tracker:
+    """Folds events into the tracker's database, and answers where a saga is. PostgreSQL or SQLite.
+
+    Folding is idempotent and independent of order. Several trackers may fold into one database at once: a write that
+    was computed from an outdated row changes nothing and is computed again.
+
+    :param engine: the tracker's own database.
+    :param choreography: what the services declare; without it there are no expected steps and no deadlines.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        choreography: Choreography | None = None,
+        *,
+        tables: TrackerTables | None = None,
+        settings: TrackerSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.tables = tables if tables is not None else TrackerTables()
+        self.settings = settings if settings is not None else TrackerSettings()
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.choreography = choreography
+        self.database = Database(engine, concurrency=1, timeout=self.settings.timeout)
+        self._route = Route.of(choreography, ends=self.settings.ends)
+        self._keys = Keys(self.settings.keys)
+        self._store = TrackerStore(self.tables, self.database.dialect)
+        self._cache: OrderedDict[str, Kept] = OrderedDict()
+        self._observed: set[tuple[str, str]] = set()
+        self._folding = anyio.Lock()
+
+    async def install(self) -> None:
+        """Create the tables, where they are missing. A deployment uses `sagapost db upgrade`."""
+        await self.database.run(
+            lambda connection: install_schema(connection, self.tables.versions, [self.tables.part])
+        )
+
+    async def check(self) -> None:
+        """Verify that the tables are there and of this release.
+
+        :raises SchemaError: otherwise.
+        """
+        await self.database.run(
+            lambda connection: check_schema(
+                connection, self.tables.versions, self.tables.part, where=f"The database at {self.database.address}"
+            )
+        )
+
+    # --- folding ---
+
+    async def fold(self, events: Iterable[Event]) -> int:
+        """Fold events, in one transaction; return how many sagas changed. What is known already changes nothing.
+
+        When it returns, the events are durable in the tracker's database and may be acknowledged.
+
+        :raises StoreUnavailableError: if the database cannot take them now; fold them again later.
+        """
+        entries: dict[str, list[Entry]] = {}
+        keys: set[tuple[str, str, str]] = set()
+        observed: dict[tuple[str, str], tuple[str, datetime]] = {}
+        starts = self._route.starts
+        for event in events:
+            saga = saga_of(event, starts)
+            if saga is None:
+                continue
+            entries.setdefault(saga, []).append(entry_of(event))
+            keys.update((saga, name, value) for name, value in self._keys.of(event, saga))
+            place = (event.source, event.type)
+            if place not in self._observed and place not in observed:
+                observed[place] = (saga, event.time)
+        if not entries:
+            return 0
+        async with self._folding:
+            for _ in range(_ROUNDS):
+                try:
+                    changed = await self._run(lambda connection: self._fold(connection, entries, keys, observed))
+                except StoreUnavailableError as error:
+                    if error.__cause__ is None or not is_conflict(error.__cause__):
+                        raise
+                    continue
+                if changed is not None:
+                    self._remember(changed)
+                    self._observed.update(observed)
+                    return len(changed)
+        raise self.database.unavailable(TimeoutError("other trackers change the same sagas all the time"))
+
+    def _remember(self, changed: Mapping[str, Kept]) -> None:
+        """Keep what is committed for the next batch; the sagas that were quiet the longest go."""
+        for saga, kept in changed.items():
+            self._cache[saga] = kept
+            self._cache.move_to_end(saga)
+        while len(self._cache) > self.settings.cached_sagas:
+            self._cache.popitem(last=False)
+
+    def _fold(
+        self,
+        connection: Connection,
+        entries: Mapping[str, Sequence[Entry]],
+        keys: set[tuple[str, str, str]],
+        observed: Mapping[tuple[str, str], tuple[str, datetime]],
+    ) -> dict[str, Kept] | None:
+        """Fold in a transaction; return the changed rows, or None if another tracker came in between."""
+        store = self._store
+        store.take_turn(connection)
+        # Rows on SQLite are always read: there is nothing there by which an outdated write would be noticed.
+        cached = self._cache if store.postgresql else {}
+        unknown = [saga for saga in entries if saga not in cached]
+        loaded = store.load(connection, unknown) if unknown else {}
+        changed: dict[str, Kept] = {}
+        rows: list[dict[str, Any]] = []
+        horizon = self.clock.now() - self.settings.silent_retention
+        for saga, arrived in entries.items():
+            kept = cached.get(saga) or loaded.get(saga)
+            before = kept.history if kept is not None else History()
+            after = before.merge(arrived, limit=self.settings.max_events)
+            # Of an unknown saga from before the horizon the beginning is forgotten: what is left would mislead.
+            if after is before or (kept is None and moment(after.entries[-1].at) < horizon):
+                continue
+            version = kept.version + 1 if kept is not None else 1
+            changed[saga] = Kept(version, after)
+            rows.append(self._row(saga, version, after))
+        if rows:
+            written = store.write(connection, rows)
+            if len(written) < len(rows):
+                connection.rollback()
+                for row in rows:
+                    if row["saga"] not in written:
+                        self._cache.pop(row["saga"], None)
+                return None
+            known = sorted(key for key in keys if key[0] in changed)
+            fresh = [{"value": value, "saga": saga, "name": name} for saga, name, value in known]
+            if fresh:
+                store.note_keys(connection, fresh)
+        if observed:
+            store.note_observed(
+                connection,
+                [
+                    {"source": source, "type": type_, "saga": saga, "first_at": at}
+                    for (source, type_), (saga, at) in sorted(observed.items())
+                ],
+            )
+        return changed
+
+    def _row(self, saga: str, version: int, history: History) -> dict[str, Any]:
+        view = derive(saga, history, self._route)
+        return {
+            "saga": saga,
+            "state": view.state.value,
+            "reason": view.reason,
+            "started_at": view.started,
+            "last_at": view.last,
+            "ended_at": view.ended,
+            "due_at": view.deadlines[0].due if view.deadlines else None,
+            "events": len(history.entries),
+            "truncated": history.truncated,
+            "history": packed(history),
+            "version": version,
+        }
+
+    async def refold(self) -> int:
+        """Derive every saga anew from its history, after the choreography or the release changed; return how many.
+
+        Folding may go on meanwhile.
+        """
+        last, count = "", 0
+        while True:
+            done = await self._run(partial(self._refold, after=last))
+            if not done:
+                return count
+            last, count = done[-1], count + len(done)
+
+    def _refold(self, connection: Connection, after: str) -> list[str]:
+        store = self._store
+        store.take_turn(connection)
+        names = store.names_after(connection, after, limit=_PAGE)
+        if names:
+            loaded = store.load(connection, names)
+            # A row that somebody else folds into meanwhile was derived by them.
+            store.write(connection, [self._row(saga, kept.version + 1, kept.history) for saga, kept in loaded.items()])
+        return names
+
+    async def prune(self, *, chunk: int = 500) -> int:
+        """Forget sagas that ended or fell silent long ago; return how many. Small transactions, one after another."""
+        total = 0
+        while True:
+            now = self.clock.now()
+            ended, silent = now - self.settings.retention, now - self.settings.silent_retention
+            gone = await self._run(partial(self._forget, ended=ended, silent=silent, chunk=chunk))
+            total += gone
+            if gone < chunk:
+                self._cache.clear()
+                return total
+
+    def _forget(self, connection: Connection, ended: datetime, silent: datetime, chunk: int) -> int:
+        self._store.take_turn(connection)
+        return self._store.forget(connection, ended_before=ended, silent_before=silent, limit=chunk)
+
+    # --- asking ---
+
+    async def show(self, saga: str) -> SagaView | None:
+        """Return where a saga is; None if nothing is known of it."""
+
+        def read(connection: Connection) -> tuple[History | None, list[tuple[str, str]]]:
+            return self._store.show(connection, saga), self._store.keys_of(connection, [saga]).get(saga, [])
+
+        history, keys = await self._run(read)
+        if history is None:
+            return None
+        return replace(derive(saga, history, self._route), keys=tuple(keys))
+
+    async def find(self, value: str, *, name: str | None = None, limit: int = 100) -> list[str]:
+        """Return the sagas with a business key, for example ``find("4711")`` or ``find("4711", name="order_id")``."""
+        return await self._run(lambda connection: self._store.find(connection, value, name=name, limit=limit))
+
+    async def sagas(
+        self,
+        *,
+        states: Iterable[SagaState] = (),
+        late: bool = False,
+        before: SagaRow | None = None,
+        limit: int = 100,
+    ) -> list[SagaRow]:
+        """Return sagas, those that started last first.
+
+        :param states: only of these; default: all.
+        :param late: only those with a deadline that has passed.
+        :param before: the last row of the page before this one.
+        """
+        wanted = [state.value for state in states]
+        due = self.clock.now() if late else None
+
+        def read(connection: Connection) -> list[SagaRow]:
+            rows = self._store.rows(
+                connection,
+                states=wanted,
+                due_before=due,
+                before=(before.started, before.saga) if before is not None else None,
+                limit=limit,
+            )
+            keys = self._store.keys_of(connection, [row["saga"] for row in rows])
+            return [_saga_row(row, keys.get(row["saga"], ())) for row in rows]
+
+        return await self._run(read)
+
+    async def counts(self) -> dict[SagaState, int]:
+        """Return how many sagas are in each state."""
+        found = await self._run(self._store.count)
+        return {SagaState(state): count for state, count in found.items()}
+
+    async def differences(self) -> list[Difference]:
+        """Compare what was observed with what is declared."""
+        seen = await self._run(self._store.observed)
+        return differences(seen, self._route)
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        return await self.database.run(work)
+
+
+def _saga_row(row: Mapping[str, Any], keys: Iterable[tuple[str, str]]) -> SagaRow:
+    return SagaRow(
+        saga=row["saga"],
+        state=SagaState(row["state"]),
+        reason=row["reason"],
+        started=aware(row["started_at"]),
+        last=aware(row["last_at"]),
+        ended=aware(row["ended_at"]) if row["ended_at"] is not None else None,
+        due=aware(row["due_at"]) if row["due_at"] is not None else None,
+        events=row["events"],
+        keys=tuple(keys),
+    )
