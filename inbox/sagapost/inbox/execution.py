@@ -110,7 +110,7 @@ class Execution:
                 session=self._session,
                 topic=message.topic,
             )
-            await_only(call_async(handler.function, payload, ctx, saga))
+            await_only(call_async(handler.function, payload, ctx, saga, inbox.around(event)))
         else:
             sync_ctx = inbox.sync_context(
                 consumer=inbox.name,
@@ -120,7 +120,8 @@ class Execution:
                 session=self._session.sync_session,
                 topic=message.topic,
             )
-            await_only(call_in_thread(handler.function, payload, sync_ctx, saga, self._threads))
+            around = inbox.around(event)
+            await_only(call_in_thread(handler.function, payload, sync_ctx, saga, around, self._threads))
 
     def call_instead(
         self, work: Callable[[Context], Awaitable[None]], name: str, message: Message, attempt: int
@@ -140,7 +141,7 @@ class Execution:
         async def instead(_payload: object, ctx: Context) -> None:
             await work(ctx)
 
-        await_only(call_async(instead, None, ctx, continue_from(event)))
+        await_only(call_async(instead, None, ctx, continue_from(event), inbox.around(event)))
 
     def write(self, event: Event | None = None) -> None:
         """Send what is pending to the database.

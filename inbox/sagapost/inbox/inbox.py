@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from sagapost.core.broker import Queue
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.event import Event
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.context import Context, SyncContext
 from sagapost.inbox.handlers import (
@@ -52,6 +54,8 @@ class Inbox:
     :param unknown: what happens to an event that no handler takes.
     :param context: class of the context of `async def` handlers.
     :param sync_context: class of the context of `def` handlers.
+    :param around: returns a context manager in which each call of a handler runs, inside the message's transaction and
+        in the handler's own context variables; for tracing. It must be quick, and must not swallow exceptions.
     :raises ConfigurationError: if the name is empty or over 255 bytes.
     """
 
@@ -65,6 +69,7 @@ class Inbox:
         unknown: UnknownPolicy = "park",
         context: type[Context] = Context,
         sync_context: type[SyncContext] = SyncContext,
+        around: Callable[[Event], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if not name.isprintable() or not 0 < len(name.encode()) <= _NAME_BYTES:
             raise ConfigurationError(f"Inbox(name) has 1 to {_NAME_BYTES} printable bytes, not {name!r}.")
@@ -75,6 +80,7 @@ class Inbox:
         self.unknown: UnknownPolicy = unknown
         self.context = context
         self.sync_context = sync_context
+        self.around = around
         self._handlers: list[Handler] = []
         self._upcasters: dict[str, Upcaster] = {}
         self._calls: dict[tuple[str, str], tuple[Call, ...]] = {}

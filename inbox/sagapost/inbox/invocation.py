@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
 from contextvars import Context as Variables
 from typing import Any, TypeVar
 
@@ -51,26 +52,37 @@ class _Isolated(Awaitable[T]):
                 step, argument = coroutine.throw, error
 
 
-def call_async(function: HandlerFunction, payload: object, ctx: object, saga: SagaContext) -> Awaitable[None]:
-    """Call an `async def` handler within the saga."""
+def call_async(
+    function: HandlerFunction,
+    payload: object,
+    ctx: object,
+    saga: SagaContext,
+    around: AbstractContextManager[object],
+) -> Awaitable[None]:
+    """Call an `async def` handler within the saga, and in what is to be around it."""
 
     async def handle() -> None:
-        with bind(saga):
+        with bind(saga), around:
             await function(payload, ctx)
 
     return _Isolated(handle())
 
 
 def call_in_thread(
-    function: HandlerFunction, payload: object, ctx: object, saga: SagaContext, limiter: anyio.CapacityLimiter
+    function: HandlerFunction,
+    payload: object,
+    ctx: object,
+    saga: SagaContext,
+    around: AbstractContextManager[object],
+    limiter: anyio.CapacityLimiter,
 ) -> Awaitable[None]:
-    """Call a `def` handler in a worker thread, within the saga.
+    """Call a `def` handler in a worker thread, within the saga, and in what is to be around it.
 
     The thread cannot be interrupted; cancelling waits for it.
     """
 
     async def handle() -> None:
-        with bind(saga):
+        with bind(saga), around:
             # The context variables, the saga among them, are carried into the thread.
             await anyio.to_thread.run_sync(_drive, function, payload, ctx, limiter=limiter)
 

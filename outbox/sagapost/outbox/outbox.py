@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Unpack, overload
 
@@ -33,6 +33,8 @@ class Outbox:
     :param tables: where the events go; default: tables of the default names in a MetaData of their own.
     :param max_bytes: largest encoded payload. Brokers have limits of their own (RabbitMQ: 16 MiB by default).
     :param clock: stamps `time` on events.
+    :param trace: returns `traceparent` and `tracestate` of the running code, or None: events then carry them. Without
+        it, or outside any trace, an event published by a handler carries those of the event being handled.
     :raises ConfigurationError: if the source is empty or over 255 bytes, or `max_bytes` is not positive.
     """
 
@@ -43,6 +45,7 @@ class Outbox:
         tables: OutboxTables | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         clock: Clock | None = None,
+        trace: Callable[[], tuple[str, str | None] | None] | None = None,
     ) -> None:
         if not 0 < len(source.encode()) <= MAX_NAME_LENGTH:
             raise ConfigurationError(
@@ -55,6 +58,7 @@ class Outbox:
         self.tables = tables if tables is not None else OutboxTables()
         self.max_bytes = max_bytes
         self.clock: Clock = clock if clock is not None else SystemClock()
+        self._trace = trace
         self._now = Target(self.tables.outbox)
         self._later = Target(self.tables.scheduled, "deliver_at", "name")
 
@@ -197,6 +201,10 @@ class Outbox:
             )
             for payload in payloads
         ]
+        traced = self._trace() if self._trace is not None else None
+        if traced is not None:
+            parent, state = traced
+            events = [msgspec.structs.replace(event, traceparent=parent, tracestate=state) for event in events]
         if deliver_at is None and name is None:
             return events, Rows(self._now, [row_values(event, topic or event.type) for event in events])
         for event in events:

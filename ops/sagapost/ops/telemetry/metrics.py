@@ -1,0 +1,126 @@
+"""Metrics of relays and consumers, from what they tell their observers.
+
+Names that the semantic conventions for messaging have are theirs; the others begin with ``sagapost.``. No attribute
+has values without bound: event types yes, keys and ids no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sagapost.core.errors import MissingExtraError
+from sagapost.core.observer import Observation
+from sagapost.core.outbox_store import OutboxBacklog
+from sagapost.inbox import observations as inbox
+from sagapost.outbox.relay import observations as relay
+
+try:
+    from opentelemetry import metrics
+except ModuleNotFoundError as missing:
+    raise MissingExtraError(module="opentelemetry-api", extra="otel", purpose="OpenTelemetry") from missing
+
+__all__ = ["OpenTelemetryMetrics"]
+
+
+class OpenTelemetryMetrics:
+    """An observer that counts and times; give it to relays and consumers beside others (`Observers`).
+
+    :param meter_provider: default: the global one.
+    :param system: `messaging.system` of the figures.
+    """
+
+    def __init__(self, meter_provider: metrics.MeterProvider | None = None, *, system: str = "rabbitmq") -> None:
+        meter = metrics.get_meter("sagapost", meter_provider=meter_provider)
+        self._system = {"messaging.system": system}
+        self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Confirmed and routed")
+        self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Received")
+        self._process = meter.create_histogram("messaging.process.duration", "s", "From begin to commit")
+        self._lag = meter.create_histogram("sagapost.inbox.lag", "s", "From the event's time to its commit")
+        self._settled = meter.create_counter("sagapost.relay.settled", "{event}", "Published and deleted")
+        self._moved = meter.create_counter("sagapost.relay.moved", "{event}", "Scheduled events that became due")
+        self._retries = meter.create_counter("sagapost.relay.retries", "{event}", "Refusals that are tried again")
+        self._buried = meter.create_counter("sagapost.relay.dead", "{event}", "Events that became dead letters")
+        self._overtaken = meter.create_counter("sagapost.relay.overtaken", "{event}", "Confirmed out of order")
+        self._partitions = meter.create_gauge("sagapost.relay.partitions", "{partition}", "Owned now")
+        self._paused = meter.create_gauge("sagapost.relay.paused", "1", "1 while nothing new is published, by cause")
+        self._lost = meter.create_counter("sagapost.connections.lost", "{connection}", "Failed or ended, by server")
+        self._handled = meter.create_counter("sagapost.inbox.handled", "{event}", "Handled and committed")
+        self._duplicates = meter.create_counter("sagapost.inbox.duplicates", "{event}", "Known already")
+        self._failed = meter.create_counter("sagapost.inbox.failures", "{event}", "Tries that failed")
+        self._parked = meter.create_counter("sagapost.inbox.parked", "{event}", "Parked, by state and reason")
+        self._pending = meter.create_gauge("sagapost.outbox.pending", "{event}", "Committed and not yet published")
+        self._age = meter.create_gauge("sagapost.outbox.age", "s", "Age of the oldest event not yet published")
+        self._held = meter.create_gauge("sagapost.outbox.held", "{event}", "Refused, tried again")
+        self._dead = meter.create_gauge("sagapost.outbox.dead", "{event}", "Dead letters")
+        self._scheduled = meter.create_gauge("sagapost.outbox.scheduled", "{event}", "Not due yet")
+
+    def notify(self, event: Observation, /) -> None:
+        """Count it."""
+        if isinstance(event, relay.Relayed):
+            self._relay(event)
+        elif isinstance(event, inbox.Consuming):
+            self._inbox(event)
+
+    def backlog(self, found: OutboxBacklog) -> None:
+        """Take in how far behind the outbox is; see `OutboxStore.backlog`."""
+        self._pending.set(found.pending)
+        self._age.set(0.0 if found.oldest_age is None else found.oldest_age.total_seconds())
+        self._held.set(found.held)
+        self._dead.set(found.dead)
+        self._scheduled.set(found.scheduled)
+
+    def _relay(self, event: relay.Relayed) -> None:
+        match event:
+            case relay.Confirmed(rows=rows):
+                self._sent.add(rows, {**self._system, "messaging.operation.name": "publish"})
+            case relay.Settled(rows=rows):
+                self._settled.add(rows)
+            case relay.Moved(rows=rows):
+                self._moved.add(rows)
+            case relay.Held(event_type=type_):
+                self._retries.add(1, {"cloudevents.event_type": type_})
+            case relay.Buried(event_type=type_, policy=policy):
+                self._buried.add(1, {"cloudevents.event_type": type_, "sagapost.policy": policy})
+            case relay.Overtaken():
+                self._overtaken.add(1)
+            case relay.LeasesChanged(owned=owned):
+                self._partitions.set(len(owned))
+            case relay.Blocked(blocked=blocked):
+                self._paused.set(int(blocked), {"sagapost.cause": "alarm"})
+            case relay.Saturated(saturated=saturated):
+                self._paused.set(int(saturated), {"sagapost.cause": "held keys"})
+            case relay.BrokerLost():
+                self._lost.add(1, {"sagapost.server": "broker", "sagapost.part": "relay"})
+            case relay.StoreLost():
+                self._lost.add(1, {"sagapost.server": "database", "sagapost.part": "relay"})
+            case _:
+                pass
+
+    def _inbox(self, event: inbox.Consuming) -> None:
+        consumer = {**self._system, "messaging.destination.name": event.consumer}
+        match event:
+            case inbox.Received():
+                self._consumed.add(1, consumer)
+            case inbox.Handled():
+                self._count_handled(consumer, {event.event_type: 1}, event.seconds, event.lag_seconds)
+            case inbox.GroupHandled():
+                self._count_handled(consumer, event.types, event.seconds, event.lag_seconds)
+                self._duplicates.add(event.duplicates, consumer)
+            case inbox.Duplicate():
+                self._duplicates.add(1, consumer)
+            case inbox.HandlerFailed(event_type=type_):
+                self._failed.add(1, {**consumer, "cloudevents.event_type": type_})
+            case inbox.Parked(state=state, reason=reason):
+                self._parked.add(1, {**consumer, "sagapost.state": state, "sagapost.reason": reason})
+            case inbox.BrokerLost():
+                self._lost.add(1, {"sagapost.server": "broker", "sagapost.part": event.consumer})
+            case inbox.StoreLost():
+                self._lost.add(1, {"sagapost.server": "database", "sagapost.part": event.consumer})
+            case _:
+                pass
+
+    def _count_handled(self, consumer: dict[str, str], types: Mapping[str, int], seconds: float, lag: float) -> None:
+        for type_, count in types.items():
+            self._handled.add(count, {**consumer, "cloudevents.event_type": type_})
+        self._process.record(seconds, {**consumer, "messaging.operation.name": "process"})
+        self._lag.record(max(lag, 0.0), consumer)
