@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops.commands import app
-from sagapost.sagas.choreography import RULES, Manifest, Rule, Step, read_manifest, write_manifest
+from sagapost.sagas.choreography import RULES, STALE, Manifest, Rule, Step, read_manifest, write_manifest
 
 runner = CliRunner()
 
@@ -115,7 +115,7 @@ def test_accepted_findings_pass_and_stay_visible_to_programs(manifests: list[str
     }
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+@pytest.mark.parametrize("rule", [*RULES, STALE], ids=lambda rule: rule.code)
 def test_every_rule_explains_itself(rule: Rule) -> None:
     """Whoever meets a code in a build's output finds out what it means without leaving the terminal."""
     result = runner.invoke(app, ["saga", "lint", "--explain", rule.code.lower()])

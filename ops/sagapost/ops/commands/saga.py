@@ -18,6 +18,7 @@ from sagapost.ops.commands.output import write_json, write_line, write_table
 from sagapost.ops.inbox_path import load_inbox
 from sagapost.sagas.choreography import (
     RULES,
+    STALE,
     Choreography,
     Finding,
     Rule,
@@ -160,7 +161,7 @@ def _rule(code: str) -> Rule:
 
 
 def _explain(code: str) -> None:
-    rule = _rule(code)
+    rule = STALE if code.upper() == STALE.code else _rule(code)
     write_line(f"{rule.code} ({rule.severity.value}): {rule.title}")
     for text in (rule.explanation, rule.remedy):
         write_line()

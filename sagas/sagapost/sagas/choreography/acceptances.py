@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.sagas.choreography.findings import Finding, Severity
+from sagapost.sagas.choreography.findings import Finding
 from sagapost.sagas.choreography.rules import RULES, STALE
 
 __all__ = ["Acceptance", "accept", "read_acceptances"]
@@ -84,8 +84,8 @@ def accept(findings: Iterable[Finding], acceptances: Sequence[Acceptance]) -> li
         marked.append(replace(finding, accepted=acceptances[covering[0]].reason) if covering else finding)
     stale = [
         Finding(
-            STALE,
-            Severity.WARNING,
+            STALE.code,
+            STALE.severity,
             entry.service or "",
             entry.subject or entry.code,
             f"{entry.code} is accepted ({entry.reason}) and no longer found. Remove the acceptance.",

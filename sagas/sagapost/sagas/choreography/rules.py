@@ -7,8 +7,15 @@ from sagapost.sagas.choreography.findings import Rule, Severity
 
 __all__ = ["RULES", "STALE"]
 
-STALE = "SP000"
-"""Code of the finding about an acceptance that accepts nothing any more."""
+STALE = Rule(
+    "SP000",
+    Severity.WARNING,
+    "acceptance of nothing",
+    "A finding is accepted that is not found any more. The acceptance would hide the next mistake of its kind.",
+    "Remove it from the file of acceptances, or correct its service and subject.",
+    lambda _: iter(()),
+)
+"""About the acceptances themselves, so no choreography is searched for it."""
 
 RULES: tuple[Rule, ...] = (
     Rule(

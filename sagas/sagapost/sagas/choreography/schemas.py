@@ -25,6 +25,13 @@ def _compare(said: Schema, said_root: Schema, heard: Schema, heard_root: Schema,
     if types_said and types_heard and not types_said <= _widened(types_heard):
         yield f"{where} is said as {_names(types_said)} and expected as {_names(types_heard)}"
         return
+    values_said, values_heard = _values(said), _values(heard)
+    unexpected = [value for value in values_said or () if values_heard is not None and value not in values_heard]
+    if unexpected:
+        yield f"{where} may be said as {', '.join(map(repr, unexpected))}, which the hearer does not know"
+    formats = said.get("format"), heard.get("format")
+    if None not in formats and formats[0] != formats[1]:
+        yield f"{where} is said as a {formats[0]} and expected as a {formats[1]}"
     fields_said = cast("Mapping[str, Schema]", said.get("properties", {}))
     fields_heard = cast("Mapping[str, Schema]", heard.get("properties", {}))
     required_said = set(cast("list[str]", said.get("required", [])))
@@ -79,6 +86,14 @@ def _types(schema: Schema, root: Schema) -> set[str]:
             found = [_types(_resolve(option, root), root) for option in cast("list[Schema]", options)]
             return set().union(*found) if all(found) else set()
     return set()
+
+
+def _values(schema: Schema) -> list[Any] | None:
+    """Return the only values a schema allows; None if it does not list them."""
+    if "const" in schema:
+        return [schema["const"]]
+    listed: list[Any] | None = schema.get("enum")
+    return listed
 
 
 def _widened(types: set[str]) -> set[str]:
