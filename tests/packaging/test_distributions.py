@@ -64,7 +64,7 @@ def test_metadata_says_what_is_needed(metadata: dict[str, list[str]]) -> None:
     """Python version, licence and extras are those that are documented; the core needs four packages."""
     assert metadata["Requires-Python"] == [">=3.11"]
     assert metadata["License-Expression"] == ["Apache-2.0"]
-    assert set(metadata["Provides-Extra"]) == {"postgresql", "sqlite", "rabbitmq", "pydantic", "cli", "all"}
+    assert set(metadata["Provides-Extra"]) == {"postgresql", "sqlite", "rabbitmq", "pydantic", "cli", "otel", "all"}
     unconditional = {
         each.split(">")[0].split(";")[0].strip() for each in metadata["Requires-Dist"] if "extra ==" not in each
     }
