@@ -38,7 +38,7 @@ async def play(deployment: Deployment, count: int, rng: random.Random, report: R
     # Two units an order on average, so that about 6 orders of 10 can be served.
     stock = max(1, round(count * 2 * 0.6 / len(ITEMS)))
     async with AsyncSession(deployment.engine("warehouse")) as session, session.begin():
-        session.add_all(warehouse.Stock(item=item, available=stock) for item in ITEMS)
+        session.add_all(warehouse.Stock(item=item, available=stock, on_shelf=stock) for item in ITEMS)
     witness = Witness(deployment.broker)
     till = Till(deployment.engine("orders"), rng, report)
     answers = Answers(deployment, report)

@@ -32,7 +32,7 @@ class Stock(Base):
 
     item: Mapped[str] = mapped_column(String(50), primary_key=True)
     available: Mapped[int]
-    on_shelf: Mapped[int] = mapped_column(default=lambda context: context.get_current_parameters()["available"])
+    on_shelf: Mapped[int]
 
 
 class State(StrEnum):

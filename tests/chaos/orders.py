@@ -290,7 +290,8 @@ async def _services(
                 await connection.run_sync(base.metadata.create_all)
             made.append(roles)
         async with async_sessionmaker(engines[1]).begin() as session:
-            session.add_all(warehouse.Stock(item=item, available=_stock_of(plan)) for item in ITEMS)
+            units = _stock_of(plan)
+            session.add_all(warehouse.Stock(item=item, available=units, on_shelf=units) for item in ITEMS)
         for roles in made:
             roles.start("relay")
             roles.start("consume")

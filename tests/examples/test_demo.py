@@ -65,28 +65,28 @@ def figures(output: str) -> dict[str, int]:
 
 
 def test_the_demo_balances(tmp_path: Path) -> None:
-    """200 orders through both services, 20 events sent twice: each figure is what must come out, and the code is 0."""
+    """100 orders through both services, 20 events sent twice: each figure is what must come out, and the code is 0."""
     ran = subprocess.run(
-        command(tmp_path, "--orders", "200"), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        command(tmp_path, "--orders", "100"), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"Seed {SEED}." in ran.stdout
-    assert "orders answered: 200 of 200" in ran.stdout
+    assert "orders answered: 100 of 100" in ran.stdout
     found = figures(ran.stdout)
     undone = found.pop("rolled back on purpose")
     # Twenty events were sent twice, some to one service and some to both.
     assert 20 <= found.pop("duplicates suppressed") <= 40
     confirmed, cancelled = found.pop("confirmed"), found.pop("cancelled, out of stock")
     assert found == {
-        "orders placed": 200,
-        "events published": 400,
-        "events handled": 600,
+        "orders placed": 100,
+        "events published": 200,
+        "events handled": 300,
         "of rolled-back orders, events or rows (must be 0)": 0,
         "effects doubled (must be 0)": 0,
         "lost (must be 0)": 0,
     }
-    assert confirmed + cancelled == 200
-    # The seed decides what is ordered, and the stock is 240 units.
+    assert confirmed + cancelled == 100
+    # The seed decides what is ordered, and the stock is 120 units.
     assert min(undone, confirmed, cancelled) > 5
     for name in ("orders", "warehouse"):
         assert (tmp_path / f"{name}.db").exists(), "what the demo says one can look at is there"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import anyio
 import anyio.to_thread
@@ -14,7 +15,8 @@ from sqlalchemy import func, select
 from examples.streamtech import bank, orders
 from examples.streamtech.processes import Processes, Site, processes
 from examples.streamtech.scenarios.books import Opening, complaints
-from examples.streamtech.scenarios.scenario import settled
+from examples.streamtech.scenarios.chronicle import Chronicle
+from examples.streamtech.scenarios.scenario import settled, tracked
 from examples.streamtech.scenarios.stage import Stage
 from examples.streamtech.services import FULFILMENT
 
@@ -85,11 +87,15 @@ async def test_orders_survive_the_killing_of_any_process(site: Site) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    async with processes(site, FULFILMENT, together=not LONG) as deployment:
+    async with AsyncExitStack() as stack:
+        deployment = await stack.enter_async_context(processes(site, FULFILMENT, together=not LONG))
         before = Opening.empty()
         stage = Stage(deployment, print, before)
         await stock_up(stage)
         ready = anyio.Event()
+        chronicle = Chronicle(deployment.broker)
+        listening = await stack.enter_async_context(anyio.create_task_group())
+        await listening.start(chronicle.run)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(shoot, deployment, random.Random(rng.random()), ready)
             tasks.start_soon(place, stage, random.Random(rng.random()), ready)
@@ -98,4 +104,8 @@ async def test_orders_survive_the_killing_of_any_process(site: Site) -> None:
         assert await settled(deployment) == []
         assert await complaints(deployment, before) == []
         assert min(found["completed"], found["cancelled"]) > 0, found
+        views, different = await tracked(deployment, chronicle)
+        assert different == []
+        assert len(views) == ORDERS
+        listening.cancel_scope.cancel()
         await deployment.stop()

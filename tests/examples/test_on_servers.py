@@ -39,5 +39,6 @@ async def test_the_scenarios_end_as_they_should_on_servers(site: Site, services:
             outcome = await run(SCENARIOS[name], deployment, print)
             assert outcome.complaints == [], name
             assert outcome.found == outcome.expected != {}
-            assert outcome.timeline
+            assert outcome.view is not None
+            assert outcome.view.state.over
         await deployment.stop()

@@ -28,7 +28,7 @@ async def test_a_scenario_ends_as_it_should(tmp_path: Path, name: str) -> None:
         await deployment.stop()
     assert outcome.complaints == []
     assert outcome.found == outcome.expected != {}
-    assert bool(outcome.timeline) == bool(scenario.services)
+    assert (outcome.view is not None) == bool(scenario.services)
 
 
 def test_a_scenario_is_told_by_name(

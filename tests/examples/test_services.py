@@ -23,7 +23,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Embedded]:
     """Both services, running; three units of one record in stock."""
     async with embedded(tmp_path) as running:
         async with AsyncSession(running.engine("warehouse")) as session, session.begin():
-            session.add(warehouse.Stock(item="blue-train", available=3))
+            session.add(warehouse.Stock(item="blue-train", available=3, on_shelf=3))
         yield running
         await running.stop()
 

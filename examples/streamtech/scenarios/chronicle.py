@@ -1,4 +1,4 @@
-"""Everything that was said, as heard at the broker: the timeline of a saga."""
+"""Everything that was said, as heard at the broker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chronicle:
                 if isinstance(event, Event):
                     self._heard.setdefault((event.source, event.id), event)
 
-    def of(self, saga: str) -> list[Event]:
-        """Return what was said in a saga, in the order of time."""
-        events = (event for event in self._heard.values() if event.correlationid == saga)
-        return sorted(events, key=lambda event: (event.time, event.id))
+    @property
+    def events(self) -> list[Event]:
+        """What was said, in the order in which it was heard."""
+        return list(self._heard.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -11,8 +11,12 @@ from examples.streamtech.deployment import Deployment
 from examples.streamtech.scenarios.books import Opening, complaints, leftovers, opening
 from examples.streamtech.scenarios.chronicle import Chronicle
 from examples.streamtech.scenarios.stage import PATIENCE, Stage
-from examples.streamtech.services import FULFILMENT, Service
-from sagapost.core import Event
+from examples.streamtech.scenarios.tracked import disagreements, ends
+from examples.streamtech.services import FULFILMENT, Service, choreography
+from sagapost.sagas.tracker import SagaView, fold
+
+_HEARSAY = 10.0
+"""Seconds until everything that was published is heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,14 @@ class Scenario:
 class Outcome:
     """How a story ended."""
 
-    timeline: list[Event]
+    view: SagaView | None
+    """The saga as a tracker sees it; None where there is none."""
     expected: dict[str, object]
     """What the services' own data should say."""
     found: dict[str, object]
     """What it says."""
     books: list[str]
-    """What does not agree between the services."""
+    """What does not agree between the services, or between them and the tracker."""
 
     @property
     def complaints(self) -> list[str]:
@@ -54,17 +59,40 @@ async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], N
     chronicle = Chronicle(deployment.broker)
     shop = any(service.name == "warehouse" for service in deployment.services)
     before = await opening(deployment) if shop else Opening.empty()
+    earlier = await ends(deployment)
     stage = Stage(deployment, say, before)
+    complained: list[str] = []
+    views: Mapping[str, SagaView] = {}
     async with anyio.create_task_group() as tasks:
         await tasks.start(chronicle.run)
         if shop:
             await stage.courier(1000)
         await scenario.play(stage)
-        left = await settled(deployment)
-        books = await complaints(deployment, before) if shop else []
-        timeline = chronicle.of(stage.saga) if stage.saga is not None else []
+        complained += await settled(deployment)
+        complained += await complaints(deployment, before) if shop else []
+        views, different = await tracked(deployment, chronicle, earlier=earlier)
+        complained += different
         tasks.cancel_scope.cancel()
-    return Outcome(timeline, stage.expected, stage.found, books + left)
+    view = views.get(stage.saga) if stage.saga is not None else None
+    return Outcome(view, stage.expected, stage.found, complained)
+
+
+async def tracked(
+    deployment: Deployment, chronicle: Chronicle, *, earlier: Collection[str] = ()
+) -> tuple[Mapping[str, SagaView], list[str]]:
+    """Fold what was said once nothing more is; return the sagas, and where the services have something else."""
+    declared = choreography(deployment.services)
+    views: Mapping[str, SagaView] = {}
+    different: list[str] = []
+    with anyio.move_on_after(_HEARSAY):
+        while True:
+            views = fold(chronicle.events, declared)
+            different = await disagreements(deployment, views, earlier=earlier)
+            if not different:
+                break
+            # What is published is in the chronicle's queue, and soon in the chronicle.
+            await anyio.sleep(0.1)
+    return views, different
 
 
 async def settled(deployment: Deployment) -> list[str]:
