@@ -64,7 +64,8 @@ class Sagas:
         self.starts = tuple(starts)
         self.ends = tuple(ends)
         self.announce = announce
-        self._clock: Clock = clock if clock is not None else SystemClock()
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        """What deadlines are reckoned from and, on SQLite, when compensations are due. Tests may set another."""
         self._compensations: dict[str, CompensationDeclaration] = {}
         self._names: dict[CompensationFunction, str] = {}
         self._emitted: list[type | str] = [*self.starts, *self.ends]
@@ -74,23 +75,13 @@ class Sagas:
         """What makes this service roll back its part."""
         self.islands: list[Island] = []
         """The orchestrated parts of this service."""
-        self._ledgers: dict[str, Ledger] = {}
+        self._ledgers: dict[tuple[str, Clock], Ledger] = {}
         self._context: type[StepContext] = type("StepContext", (StepContext,), {"sagas": self, "__slots__": ()})
 
     @property
     def context(self) -> type[StepContext]:
         """The class to pass as ``Inbox(context=...)``, so that handlers get a `StepContext` of this service."""
         return self._context
-
-    @property
-    def clock(self) -> Clock:
-        """What deadlines are reckoned from and, on SQLite, when compensations are due. Tests may set another."""
-        return self._clock
-
-    @clock.setter
-    def clock(self, clock: Clock) -> None:
-        self._clock = clock
-        self._ledgers.clear()
 
     # --- declaring ---
 
@@ -262,9 +253,10 @@ class Sagas:
     def ledger(self, session: AsyncSession) -> Ledger:
         """Return the ledger's statements for the session's database."""
         dialect = session.get_bind().dialect.name
-        ledger = self._ledgers.get(dialect)
+        ledger = self._ledgers.get((dialect, self.clock))
         if ledger is None:
-            ledger = self._ledgers[dialect] = Ledger(self.service, self.tables, dialect=dialect, clock=self.clock)
+            ledger = Ledger(self.service, self.tables, dialect=dialect, clock=self.clock)
+            self._ledgers[dialect, self.clock] = ledger
         return ledger
 
     async def record(
