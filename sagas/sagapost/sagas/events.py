@@ -12,6 +12,7 @@ __all__ = [
     "IslandEnded",
     "IslandStarted",
     "IslandStepChanged",
+    "RetryRequested",
     "RollbackRequested",
     "RollbackStarted",
     "RolledBack",
@@ -23,6 +24,14 @@ __all__ = [
 @event("sagapost.saga.rollback-requested.v1")
 class RollbackRequested(msgspec.Struct, frozen=True):
     """An operator asks every service to undo its part of the saga in the envelope's correlation id."""
+
+    reason: str
+    by: str
+
+
+@event("sagapost.saga.retry-requested.v1")
+class RetryRequested(msgspec.Struct, frozen=True):
+    """An operator asks every service to try the compensations again that were given up."""
 
     reason: str
     by: str

@@ -18,7 +18,7 @@ from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction, declare
 from sagapost.sagas.context import StepContext
 from sagapost.sagas.declaration import DeadlineDeclaration, StepDeclaration, type_names
-from sagapost.sagas.events import RollbackRequested, RollbackStarted
+from sagapost.sagas.events import RetryRequested, RollbackRequested, RollbackStarted
 from sagapost.sagas.ledger import Ledger
 from sagapost.sagas.tables import SagaTables
 from sagapost.sagas.tasks import CHOICES, Close, Outcome, RollBack, has_open_task, open_task, withdraw_tasks
@@ -162,7 +162,10 @@ class Sagas:
         return tuple(self._emitted)
 
     def rolls_back_on(self, inbox: Inbox, *events: type | str) -> None:
-        """Roll this service's part back when one of these events of the saga arrives, or an operator asks for it."""
+        """Roll this service's part back when one of these events of the saga arrives, or an operator asks for it.
+
+        An operator's `RetryRequested` gives compensations that were given up another round of attempts.
+        """
 
         async def start_rollback(_payload: object, ctx: StepContext) -> None:
             await ctx.roll_back(f"{ctx.event.type} from {ctx.event.source}")
@@ -170,10 +173,17 @@ class Sagas:
         async def rollback_requested(payload: RollbackRequested, ctx: StepContext) -> None:
             await ctx.roll_back(f"{payload.reason} (asked for by {payload.by})")
 
+        async def retry_requested(_payload: RetryRequested, ctx: StepContext) -> None:
+            ledger = self.ledger(ctx.session)
+            await ctx.session.execute(ledger.lock(ctx.saga))
+            await ctx.session.execute(ledger.retry(ctx.saga))
+            await ctx.session.execute(ledger.resume(ctx.saga))
+
         if events:
             self.rollback_events += type_names(events)
             inbox.on(*type_names(events))(start_rollback)
         inbox.on(RollbackRequested)(rollback_requested)
+        inbox.on(RetryRequested)(retry_requested)
 
     def pivots_on(self, inbox: Inbox, *events: type | str) -> None:
         """From the arrival of one of these events on, this service does not roll the saga back by itself.

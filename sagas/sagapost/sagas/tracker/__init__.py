@@ -1,5 +1,7 @@
 """The tracker: every event, folded by correlation id into where each saga is."""
 
+from sagapost.sagas.tracker.actions import Emit, Notify, RequestRollback, Rule, Watch, WatchSettings
+from sagapost.sagas.tracker.consumer import TrackerConsumer, TrackerConsumerSettings
 from sagapost.sagas.tracker.differences import Difference
 from sagapost.sagas.tracker.fold import fold
 from sagapost.sagas.tracker.tables import TrackerTables
@@ -18,4 +20,12 @@ __all__ = [
     "SagaView",
     "SagaRow",
     "Difference",
+    "TrackerConsumer",
+    "TrackerConsumerSettings",
+    "Rule",
+    "RequestRollback",
+    "Emit",
+    "Notify",
+    "Watch",
+    "WatchSettings",
 ]

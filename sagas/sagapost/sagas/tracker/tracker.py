@@ -131,6 +131,10 @@ class Tracker:
             )
         )
 
+    def take_turn(self, connection: Connection) -> None:
+        """On SQLite: become the only writer before anything is read that decides what is written."""
+        self._store.take_turn(connection)
+
     # --- folding ---
 
     async def fold(self, events: Iterable[Event]) -> int:

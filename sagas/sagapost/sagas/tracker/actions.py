@@ -1,0 +1,222 @@
+"""Corrective actions: what is done, once, about sagas that are late, silent, or stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeAlias, assert_never, cast
+
+import anyio
+from sqlalchemy import Connection, CursorResult, Row, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from sagapost.core.backoff import Backoff
+from sagapost.core.errors import ConfigurationError, StoreUnavailableError
+from sagapost.core.ids import new_id
+from sagapost.core.observer import NullObserver, Observer
+from sagapost.outbox.outbox import Outbox
+from sagapost.sagas.events import RollbackRequested
+from sagapost.sagas.tracker import observations as obs
+from sagapost.sagas.tracker.tracker import Tracker
+from sagapost.sagas.tracker.view import SagaState
+from sagapost.sagas.tracker.webhooks import Webhooks
+
+__all__ = ["Action", "Emit", "Notify", "RequestRollback", "Rule", "Watch", "WatchSettings"]
+
+_WINDOW = timedelta(days=1)
+"""How far back a rule about sagas that are over looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRollback:
+    """Ask every service to undo its part of the saga."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Publish this event in the saga: an instance of a class named with `@event`."""
+
+    payload: object
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """POST the saga's state as JSON to a URL, until it answers with success."""
+
+    url: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the form; the URL is not shown, since many hold a token."""
+        if not self.url.startswith(("https://", "http://")):
+            raise ConfigurationError("A webhook's URL begins with https:// or http://.")
+
+
+Action: TypeAlias = RequestRollback | Emit | Notify
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When to do what; at most once per saga, whatever happens.
+
+    :param name: names the rule in the record; a rule of a new name is applied anew.
+    :param states: sagas in one of these. Of those that are over, only what ended within the last day.
+    :param late: only those with a deadline that has passed.
+    :param silent_for: only those of which nothing was heard for so long.
+    :raises ConfigurationError: if the name is empty or too long, or the rule says nothing about when.
+    """
+
+    name: str
+    action: Action
+    states: tuple[SagaState, ...] = ()
+    late: bool = False
+    silent_for: timedelta = timedelta(0)
+
+    def __post_init__(self) -> None:
+        """Check that it can be applied."""
+        if not 0 < len(self.name) <= 100:
+            raise ConfigurationError(f"A rule's name has 1 to 100 characters; this one has {len(self.name)}.")
+        if not self.states and not self.late:
+            raise ConfigurationError(f"The rule {self.name!r} needs states or late=True, or it takes all.")
+
+    @property
+    def reason(self) -> str:
+        """Why, for the record."""
+        parts = [f"rule {self.name!r}"]
+        if self.states:
+            parts.append(f"the saga is {' or '.join(self.states)}")
+        if self.late:
+            parts.append("a deadline has passed")
+        if self.silent_for:
+            parts.append(f"nothing was heard for {self.silent_for}")
+        return ": ".join([parts[0], ", ".join(parts[1:])])
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """Settings of a watch."""
+
+    interval: timedelta = timedelta(seconds=5)
+    """How often the rules are applied; bounds how late an action is."""
+    chunk: int = 100
+    """Sagas acted on in one transaction."""
+    by: str = "tracker"
+    """Who asks, in the record of a rollback."""
+    reconnect: Backoff = field(
+        default_factory=lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=10))
+    )
+    """Wait between attempts to reach the database."""
+
+
+class Watch:
+    """Applies rules to the sagas of a tracker. Any number may run on one database.
+
+    The decision, its record and the event are one transaction in the tracker's database: an action is taken once per
+    rule and saga, through its outbox, under one event id. A webhook is sent at least once, always with the same
+    ``Idempotency-Key``, by which its receiver knows a repetition.
+
+    :param outbox: the tracker's own, in the same database; a relay must serve it.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        rules: Iterable[Rule],
+        *,
+        outbox: Outbox,
+        settings: WatchSettings | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._tracker = tracker
+        self._rules = tuple(rules)
+        names = [rule.name for rule in self._rules]
+        if len(set(names)) < len(names):
+            raise ConfigurationError("Two rules have the same name; by the name it is known what was done already.")
+        self._outbox = outbox
+        self._settings = settings if settings is not None else WatchSettings()
+        self._observer = observer if observer is not None else NullObserver()
+        self._webhooks = Webhooks(tracker, observer=self._observer)
+        self._stop = anyio.Event()
+
+    def stop(self) -> None:
+        """Let `run` return after the action in hand."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Apply the rules until `stop` is called or the task is cancelled. Outages are waited out."""
+        attempt = 0
+        while not self._stop.is_set():
+            pause = self._settings.interval.total_seconds()
+            try:
+                if await self.step():
+                    continue
+                attempt = 0
+            except StoreUnavailableError as error:
+                attempt += 1
+                pause = self._settings.reconnect.seconds(attempt)
+                self._observer.notify(obs.TrackerUnavailable(str(error), attempt, pause))
+            with anyio.move_on_after(pause):
+                await self._stop.wait()
+
+    async def step(self) -> int:
+        """Apply every rule to a chunk of sagas and send the webhooks that are due; return how much was done."""
+        done = 0
+        for rule in self._rules:
+            taken = await self._tracker.database.run(partial(self._apply, rule=rule))
+            for saga in taken:
+                self._observer.notify(obs.ActionTaken(saga, rule.name, rule.reason))
+            done += len(taken)
+        return done + await self._webhooks.send_due()
+
+    def _apply(self, connection: Connection, rule: Rule) -> list[str]:
+        self._tracker.take_turn(connection)
+        return [row.saga for row in self._candidates(connection, rule) if self._decide(connection, rule, row.saga)]
+
+    def _candidates(self, connection: Connection, rule: Rule) -> Sequence[Row[Any]]:
+        sagas, actions = self._tracker.tables.sagas.c, self._tracker.tables.actions.c
+        now: datetime = self._tracker.clock.now()
+        # Applied already? The primary key of the actions answers.
+        applied = select(literal(1)).where(actions.saga == sagas.saga, actions.rule == rule.name).exists()
+        asked = select(sagas.saga).where(~applied).limit(self._settings.chunk)
+        if rule.states:
+            asked = asked.where(sagas.state.in_([state.value for state in rule.states]))
+            if any(state.over for state in rule.states):
+                asked = asked.where(sagas.ended_at.is_(None) | (sagas.ended_at >= now - _WINDOW))
+        if rule.late:
+            asked = asked.where(sagas.due_at <= now)
+        if rule.silent_for:
+            # The start is in the index, and no saga that began later can be silent for so long.
+            asked = asked.where(sagas.started_at <= now - rule.silent_for, sagas.last_at <= now - rule.silent_for)
+        return connection.execute(asked).all()
+
+    def _decide(self, connection: Connection, rule: Rule, saga: str) -> bool:
+        action, now, table = rule.action, self._tracker.clock.now(), self._tracker.tables.actions
+        webhook = isinstance(action, Notify)
+        values = {
+            "saga": saga,
+            "rule": rule.name,
+            "state": "pending" if webhook else "done",
+            "key": new_id(),
+            "reason": rule.reason,
+            "url": action.url if isinstance(action, Notify) else None,
+            "due_at": now if webhook else None,
+        }
+        insert: Any = postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+        statement = insert.values(values).on_conflict_do_nothing()
+        if not cast("CursorResult[Any]", connection.execute(statement)).rowcount:
+            return False  # another watch did it
+        payload: object
+        match action:
+            case Notify():
+                return True  # sent after the commit
+            case RequestRollback():
+                payload = RollbackRequested(rule.reason, self._settings.by)
+            case Emit(payload):
+                pass
+            case _ as never:
+                assert_never(never)
+        event = self._outbox.publish(connection, payload, correlationid=saga, key=saga)
+        mine = (table.c.saga == saga) & (table.c.rule == rule.name)
+        connection.execute(update(table).where(mine).values(key=event.id))
+        return True

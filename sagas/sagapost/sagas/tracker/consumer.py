@@ -1,0 +1,172 @@
+"""`TrackerConsumer`: hears every event and folds it, in batches, until stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from sagapost.core.backoff import Backoff
+from sagapost.core.broker import Broker, Delivery, Malformed, Queue, Subscription
+from sagapost.core.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
+from sagapost.core.event import Event
+from sagapost.core.observer import NullObserver, Observer
+from sagapost.sagas.tracker import observations as obs
+from sagapost.sagas.tracker.tracker import Tracker
+
+__all__ = ["TrackerConsumer", "TrackerConsumerSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerConsumerSettings:
+    """Settings of one consumer of a tracker.
+
+    :raises ConfigurationError: if one is out of range.
+    """
+
+    queue: str = "sagapost-tracker"
+    """The tracker's queue; it is bound to every event. Trackers with different databases need different queues."""
+    batch: int = 1_000
+    """Up to this many events in one transaction, taken from what has arrived; nothing waits for a batch to fill."""
+    prefetch: int = 2_000
+    """Messages the broker hands out ahead; together with the size of an event this bounds the memory."""
+    prune_interval: timedelta = timedelta(minutes=10)
+    """How often what is over for long is forgotten."""
+    reconnect: Backoff = field(
+        default_factory=lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=10))
+    )
+    """Wait between attempts to reach the broker or the database."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 1 <= self.batch <= self.prefetch <= 60_000:
+            raise ConfigurationError(
+                f"TrackerConsumerSettings: 1 <= batch <= prefetch <= 60,000, not {self.batch} and {self.prefetch}."
+            )
+
+
+class TrackerConsumer:
+    """Consumes all events into a tracker. Several may share the queue and the database.
+
+    An event is acknowledged after it is durable in the tracker's database: killed at any point, nothing is lost, and
+    what is delivered again changes nothing. While the database is away nothing is acknowledged.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        broker: Broker,
+        *,
+        settings: TrackerConsumerSettings | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._tracker = tracker
+        self._broker = broker
+        self._settings = settings if settings is not None else TrackerConsumerSettings()
+        self._observer = observer if observer is not None else NullObserver()
+        self._stop = anyio.Event()
+        self._attempt = 0
+
+    @property
+    def queue(self) -> Queue:
+        """The queue that is consumed."""
+        return Queue(self._settings.queue, frozenset({"#"}))
+
+    def stop(self) -> None:
+        """Receive nothing new, fold what has arrived, and let `run` return."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Consume until `stop` is called or the task is cancelled. Outages are waited out.
+
+        :raises SchemaError: if the tables are missing or of another version.
+        :raises BrokerRefusedError, TopologyConflictError: if the broker will have none of it.
+        """
+        await self._until_available()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._prune)
+            while not self._stop.is_set():
+                try:
+                    async with self._broker.subscribe(self.queue, prefetch=self._settings.prefetch) as subscription:
+                        await self._consume(subscription)
+                except* (BrokerUnavailableError, StoreUnavailableError) as errors:
+                    await self._pause(errors.exceptions[0])
+            tasks.cancel_scope.cancel()
+
+    async def _until_available(self) -> None:
+        while not self._stop.is_set():
+            try:
+                await self._tracker.check()
+            except StoreUnavailableError as error:
+                await self._pause(error)
+            else:
+                return
+
+    async def _pause(self, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        self._attempt += 1
+        delay = self._settings.reconnect.seconds(self._attempt)
+        self._observer.notify(obs.TrackerUnavailable(str(error), self._attempt, delay))
+        with anyio.move_on_after(delay):
+            await self._stop.wait()
+
+    # --- one subscription ---
+
+    async def _consume(self, subscription: Subscription) -> None:
+        send, receive = anyio.create_memory_object_stream[Delivery](self._settings.prefetch)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._receive, subscription, send)
+            tasks.start_soon(self._stop_on_demand, subscription)
+            async with receive:
+                await self._fold_all(subscription, receive)
+            tasks.cancel_scope.cancel()
+
+    async def _receive(self, subscription: Subscription, send: MemoryObjectSendStream[Delivery]) -> None:
+        async with send:
+            async for delivery in subscription:
+                await send.send(delivery)
+
+    async def _stop_on_demand(self, subscription: Subscription) -> None:
+        # The stream then ends by itself, after what was received.
+        await self._stop.wait()
+        await subscription.stop()
+
+    async def _fold_all(self, subscription: Subscription, receive: MemoryObjectReceiveStream[Delivery]) -> None:
+        async for first in receive:
+            batch = [first]
+            while len(batch) < self._settings.batch:
+                try:
+                    batch.append(receive.receive_nowait())
+                except (anyio.WouldBlock, anyio.EndOfStream):
+                    break
+            changed = await self._tracker.fold(self._events(batch))
+            await subscription.ack(*batch)
+            self._attempt = 0
+            self._observer.notify(obs.Folded(len(batch), changed))
+
+    def _events(self, batch: Sequence[Delivery]) -> list[Event]:
+        events: list[Event] = []
+        for delivery in batch:
+            content = delivery.content
+            if isinstance(content, Malformed):
+                # Whoever it was meant for parks it; here there is nothing to fold.
+                self._observer.notify(obs.Undecodable(content.reason))
+            else:
+                events.append(content)
+        return events
+
+    async def _prune(self) -> None:
+        while not self._stop.is_set():
+            try:
+                forgotten = await self._tracker.prune()
+            except StoreUnavailableError as error:
+                await self._pause(error)
+                continue
+            if forgotten:
+                self._observer.notify(obs.TrackerPruned(forgotten))
+            with anyio.move_on_after(self._settings.prune_interval.total_seconds()):
+                await self._stop.wait()
