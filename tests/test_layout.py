@@ -225,7 +225,7 @@ def test_every_decision_is_listed() -> None:
 
 
 def test_modules_named_in_the_documents_exist() -> None:
-    """A document that says `sagapost.outbox.envelope` speaks of a module, a name in one, or a metric, that is there."""
+    """A document that says `sagapost.outbox.envelope` speaks of a module, a name in one, or a metric."""
     metrics = set(re.findall(r'"(sagapost\.[\w.]+)"', (ROOT / "ops/sagapost/ops/telemetry/metrics.py").read_text()))
     missing: list[str] = []
     for path in DOCUMENTS:
