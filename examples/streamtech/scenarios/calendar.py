@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-from sqlalchemy import DateTime, select, update
+from sqlalchemy import Column, Table, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from examples.streamtech.deployment import Deployment
 from sagapost.inbox.moments import aware
@@ -20,10 +22,18 @@ async def pass_days(deployment: Deployment, days: int) -> None:
         async with deployment.engine(service.name).begin() as connection:
             for table in (table for part in parts for table in part.tables):
                 for column in table.columns:
-                    if column.name in _WAITING and isinstance(column.type, DateTime):
-                        keys = list(table.primary_key.columns)
-                        rows = await connection.execute(select(*keys, column).where(column.is_not(None)))
-                        for *key, due in rows.all():
-                            same = (part == value for part, value in zip(keys, key, strict=True))
-                            moved = {column.name: aware(due) - timedelta(days=days)}
-                            await connection.execute(update(table).where(*same).values(moved))
+                    if column.name in _WAITING:
+                        # A scheduled event happens when it is due, so its own time moves with it.
+                        times = [column, table.c.time] if column.name == "deliver_at" else [column]
+                        await _move(connection, table, times, timedelta(days=days))
+
+
+async def _move(
+    connection: AsyncConnection, table: Table, times: Sequence[Column[datetime]], earlier: timedelta
+) -> None:
+    keys = list(table.primary_key.columns)
+    rows = await connection.execute(select(*keys, *times).where(times[0].is_not(None)))
+    for row in rows.all():
+        same = (key == value for key, value in zip(keys, row, strict=False))
+        moved = {time.name: aware(due) - earlier for time, due in zip(times, row[len(keys) :], strict=True)}
+        await connection.execute(update(table).where(*same).values(moved))

@@ -24,7 +24,11 @@ def catalogue(console: Console) -> None:
 def introduction(console: Console, scenario: Scenario, *, servers: bool) -> None:
     """Say what will be shown."""
     names = ", ".join(service.name for service in scenario.services) or "none but a database"
-    where = "PostgreSQL and RabbitMQ, a process each" if servers else "SQLite and an in-memory broker, in this process"
+    where = (
+        "PostgreSQL and RabbitMQ, each part a process"
+        if servers
+        else "SQLite and an in-memory broker, in this process"
+    )
     console.print(f"StreamTech, {scenario.name}: {scenario.shows}", soft_wrap=True, highlight=False)
     console.print(f"Services: {names}; on {where}.", soft_wrap=True, highlight=False)
 
