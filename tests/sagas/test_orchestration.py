@@ -26,6 +26,14 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenera
 
 
 @pytest.fixture
+async def on_sqlite(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
+    """A service on SQLite, for what no database decides."""
+    request.param = "sqlite"
+    async with made(request, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture
 async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
     """A service on PostgreSQL, where the clock of the database can be set."""
     async with made(request, tmp_path) as service:
@@ -50,8 +58,9 @@ async def test_steps_run_in_order_and_parallel_ones_together(service: Warehouse)
     assert run.data == {"order_id": SAGA, "insured": True, "shelf": "A7", "courier": "DHL"}
 
 
-async def test_a_step_can_be_left_out(service: Warehouse) -> None:
+async def test_a_step_can_be_left_out(on_sqlite: Warehouse) -> None:
     """What `when` says no to is skipped, and neither waited for nor undone."""
+    service = on_sqlite
     island = Fulfilment(service)
     async with island:
         await island.pay(insured=False)
@@ -81,8 +90,9 @@ async def test_a_failure_undoes_what_was_done_in_reverse_order(service: Warehous
     assert await island.run_states() == ["undone"]
 
 
-async def test_the_first_step_that_fails_leaves_nothing_to_undo(service: Warehouse) -> None:
+async def test_the_first_step_that_fails_leaves_nothing_to_undo(on_sqlite: Warehouse) -> None:
     """The failure of the business is said, and no command of undoing is sent."""
+    service = on_sqlite
     island = Fulfilment(service)
     island.refuses(f.PickItems, lambda command: f.ItemMissing(command.order_id))
     async with island:
@@ -150,21 +160,19 @@ async def test_an_answer_to_an_earlier_try_counts(on_postgresql: Warehouse) -> N
         await service.seen.until(obs.Handled, 1, lambda seen: seen.event_type == "warehouse.pick-items.v1")
         await service.clock.pass_(timedelta(minutes=31))
         await service.seen.until(obs.Handled, 2, lambda seen: seen.event_type == "warehouse.pick-items.v1")
-        first, second = await service.rows(service.saga_tables.islands.commands)
-        await service.send(
-            *(
-                an_event(f.ItemsPicked(SAGA, shelf), causationid=command.id)
-                for shelf, command in (("B1", first), ("B2", second))
-            )
-        )
+        commands = await service.rows(service.saga_tables.islands.commands)
+        for count, (shelf, command) in enumerate(zip(("B1", "B2"), commands, strict=True), 1):
+            await service.send(an_event(f.ItemsPicked(SAGA, shelf), causationid=command.id))
+            await island.until_handled_times("warehouse.items-picked.v1", count)
         await island.until_ended()
     [run] = await service.rows(service.saga_tables.islands.runs)
     assert run.data["shelf"] == "B1"
     assert (await service.effects_had()).count("PrintLabel") == 1
 
 
-async def test_an_answer_from_a_screen_finds_the_step_that_waits(service: Warehouse) -> None:
+async def test_an_answer_from_a_screen_finds_the_step_that_waits(on_sqlite: Warehouse) -> None:
     """It names no command as its cause, only the saga: the one step that waits for it takes it."""
+    service = on_sqlite
     island = Fulfilment(service)
     island.keeps_silent(f.PickItems)
     async with island:
@@ -208,8 +216,9 @@ async def test_a_rollback_of_the_saga_undoes_the_island_first(service: Warehouse
     assert island.ended == [OrderShipped(SAGA, "DHL")]
 
 
-async def test_an_island_does_not_start_in_a_saga_that_is_rolled_back(service: Warehouse) -> None:
+async def test_an_island_does_not_start_in_a_saga_that_is_rolled_back(on_sqlite: Warehouse) -> None:
     """A late start finds the saga's row, and does nothing."""
+    service = on_sqlite
     island = Fulfilment(service)
     async with service.sessions.begin() as session:
         await service.sagas.begin_rollback(session, SAGA, reason="declined", cause=None)
@@ -335,8 +344,9 @@ async def test_answer_and_timeout_at_the_same_time_are_decided_by_the_database(o
     assert not service.seen.of(obs.Parked)
 
 
-async def test_lifecycle_is_told_within_the_saga_where_a_tracker_listens(service: Warehouse) -> None:
+async def test_lifecycle_is_told_within_the_saga_where_a_tracker_listens(on_sqlite: Warehouse) -> None:
     """Start, each change of a step, and the end, with the saga's id: the island is part of the larger saga."""
+    service = on_sqlite
     service.sagas.announce = True
     island = Fulfilment(service)
     told: list[tuple[str, object]] = []

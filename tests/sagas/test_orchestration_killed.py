@@ -17,7 +17,7 @@ from tests.sagas.recovery import Warehouse, an_event
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
-KILLS = 12 if LONG else 4
+KILLS = 12 if LONG else 3
 ORDERS = 120 if LONG else 30
 
 

@@ -26,6 +26,14 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenera
 
 
 @pytest.fixture
+async def on_sqlite(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
+    """A service on SQLite, for what no database decides."""
+    request.param = "sqlite"
+    async with made(request, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture
 async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
     """A service on PostgreSQL, where two transactions really run at the same time."""
     async with made(request, tmp_path) as service:
@@ -136,8 +144,9 @@ async def test_a_retried_step_handles_its_event_again_at_the_time_that_was_said(
         assert await service.desk.list() == []
 
 
-async def test_a_step_that_escalates_again_opens_another_task(service: Warehouse) -> None:
+async def test_a_step_that_escalates_again_opens_another_task(on_sqlite: Warehouse) -> None:
     """A decision to retry settles its own task and no later one."""
+    service = on_sqlite
     escalating(service, after=2)
     first = await escalated(service)
     await service.desk.resolve(first, "retry", by="ada", note="once more")
@@ -166,8 +175,9 @@ async def test_a_task_lives_and_dies_with_its_step(service: Warehouse) -> None:
     assert await service.effects_had() == ["good"]
 
 
-async def test_used_up_tries_open_a_task_with_the_last_error(service: Warehouse) -> None:
+async def test_used_up_tries_open_a_task_with_the_last_error(on_sqlite: Warehouse) -> None:
     """`Sagas.escalation` is the last resort of a step with a schedule."""
+    service = on_sqlite
     escalation = service.sagas.escalation(
         "dispatch-by-hand",
         title="No courier comes",
@@ -224,8 +234,9 @@ async def _opens_another(_event: object, ctx: StepContext) -> None:
     await ctx.open_task("another", title="Another one", outcomes={"close": Close()})
 
 
-async def test_a_task_of_a_late_step_is_withdrawn_at_once(service: Warehouse) -> None:
+async def test_a_task_of_a_late_step_is_withdrawn_at_once(on_sqlite: Warehouse) -> None:
     """A saga that has been rolled back asks nobody how to go on."""
+    service = on_sqlite
     escalating(service)
     async with service.sessions.begin() as session:
         assert await service.sagas.begin_rollback(session, SAGA, reason="payment declined", cause=None)
@@ -262,8 +273,9 @@ async def test_after_the_point_of_no_return_a_rollback_asks_a_person(service: Wa
     assert states[SAGA] == "rolled_back"
 
 
-async def test_a_pivot_that_comes_after_the_rollback_is_told_so(service: Warehouse) -> None:
+async def test_a_pivot_that_comes_after_the_rollback_is_told_so(on_sqlite: Warehouse) -> None:
     """The step learns in its own transaction that it must not do what cannot be undone."""
+    service = on_sqlite
     async with service.sessions.begin() as session:
         await service.sagas.begin_rollback(session, SAGA, reason="declined", cause=None)
         assert not await service.sagas.pivot(session, SAGA, reason="too late")
