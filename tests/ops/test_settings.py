@@ -81,6 +81,7 @@ WRONG = {
     "SAGAPOST_CONSUMER_DRAIN_TIMEOUT": "-20s",
     "SAGAPOST_LOG_FORMAT": "xml",
     "SAGAPOST_LOG_LEVEL": "chatty",
+    "SAGAPOST_METRICS": "statsd",
     "SAGAPOST_FAIL_FAST": "perhaps",
     "SAGAPOST_START_RETRY_BASE": "1y",
     "SAGAPOST_START_RETRY_CAP": "0",
@@ -345,7 +346,8 @@ def test_every_knob_can_be_turned() -> None:
     assert set(turned) == {name for name in Settings.model_fields if name.startswith(("relay_", "consumer_"))}
     assert unturned(settings.relay_settings(), RelaySettings()) == []
     assert unturned(settings.consumer_settings(), ConsumerSettings()) == []
-    assert unturned(settings.consumer_settings().retry, RetryPolicy()) == []
+    # A schedule is a matter of one step, and given in code.
+    assert unturned(settings.consumer_settings().retry, RetryPolicy()) == ["schedule"]
     for backoff, base in ((settings.relay_settings().retry, 0.007), (settings.consumer_settings().retry.backoff, 7)):
         assert backoff.base.total_seconds() == base
     assert settings.relay_settings().routing.destinations == {"a.v1": "x"}

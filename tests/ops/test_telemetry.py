@@ -29,6 +29,9 @@ from sagapost.inbox import observations as inbox_obs
 from sagapost.inbox.consumer import Consumer
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.inbox.tables import InboxTables
+from sagapost.ops.composition import Composition
+from sagapost.ops.services import BacklogService
+from sagapost.ops.settings import load_settings
 from sagapost.ops.telemetry import OpenTelemetryMetrics, OpenTelemetryTracing
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings
@@ -257,3 +260,36 @@ def test_an_inbox_is_counted(figures: Figures) -> None:
     assert figures.value("sagapost.inbox.duplicates", **here) == 3
     assert figures.value("sagapost.inbox.failures", **here) == 1
     assert figures.value("sagapost.inbox.parked", **here, **{"sagapost.state": "dead"}) == 1
+
+
+async def test_the_daemon_measures_the_backlog(figures: Figures, site: Site) -> None:
+    """It looks at once, waits for a database that is away, and ends when told."""
+    outbox = Outbox(source="urn:shop", tables=site.tables)
+    async with AsyncSession(site.engine) as session, session.begin():
+        await outbox.publish_all(session, [{"n": n} for n in range(3)], type="order-placed.v1")
+    seen = Recorder()
+    reported = anyio.Event()
+
+    def report(found: OutboxBacklog) -> None:
+        figures.metrics.backlog(found)
+        reported.set()
+
+    missing = SQLiteOutboxStore(f"sqlite:///{site.file}-elsewhere", tables=site.tables)
+    there = SQLiteOutboxStore(f"sqlite:///{site.file}", tables=site.tables)
+    services = [BacklogService(store, report, seen, every=0.02) for store in (there, missing)]
+    async with anyio.create_task_group() as tasks:
+        for service in services:
+            tasks.start_soon(service.run)
+        with anyio.fail_after(20):
+            await reported.wait()
+        for service in services:
+            service.stop()
+    assert figures.value("sagapost.outbox.pending") == 3
+
+
+def test_metrics_are_asked_for_by_a_setting() -> None:
+    """None by default; with the setting, relays and the backlog are measured."""
+    urls = {"database_url": "sqlite:///shop.db", "broker_url": "memory://"}
+    assert Composition(load_settings(overrides=urls)).watchers() == []
+    (watcher,) = Composition(load_settings(overrides={**urls, "metrics": "otel"})).watchers()
+    assert watcher.name == "backlog"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 from sqlalchemy import Table
@@ -16,18 +17,32 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Broker
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.observer import Observer, Observers
 from sagapost.core.outbox_store import OutboxStore
 from sagapost.core.schema import SchemaPart
 from sagapost.inbox.inbox import Inbox
 from sagapost.ops import database
 from sagapost.ops.daemon import Requirement, Worker
 from sagapost.ops.log_observer import LogObserver
-from sagapost.ops.services import CompensatorService, ConsumerService, RelayService
+from sagapost.ops.services import (
+    BacklogService,
+    CompensatorService,
+    ConsumerService,
+    RelayService,
+    TrackerService,
+    WatchService,
+)
 from sagapost.ops.settings import LoadedSettings
+from sagapost.outbox import Outbox
 from sagapost.sagas import Sagas
+from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.declaration import sagas_of
+from sagapost.sagas.tracker import Rule, Tracker, TrackerConsumerSettings, TrackerSettings, Watch
 
-__all__ = ["Composition", "make_broker", "make_store"]
+if TYPE_CHECKING:
+    from sagapost.ops.telemetry import OpenTelemetryMetrics
+
+__all__ = ["Composition", "make_broker", "make_metrics", "make_store"]
 
 
 def make_broker(loaded: LoadedSettings) -> Broker:
@@ -82,6 +97,18 @@ def make_store(loaded: LoadedSettings) -> OutboxStore:
     )
 
 
+def make_metrics(loaded: LoadedSettings) -> OpenTelemetryMetrics | None:
+    """Return where figures go, if anywhere.
+
+    :raises MissingExtraError: if OpenTelemetry is asked for and not installed.
+    """
+    if loaded.settings.metrics == "none":
+        return None
+    from sagapost.ops.telemetry import OpenTelemetryMetrics
+
+    return OpenTelemetryMetrics(system="memory" if loaded.broker_url.scheme == "memory" else "rabbitmq")
+
+
 class Composition:
     """What one process is put together from; entered once, inside its event loop.
 
@@ -92,6 +119,7 @@ class Composition:
         self._loaded = loaded
         self._broker = make_broker(loaded)
         self._engines: list[AsyncEngine] = []
+        self._metrics = make_metrics(loaded)
 
     async def __aenter__(self) -> Self:
         return self
@@ -170,10 +198,26 @@ class Composition:
 
     # --- what runs ---
 
+    def _observer(self, logger: str) -> Observer:
+        log = LogObserver(logging.getLogger(logger))
+        return log if self._metrics is None else Observers([log, self._metrics])
+
+    def watchers(self) -> list[Worker]:
+        """What measures how far behind the outbox is, where there are metrics."""
+        metrics = self._metrics
+        if metrics is None:
+            return []
+        observer = self._observer("sagapost.relay")
+
+        def make() -> BacklogService:
+            return BacklogService(make_store(self._loaded), metrics.backlog, observer)
+
+        return [Worker("backlog", make, timedelta(seconds=1))]
+
     def relay(self) -> Worker:
         """A relay on the settings' outbox."""
         settings = self._loaded.settings.relay_settings()
-        observer = LogObserver(logging.getLogger("sagapost.relay"))
+        observer = self._observer("sagapost.relay")
 
         def make() -> RelayService:
             return RelayService(make_store(self._loaded), self._broker, settings, observer)
@@ -187,7 +231,7 @@ class Composition:
         self._engines.append(engine)
 
         def worker(inbox: Inbox) -> Worker:
-            observer = LogObserver(logging.getLogger("sagapost.inbox"))
+            observer = self._observer("sagapost.inbox")
 
             def make() -> ConsumerService:
                 return ConsumerService(inbox, engine, self._broker, settings, observer)
@@ -209,3 +253,40 @@ class Composition:
 
         found = (sagas_of(inbox) for inbox in inboxes)
         return [worker(sagas) for sagas in found if sagas is not None]
+
+    def tracker(
+        self,
+        choreography: Choreography | None,
+        *,
+        keys: Sequence[str],
+        ends: Sequence[str],
+        rules: Sequence[Rule],
+        queue: str,
+        refold: bool,
+    ) -> tuple[list[Requirement], list[Worker]]:
+        """A tracker on the settings' database, and what must be there first."""
+        engine = database.make_consumer_engine(self._loaded, inboxes=1)
+        self._engines.append(engine)
+        tables = database.tables_of(self._loaded.settings)
+        tracker = Tracker(
+            engine,
+            choreography,
+            tables=tables.tracker,
+            settings=TrackerSettings(keys=tuple(keys), ends=tuple(ends)),
+        )
+        observer = LogObserver(logging.getLogger("sagapost.tracker"))
+        drain = self._loaded.settings.consumer_settings().drain_timeout
+        consumer = TrackerConsumerSettings(queue=queue)
+
+        def make() -> TrackerService:
+            return TrackerService(tracker, self._broker, consumer, observer, refold=refold)
+
+        workers = [Worker("tracker", make, drain)]
+        if rules:
+            outbox = Outbox(source="urn:sagapost:tracker", tables=tables.outbox)
+
+            def make_watch() -> WatchService:
+                return WatchService(Watch(tracker, rules, outbox=outbox, observer=observer))
+
+            workers.append(Worker("watch", make_watch, drain))
+        return [Requirement("database", tracker.check)], workers

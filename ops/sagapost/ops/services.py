@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import anyio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Broker
+from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.observer import Observation, Observer, Observers
-from sagapost.core.outbox_store import OutboxStore
+from sagapost.core.outbox_store import OutboxBacklog, OutboxStore
 from sagapost.inbox.consumer import Consumer
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.observations import ConsumerStopped
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.outbox.relay import Relay, RelaySettings
-from sagapost.outbox.relay.observations import RelayStopped
+from sagapost.outbox.relay.observations import RelayStopped, StoreLost
 from sagapost.sagas import Compensator, Sagas
+from sagapost.sagas.tracker import Tracker, TrackerConsumer, TrackerConsumerSettings, Watch
 
-__all__ = ["CompensatorService", "ConsumerService", "RelayService"]
+__all__ = ["BacklogService", "CompensatorService", "ConsumerService", "RelayService", "TrackerService", "WatchService"]
 
 
 class _LeftInFlight:
@@ -46,6 +51,38 @@ class RelayService:
     def stop(self) -> None:
         """See `Service.stop`."""
         self._relay.stop()
+
+
+class BacklogService:
+    """Looks now and then how far behind the outbox is, and reports it."""
+
+    def __init__(
+        self, store: OutboxStore, report: Callable[[OutboxBacklog], None], observer: Observer, *, every: float = 15.0
+    ) -> None:
+        self._store = store
+        self._report = report
+        self._observer = observer
+        self._every = every
+        self._stopped = anyio.Event()
+
+    async def run(self) -> int:
+        """See `Service.run`. A database that is away is waited for; there is nothing to leave behind."""
+        try:
+            while not self._stopped.is_set():
+                try:
+                    self._report(await self._store.backlog())
+                except StoreUnavailableError as error:
+                    self._observer.notify(StoreLost(self._store.address, str(error), 0, self._every))
+                with anyio.move_on_after(self._every):
+                    await self._stopped.wait()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+                await self._store.aclose()
+        return 0
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._stopped.set()
 
 
 class ConsumerService:
@@ -83,3 +120,47 @@ class CompensatorService:
     def stop(self) -> None:
         """See `Service.stop`."""
         self._compensator.stop()
+
+
+class TrackerService:
+    """The consumer of a tracker, for one run."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        broker: Broker,
+        settings: TrackerConsumerSettings,
+        observer: Observer,
+        *,
+        refold: bool,
+    ) -> None:
+        self._tracker = tracker
+        self._refold = refold
+        self._consumer = TrackerConsumer(tracker, broker, settings=settings, observer=observer)
+
+    async def run(self) -> int:
+        """See `Service.run`. What is not folded was not acknowledged, so nothing is left."""
+        if self._refold:
+            await self._tracker.refold()
+        await self._consumer.run()
+        return 0
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._consumer.stop()
+
+
+class WatchService:
+    """The corrective actions of a tracker, for one run."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    async def run(self) -> int:
+        """See `Service.run`. An action that is cut off is undone by the database, so nothing is left."""
+        await self._watch.run()
+        return 0
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._watch.stop()

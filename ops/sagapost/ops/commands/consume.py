@@ -51,5 +51,5 @@ def _plan(composition: Composition, inboxes: Sequence[Inbox], *, with_relay: boo
     if with_relay:
         composition.require_one_outbox(inboxes)
         requirements.insert(0, composition.outbox_there())
-        workers.append(composition.relay())
+        workers += [composition.relay(), *composition.watchers()]
     return Plan(requirements, workers)

@@ -27,4 +27,5 @@ def _plan(composition: Composition) -> Plan:
             "Use `sagapost consume --with-relay module:inbox`, or a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )
-    return Plan([composition.outbox_there(), composition.broker_there()], [composition.relay()])
+    requirements = [composition.outbox_there(), composition.broker_there()]
+    return Plan(requirements, [composition.relay(), *composition.watchers()])

@@ -27,7 +27,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class ProcessSettings(BaseSettings):
-    """Logs, and what to do while a server is not there yet."""
+    """Logs, metrics, and what to do while a server is not there yet."""
 
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = setting(
         "auto",
@@ -42,6 +42,14 @@ class ProcessSettings(BaseSettings):
         example="DEBUG",
         unit="word",
         danger="`DEBUG` writes a line per batch; `ERROR` hides outages, which are warnings.",
+    )
+    metrics: Annotated[Literal["none", "otel"], BeforeValidator(_lower)] = setting(
+        "none",
+        "`otel`: metrics go to OpenTelemetry's global provider, which `opentelemetry-instrument` sets up; needs the "
+        "extra `otel`.",
+        example="otel",
+        unit="word",
+        danger="`otel` without a provider: nothing is exported, and nobody is told.",
     )
     fail_fast: bool = setting(
         False,
