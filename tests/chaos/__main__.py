@@ -1,4 +1,4 @@
-"""`python -m tests.chaos relay|orders`: the long versions, on servers started for the run."""
+"""`python -m tests.chaos relay|inbox|orders`: the long versions, on servers started for the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import anyio
 
-from tests.chaos import orders, relay
+from tests.chaos import inbox, orders, relay
+from tests.chaos.inbox_plan import SERVER
 from tests.servers.postgresql import PrivatePostgreSQL, private_postgresql
 from tests.servers.rabbitmq import PrivateRabbitMQ, private_rabbitmq
 
@@ -32,19 +33,26 @@ def main() -> int:
     relays = names.add_parser("relay", help="kill relays, cut and strand connections, restart servers under load")
     relays.add_argument("--events", type=int, default=200_000)
     relays.add_argument("--graceful", action="store_true", help="only restart two relays gracefully: no duplicates")
+    inboxes = names.add_parser("inbox", help="end to end: kill relays and consumers, cut, strand and restart")
+    inboxes.add_argument("--events", type=int, default=100_000)
+    inboxes.add_argument("--mode", choices=["ordered", "unordered"], default="ordered")
+    inboxes.add_argument("--batch", type=int, default=10, help="group commit of the consumers; 1: none")
     services = names.add_parser("orders", help="kill relays and consumers of two services")
     services.add_argument("--orders", type=int, default=1_000)
     services.add_argument("--kills", type=int, default=10, help="SIGKILLs of relays, and as many of consumers")
     services.add_argument("--restarts", action="store_true", help="restart RabbitMQ twice and PostgreSQL once as well")
-    for each in (relays, services):
+    for each in (relays, inboxes, services):
         each.add_argument("--seed", type=int, default=argparse.SUPPRESS)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(2**32)
     logs = Path(tempfile.mkdtemp(prefix="sagapost-chaos-"))
     # Drivers report every refused connection; here that is what was asked for.
     logging.basicConfig(filename=logs / "drivers.log")
-    play = _orders if options.name == "orders" else _relay
-    with private_postgresql(durable=True) as postgresql, private_rabbitmq() as rabbitmq:
+    play = {"orders": _orders, "relay": _relay, "inbox": _inbox}[options.name]
+    with (
+        private_postgresql(durable=True, settings=SERVER if options.name == "inbox" else None) as postgresql,
+        private_rabbitmq() as rabbitmq,
+    ):
         clean = play(options, postgresql, rabbitmq, seed, logs)
     say("clean" if clean else f"NOT clean; logs in {logs}")
     return 0 if clean else 1
@@ -74,6 +82,17 @@ def _relay(
     if options.graceful:
         return outcome.clean and not outcome.report.duplicates
     return outcome.clean and outcome.slowest <= 10
+
+
+def _inbox(
+    options: argparse.Namespace, postgresql: PrivatePostgreSQL, rabbitmq: PrivateRabbitMQ, seed: int, logs: Path
+) -> bool:
+    plan = inbox.Plan(mode=options.mode, events=options.events, batch=options.batch)
+    say(f"seed {seed}, {plan}")
+    outcome = anyio.run(partial(inbox.run, plan, postgresql, rabbitmq, rng=random.Random(seed), logs=logs, say=say))
+    for line in str(outcome).splitlines():
+        say(line)
+    return outcome.clean
 
 
 if __name__ == "__main__":
