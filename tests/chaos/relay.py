@@ -80,7 +80,7 @@ class Plan:
     kill_every: float | None = 1.0
     """Seconds between SIGKILLs of a random relay; None: nobody is killed."""
     let_start: bool = False
-    """Kill only while all relays are at work, so that a busy machine still sees some progress between two kills."""
+    """Kill only while *all* relays are at work, so that a busy machine still sees some progress between two kills."""
     faults: tuple[str, ...] = FAULTS
     rounds: int | None = None
     """How often each fault is done, at most; None: for as long as there is enough to write."""
@@ -283,15 +283,15 @@ async def _calm(state: _Run) -> float:
 
 
 async def _kill(state: _Run, relays: RelayProcesses, postgresql: PrivatePostgreSQL, every: float) -> None:
-    """SIGKILL a random relay again and again."""
+    """SIGKILL a random relay that is at work, again and again; the death of one that still starts shows nothing."""
     while True:
         await anyio.sleep(every)
         if time.monotonic() < state.spared_until:
             continue
-        if state.plan.let_start and await _at_work(postgresql) < len(relays.running):
+        at_work = relays.at_work()
+        if not at_work or (state.plan.let_start and await _at_work(postgresql) < len(relays.running)):
             continue
-        which = state.rng.randrange(len(relays.running))
-        relays.kill(which)
+        relays.kill(state.rng.choice(at_work))
         state.kills += 1
         state.faults.append(("SIGKILL of a relay", time.monotonic()))
 

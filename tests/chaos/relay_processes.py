@@ -16,6 +16,8 @@ __all__ = ["RelayProcesses"]
 _SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _STOP_SECONDS = 40.0
+_OWNS = b'"gained": '
+"""In the line that a relay logs when it takes partitions."""
 
 
 class RelayProcesses:
@@ -30,12 +32,14 @@ class RelayProcesses:
         self._home = home
         self._logs = logs
         self._started = 0
+        self._log_of: dict[int, Path] = {}
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start one more."""
         self._started += 1
-        with (self._logs / f"relay-{self._started}.log").open("ab") as log:
+        path = self._logs / f"relay-{self._started}.log"
+        with path.open("ab") as log:
             self.running.append(
                 subprocess.Popen(
                     [_SAGAPOST, "relay"],
@@ -46,6 +50,11 @@ class RelayProcesses:
                     stderr=log,
                 )
             )
+        self._log_of[self.running[-1].pid] = path
+
+    def at_work(self) -> list[int]:
+        """Return which ones have partitions by their own word; the others are still starting."""
+        return [which for which, process in enumerate(self.running) if _OWNS in self._log_of[process.pid].read_bytes()]
 
     def kill(self, which: int) -> None:
         """SIGKILL one, and start its successor at once."""
