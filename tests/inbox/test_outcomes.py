@@ -225,3 +225,25 @@ async def test_observations_never_quote_the_message(engine: AsyncEngine, broker:
         assert "4111" not in repr(consumer.seen.events)
     (parked,) = await service.parked(engine)
     assert "4111" in parked.error
+
+
+async def test_a_slow_retry_holds_up_no_other(postgresql_engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """One parked message is stuck in its handler; fifty others that are due meanwhile are handled all the same."""
+    service = Service()
+    release = anyio.Event()
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ConnectionError
+        await ctx.session.execute(service.write(event.order_id))
+        if event.order_id == "stuck":
+            await release.wait()
+
+    await service.install(postgresql_engine)
+    await send(broker, service, *(an_event(OrderPlaced(name)) for name in ["stuck", *(f"{n:02}" for n in range(50))]))
+    async with running(service, postgresql_engine, broker, retry=FAST, concurrency=3) as consumer:
+        await consumer.seen.until(obs.Handled, 50)
+        assert consumer.statistics.handled == 50
+        release.set()
+        await consumer.seen.until(obs.Handled, 51)

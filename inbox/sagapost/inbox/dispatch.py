@@ -184,11 +184,16 @@ class Dispatcher:
 
     # --- a parked message ---
 
-    async def claim_due(self, *, limit: int) -> list[Message]:
-        """Claim parked messages that are due, and put those aside that nothing can be done with."""
+    async def claim_due(self, *, limit: int, suspects: bool) -> list[Message]:
+        """Claim parked messages that are due, and put those aside that nothing can be done with.
+
+        :param suspects: whether one may be claimed that was in hand when a process died; it comes alone.
+        """
         # The lease outlasts any transaction; it matters only if this process dies.
         lease = self._settings.handler_timeout + self._settings.database_timeout
-        due = await self._database.run(lambda connection: self._lot.claim_due(connection, limit=limit, lease=lease))
+        due = await self._database.run(
+            lambda connection: self._lot.claim_due(connection, limit=limit, lease=lease, suspects=suspects)
+        )
         if due:
             self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
         messages: list[Message] = []
@@ -199,11 +204,10 @@ class Dispatcher:
                 continue
             if not isinstance(item.content, Malformed):
                 calls = self._inbox.calls(item.content.type, item.topic)
-                messages.append(
-                    Message(
-                        item.content, item.topic, item.key, calls, None, parking=item.place, attempts=item.attempts
-                    )
-                )
+                place, suspect = item.place, item.crashes > 0
+                message = Message(item.content, item.topic, item.key, calls, None, parking=place, suspect=suspect)
+                message.attempts = item.attempts
+                messages.append(message)
         return messages
 
     def _unfit(self, due: Due) -> Parked | None:

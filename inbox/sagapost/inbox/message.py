@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
-
-import anyio
 
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.event import Event
@@ -42,8 +41,10 @@ class Message:
     """Rounds that have failed before."""
     recorded: bool = False
     """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
-    ended: anyio.Event | None = None
-    """Set when nobody works on it any more."""
+    suspect: bool = False
+    """Parked, and in hand when a process died: it is handled alone."""
+    on_end: Callable[[], None] | None = None
+    """Called when nobody works on it any more."""
 
 
 @dataclass(frozen=True, slots=True)

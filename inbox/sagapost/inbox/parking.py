@@ -187,10 +187,11 @@ class ParkingLot:
 
     # --- out ---
 
-    def claim_due(self, connection: Connection, *, limit: int, lease: timedelta) -> list[Due]:
+    def claim_due(self, connection: Connection, *, limit: int, lease: timedelta, suspects: bool) -> list[Due]:
         """Claim messages that are due, oldest due first, each for one round of at most `lease`.
 
-        A message that was in hand when a process died comes alone, so that the innocent are told from the killer.
+        A message that was in hand when a process died comes alone, so that the innocent are told from the killer; and
+        only if `suspects` are asked for, because nothing else is in hand.
         """
         columns = self._table.c
         due = connection.execute(
@@ -204,7 +205,9 @@ class ParkingLot:
             .limit(limit)
             .with_for_update(skip_locked=True)
         ).all()
-        chosen = _one_suspect_or_none([(id_, crashes + claimed) for id_, crashes, claimed in due])
+        chosen = _innocent_or_one_suspect(
+            [(id_, crashes + claimed) for id_, crashes, claimed in due], suspects=suspects
+        )
         if not chosen:
             return []
         connection.execute(
@@ -300,7 +303,7 @@ def _shown_columns(content: Event | Malformed) -> dict[str, object]:
     }
 
 
-def _one_suspect_or_none(due: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the ids of the unsuspected; if there are none, the first suspect alone."""
+def _innocent_or_one_suspect(due: Sequence[tuple[int, int]], *, suspects: bool) -> list[int]:
+    """Return the ids of the unsuspected; if there are none, the first suspect alone, where one is wanted."""
     innocent = [id_ for id_, crashes in due if not crashes]
-    return innocent or [id_ for id_, _ in due[:1]]
+    return innocent or ([id_ for id_, _ in due[:1]] if suspects else [])

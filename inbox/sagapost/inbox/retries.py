@@ -10,7 +10,7 @@ import anyio
 from sagapost.core.errors import StoreUnavailableError
 from sagapost.inbox.availability import Availability
 from sagapost.inbox.dispatch import Dispatcher
-from sagapost.inbox.message import Arrival, Message
+from sagapost.inbox.message import Arrival, Message, Parking
 from sagapost.inbox.workers import Workers
 
 __all__ = ["Retries"]
@@ -20,7 +20,11 @@ _SWEEP_EVERY = 30
 
 
 class Retries:
-    """Looks for due messages, feeds them to the workers, and waits for them before it looks again."""
+    """Looks for due messages and feeds them to the workers; never more than `limit` are in hand.
+
+    Claiming more than can be worked on would only let the claims lapse. But those in hand are not waited for as one:
+    a message that is stuck (behind a lock, in a slow handler) holds up nobody else.
+    """
 
     def __init__(
         self,
@@ -40,33 +44,66 @@ class Retries:
         self._limit = limit
         self._ordered = ordered
         self._stop = stop
+        self._in_hand: set[Parking] = set()
+        self._alone = False
+        """A suspect is in hand; nothing else may be until it has come to its end."""
+        self._news = anyio.Event()
 
     async def run(self) -> None:
         """Look until stopped."""
-        rounds = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_stop)
+            await self._look_and_wait()
+
+    async def _look_and_wait(self) -> None:
+        looks = 0
         while not self._stop.is_set():
+            # Before the look: what ends during it is news.
+            self._news = anyio.Event()
             try:
-                if self._ordered and rounds % _SWEEP_EVERY == 0:
+                if self._ordered and looks % _SWEEP_EVERY == 0:
                     await self._dispatcher.promote_all()
-                rounds += 1
-                due = await self._dispatcher.claim_due(limit=self._limit)
+                looks += 1
+                await self._look()
             except StoreUnavailableError as error:
                 await self._availability.restored(error)
                 continue
-            if due:
-                await self._run_round(due)
-            else:
-                with anyio.move_on_after(self._interval):
-                    await self._stop.wait()
+            await self._wait()
 
-    async def _run_round(self, due: Sequence[Message]) -> None:
-        ends = [anyio.Event() for _ in due]
-        for message, end in zip(due, ends, strict=True):
-            message.ended = end
-            self._workers.feed(message)
-        # Claiming more while these wait would only let their claims lapse.
-        for end in ends:
-            await end.wait()
+    async def _look(self) -> None:
+        room = self._limit - len(self._in_hand)
+        if self._alone or not room:
+            return
+        for message in await self._dispatcher.claim_due(limit=room, suspects=not self._in_hand):
+            self._alone = message.suspect
+            self._feed(message)
+
+    def _feed(self, message: Message) -> None:
+        place = message.parking
+        if place is None:
+            raise ValueError("the message is not parked")
+
+        def ended() -> None:
+            self._in_hand.discard(place)
+            self._alone = False
+            self._news.set()
+
+        self._in_hand.add(place)
+        message.on_end = ended
+        self._workers.feed(message)
+
+    async def _wait(self) -> None:
+        """Wait until half of what may be in hand has ended; or for the interval, if there is room for more."""
+        with anyio.move_on_after(self._interval):
+            while True:
+                await self._news.wait()
+                if self._stop.is_set() or len(self._in_hand) <= self._limit // 2:
+                    return
+                self._news = anyio.Event()
+
+    async def _watch_stop(self) -> None:
+        await self._stop.wait()
+        self._news.set()
 
     async def call_off(self, left: Sequence[Arrival]) -> None:
         """Give back the claims of what was not begun before the consumer stopped."""

@@ -70,8 +70,8 @@ class Workers:
         """Take nothing new, and finish what is in work, within the budget."""
         self._left += self._lanes.close()
         for arrival in self._left:
-            if isinstance(arrival, Message) and arrival.ended is not None:
-                arrival.ended.set()
+            if isinstance(arrival, Message) and arrival.on_end is not None:
+                arrival.on_end()
         with anyio.move_on_after(budget.total_seconds()):
             await self._ended.wait()
         self._scope.cancel()
@@ -114,8 +114,8 @@ class Workers:
                     self.unfinished += len(arrivals) - index
                     return
             finally:
-                if isinstance(arrival, Message) and arrival.ended is not None:
-                    arrival.ended.set()
+                if isinstance(arrival, Message) and arrival.on_end is not None:
+                    arrival.on_end()
 
     async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
         """Try a group commit; False if the messages are to be run one by one."""
