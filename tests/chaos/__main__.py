@@ -7,7 +7,7 @@ import logging
 import random
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,7 @@ def main() -> int:
     names = parser.add_subparsers(dest="name", required=True)
     relays = names.add_parser("relay", help="kill relays, cut and strand connections, restart servers under load")
     relays.add_argument("--events", type=int, default=200_000)
+    relays.add_argument("--rounds", type=int, default=None, help="how often each fault is done, at most")
     relays.add_argument("--graceful", action="store_true", help="only restart two relays gracefully: no duplicates")
     inboxes = names.add_parser("inbox", help="end to end: kill relays and consumers, cut, strand and restart")
     inboxes.add_argument("--events", type=int, default=100_000)
@@ -72,9 +73,9 @@ def _orders(
 def _relay(
     options: argparse.Namespace, postgresql: PrivatePostgreSQL, rabbitmq: PrivateRabbitMQ, seed: int, logs: Path
 ) -> bool:
-    plan = relay.Plan(events=options.events)
+    plan = relay.Plan(events=options.events, rounds=options.rounds)
     if options.graceful:
-        plan = relay.Plan(events=options.events, relays=2, kill_every=None, faults=(relay.GRACEFUL,), settings={})
+        plan = replace(plan, relays=2, kill_every=None, faults=(relay.GRACEFUL,), settings={})
     say(f"seed {seed}, {plan}")
     outcome = anyio.run(partial(relay.run, plan, postgresql, rabbitmq, rng=random.Random(seed), logs=logs, say=say))
     for line in str(outcome).splitlines():

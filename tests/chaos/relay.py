@@ -138,8 +138,8 @@ class Outcome:
         lines.append(f"{self.kills} relays killed in {self.seconds:.0f} s; undisturbed {self.rate:,.0f} events/s")
         for fault in dict.fromkeys(recovery.fault for recovery in self.recoveries):
             took = [recovery.seconds for recovery in self.recoveries if recovery.fault == fault]
-            worst = "never" if None in took else f"{max(filter(None, took), default=0.0):.1f} s"
-            lines.append(f"back to {_RECOVERED:.0%} after {fault} ({len(took)}x): {worst} at most")
+            worst = "not within the run" if None in took else f"{max(filter(None, took), default=0.0):.1f} s at most"
+            lines.append(f"back to {_RECOVERED:.0%} after {fault} ({len(took)}x): {worst}")
         return "\n".join(lines)
 
 
