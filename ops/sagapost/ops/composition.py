@@ -29,10 +29,9 @@ from sagapost.ops.services import (
     CompensatorService,
     ConsumerService,
     RelayService,
-    TrackerService,
-    WatchService,
 )
 from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tracker import TrackerService, WatchService
 from sagapost.outbox import Outbox
 from sagapost.sagas import Sagas
 from sagapost.sagas.choreography import Choreography
@@ -262,7 +261,6 @@ class Composition:
         ends: Sequence[str],
         rules: Sequence[Rule],
         queue: str,
-        refold: bool,
     ) -> tuple[list[Requirement], list[Worker]]:
         """A tracker on the settings' database, and what must be there first."""
         engine = database.make_consumer_engine(self._loaded, inboxes=1)
@@ -279,7 +277,7 @@ class Composition:
         consumer = TrackerConsumerSettings(queue=queue)
 
         def make() -> TrackerService:
-            return TrackerService(tracker, self._broker, consumer, observer, refold=refold)
+            return TrackerService(tracker, self._broker, consumer, observer)
 
         workers = [Worker("tracker", make, drain)]
         if rules:

@@ -26,6 +26,7 @@ from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings import LoadedSettings, Settings
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
 from sagapost.sagas.tables import SagaTables
+from sagapost.sagas.tracker.tables import TrackerTables
 
 __all__ = [
     "Tables",
@@ -53,6 +54,9 @@ class Tables:
     outbox: OutboxTables
     inbox: InboxTables
     sagas: SagaTables
+    tracker: TrackerTables
+    with_tracker: bool = False
+    """Whether the tracker's tables are among what is installed and checked: its database is usually its own."""
 
     @property
     def versions(self) -> Table:
@@ -62,14 +66,20 @@ class Tables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        return (self.outbox.part, self.inbox.part, self.sagas.part)
+        parts = (self.outbox.part, self.inbox.part, self.sagas.part)
+        return (*parts, self.tracker.part) if self.with_tracker else parts
 
 
 def tables_of(settings: Settings) -> Tables:
     """Return the tables with the schema and prefix of the settings."""
     metadata = MetaData()
     where: dict[str, Any] = {"schema": settings.database_schema, "prefix": settings.table_prefix}
-    return Tables(OutboxTables(metadata, **where), InboxTables(metadata, **where), SagaTables(metadata, **where))
+    return Tables(
+        OutboxTables(metadata, **where),
+        InboxTables(metadata, **where),
+        SagaTables(metadata, **where),
+        TrackerTables(metadata, **where),
+    )
 
 
 # --- connecting ---

@@ -10,6 +10,7 @@ from sagapost.core.observer import Observation
 from sagapost.inbox import observations as inbox
 from sagapost.outbox.relay import observations as relay
 from sagapost.sagas import observations as sagas
+from sagapost.sagas.tracker import observations as tracker
 
 __all__ = ["Line", "line_for"]
 
@@ -39,6 +40,8 @@ def line_for(event: Observation) -> Line | None:
             return _consumer_line(event)
         case sagas.SagaObservation():
             return _saga_line(event)
+        case tracker.TrackerObservation():
+            return _tracker_line(event)
         case _:
             return None
 
@@ -244,5 +247,27 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
         case sagas.LedgerUnavailable(reason=reason, attempt=attempt, retry_in=retry_in):
             text = f"the database cannot be reached ({reason}). Attempt {attempt}; next in {retry_in:.1f} s."
             return Line(_WARNING, text, extra)
+        case _:
+            return None
+
+
+def _tracker_line(event: tracker.TrackerObservation) -> Line | None:
+    """What a tracker does, and what it waits for."""
+    match event:
+        case tracker.Folded(events=events, sagas=changed):
+            return Line(_DEBUG, f"{events} events folded into {changed} sagas", every=_READABLE)
+        case tracker.Undecodable(reason=reason):
+            return Line(_WARNING, f"passed over a message that is no event: {reason}", every=_READABLE)
+        case tracker.TrackerUnavailable(reason=reason, attempt=attempt, retry_in=wait):
+            return Line(_WARNING, f"tracker: {reason}; again in {wait:.1f} s", {"attempt": attempt}, _READABLE)
+        case tracker.TrackerPruned(sagas=forgotten):
+            return Line(_INFO, f"{forgotten} sagas forgotten that ended long ago")
+        case tracker.ActionTaken(saga=saga, rule=rule, reason=reason):
+            return Line(_WARNING, f"acted on saga {saga}: {reason}", {"saga": saga, "rule": rule})
+        case tracker.WebhookSent(saga=saga, rule=rule):
+            return Line(_INFO, f"webhook sent about saga {saga}", {"saga": saga, "rule": rule})
+        case tracker.WebhookFailed(saga=saga, rule=rule, error=error, retry_in=again):
+            then = f"again in {again:.0f} s" if again is not None else "given up"
+            return Line(_WARNING, f"webhook about saga {saga} failed ({error}); {then}", {"saga": saga, "rule": rule})
         case _:
             return None

@@ -164,6 +164,20 @@ async def test_a_history_is_bounded(engine: AsyncEngine) -> None:
     assert view.truncated
 
 
+async def test_a_changed_choreography_derives_every_saga_anew_once(engine: AsyncEngine) -> None:
+    """Without manifests an end is not known as one; with them it is, also for whoever asks without them."""
+    await a_tracker(engine)
+    bare, story = Tracker(engine), Story()
+    await bare.fold(story.completed())
+    assert await bare.counts() == {SagaState.RUNNING: 1}
+    tracker = Tracker(engine, CHOREOGRAPHY)
+    assert await tracker.adopt() == 1
+    assert await tracker.adopt() == 0
+    assert await bare.counts() == {SagaState.COMPLETED: 1}
+    await bare.recall()
+    assert await bare.show(story.saga) == await tracker.show(story.saga)
+
+
 async def test_events_outside_sagas_are_passed_over(engine: AsyncEngine) -> None:
     """Without a correlation id an event counts only if it is declared to start a saga; then its id is the saga's."""
     tracker = await a_tracker(engine)

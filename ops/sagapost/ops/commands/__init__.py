@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from sagapost.ops.commands import db, dead, parked, saga, tasks
+from sagapost.ops.commands import db, dead, parked, saga, tasks, tracking
 from sagapost.ops.commands.config import config
 from sagapost.ops.commands.consume import consume
 from sagapost.ops.commands.declare import declare
 from sagapost.ops.commands.relay import relay
 from sagapost.ops.commands.status import status
+from sagapost.ops.commands.track import track
 
-__all__ = ["app", "config", "consume", "db", "declare", "dead", "parked", "relay", "saga", "status", "tasks"]
+__all__ = ["app", "config", "consume", "db", "declare", "dead", "parked", "relay", "saga", "status", "tasks", "track"]
 
 app = typer.Typer(
     name="sagapost",
@@ -22,10 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (relay, consume, declare, config, status):
+for command in (relay, consume, track, declare, config, status):
     app.command()(command)
 app.add_typer(dead.app, name="dead")
 app.add_typer(parked.app, name="parked")
+tracking.add_to(saga.app)
 app.add_typer(saga.app, name="saga")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(db.app, name="db")

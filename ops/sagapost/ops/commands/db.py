@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, TypeAlias
 
 import anyio
 import typer
@@ -16,12 +17,16 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Create and check sagapost's tables.", no_args_is_help=True)
 
+WithTracker: TypeAlias = Annotated[
+    bool, typer.Option("--tracker", help="The tables of `sagapost track` too; its database is usually its own.")
+]
+
 
 @app.command()
-def upgrade(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+def upgrade(tracker: WithTracker = False, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Create what is missing. Safe to run on every start, and by several processes at once."""
     loaded = load_settings(required=("database_url",), env_file=env_file)
-    tables = database.tables_of(loaded.settings)
+    tables = replace(database.tables_of(loaded.settings), with_tracker=tracker)
 
     async def run() -> list[str]:
         async with database.connect(loaded, create=True) as connection:

@@ -1,6 +1,6 @@
 """The tracker: every event, folded by correlation id into where each saga is."""
 
-from sagapost.sagas.tracker.actions import Emit, Notify, RequestRollback, Rule, Watch, WatchSettings
+from sagapost.sagas.tracker.actions import Action, Emit, Notify, RequestRollback, Rule, Watch, WatchSettings
 from sagapost.sagas.tracker.consumer import TrackerConsumer, TrackerConsumerSettings
 from sagapost.sagas.tracker.differences import Difference
 from sagapost.sagas.tracker.fold import fold
@@ -23,6 +23,7 @@ __all__ = [
     "TrackerConsumer",
     "TrackerConsumerSettings",
     "Rule",
+    "Action",
     "RequestRollback",
     "Emit",
     "Notify",

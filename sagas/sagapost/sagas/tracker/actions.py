@@ -36,9 +36,10 @@ class RequestRollback:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Publish this event in the saga: an instance of a class named with `@event`."""
+    """Publish this event in the saga: an instance of a class named with `@event`, or any payload with a type."""
 
     payload: object
+    type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +208,17 @@ class Watch:
         if not cast("CursorResult[Any]", connection.execute(statement)).rowcount:
             return False  # another watch did it
         payload: object
+        type_: str | None
         match action:
             case Notify():
                 return True  # sent after the commit
             case RequestRollback():
-                payload = RollbackRequested(rule.reason, self._settings.by)
-            case Emit(payload):
+                payload, type_ = RollbackRequested(rule.reason, self._settings.by), None
+            case Emit(payload, type_):
                 pass
             case _ as never:
                 assert_never(never)
-        event = self._outbox.publish(connection, payload, correlationid=saga, key=saga)
+        event = self._outbox.publish(connection, payload, correlationid=saga, key=saga, type=type_)
         mine = (table.c.saga == saga) & (table.c.rule == rule.name)
         connection.execute(update(table).where(mine).values(key=event.id))
         return True

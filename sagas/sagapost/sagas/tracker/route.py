@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sagapost.sagas.choreography.manifest import Choreography, Deadline, Manifest, Step, sayings
 
-__all__ = ["Route", "Stop"]
+__all__ = ["Declared", "Route", "Stop"]
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """What a tracker's rows are derived with, as its database keeps it."""
+
+    manifests: tuple[Manifest, ...] = ()
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -172,6 +172,19 @@ class TrackerStore:
         column = self.tables.sagas.c.saga
         return list(connection.execute(select(column).where(column > saga).order_by(column).limit(limit)).scalars())
 
+    def declared(self, connection: Connection) -> bytes | None:
+        """Return what the rows are derived with."""
+        table = self.tables.choreography
+        found: bytes | None = connection.execute(select(table.c.declared)).scalar_one_or_none()
+        return found
+
+    def declare(self, connection: Connection, declared: bytes) -> None:
+        """Write what the rows are derived with."""
+        table = self.tables.choreography
+        insert: Any = postgresql.insert(table) if self.postgresql else sqlite.insert(table)
+        statement = insert.values(name="current", declared=declared)
+        connection.execute(statement.on_conflict_do_update(index_elements=[table.c.name], set_={"declared": declared}))
+
     # --- forgetting ---
 
     def forget(self, connection: Connection, *, ended_before: datetime, silent_before: datetime, limit: int) -> int:

@@ -111,6 +111,16 @@ class TrackerTables:
             schema=schema,
         )
 
+        # What the rows were derived with, so that whoever asks derives the same.
+        self.choreography = Table(
+            f"{prefix}tracker_choreography",
+            self.metadata,
+            Column("name", String(16), primary_key=True),
+            # JSON, see `route.Declared`.
+            Column("declared", LargeBinary, nullable=False),
+            schema=schema,
+        )
+
         self.actions = Table(
             f"{prefix}tracker_actions",
             self.metadata,
@@ -143,5 +153,5 @@ class TrackerTables:
         return SchemaPart(
             name="tracker",
             version=TRACKER_SCHEMA_VERSION,
-            tables=(self.sagas, self.keys, self.observed, self.actions),
+            tables=(self.sagas, self.keys, self.observed, self.choreography, self.actions),
         )

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,7 +25,7 @@ from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.differences import Difference, differences
 from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, moment, saga_of
 from sagapost.sagas.tracker.history import History
-from sagapost.sagas.tracker.route import Route
+from sagapost.sagas.tracker.route import Declared, Route
 from sagapost.sagas.tracker.store import Kept, TrackerStore, packed
 from sagapost.sagas.tracker.tables import TrackerTables
 from sagapost.sagas.tracker.view import SagaState, SagaView
@@ -267,6 +268,27 @@ class Tracker:
             # A row that somebody else folds into meanwhile was derived by them.
             store.write(connection, [self._row(saga, kept.version + 1, kept.history) for saga, kept in loaded.items()])
         return names
+
+    async def adopt(self) -> int:
+        """Derive every saga anew if the choreography is another than that of the last time; return how many.
+
+        `sagapost track` does this at its start. Cut off half-way, it is done again.
+        """
+        services = self.choreography.services if self.choreography is not None else ()
+        declared = msgspec.json.encode(Declared(services, self.settings.ends), order="deterministic")
+        if await self._run(self._store.declared) == declared:
+            return 0
+        count = await self.refold()
+        await self._run(lambda connection: self._store.declare(connection, declared))
+        return count
+
+    async def recall(self) -> None:
+        """Take the choreography that the rows were derived with, so that `show` says what the lists say."""
+        declared = await self._run(self._store.declared)
+        if declared is not None:
+            known = msgspec.json.decode(declared, type=Declared)
+            self.choreography = Choreography(known.manifests) if known.manifests else None
+            self._route = Route.of(self.choreography, ends=known.ends)
 
     async def prune(self, *, chunk: int = 500) -> int:
         """Forget sagas that ended or fell silent long ago; return how many. Small transactions, one after another."""

@@ -1,0 +1,256 @@
+"""`sagapost saga list|show|tree|watch|rollback|retry`: where sagas are, asked of the tracker's database."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import anyio
+import msgspec
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.errors import ConfigurationError
+from sagapost.ops import database
+from sagapost.ops.commands.options import AsJson, EnvFile
+from sagapost.ops.commands.output import write_json, write_line, write_table
+from sagapost.ops.commands.parked import Actor
+from sagapost.ops.settings import LoadedSettings, load_settings
+from sagapost.outbox import Outbox
+from sagapost.sagas.choreography import Choreography, read_manifest
+from sagapost.sagas.events import RetryRequested, RollbackRequested
+from sagapost.sagas.tracker import SagaRow, SagaState, SagaView, Tracker, timeline, tree
+
+__all__ = ["add_to"]
+
+T = TypeVar("T")
+
+Saga: TypeAlias = Annotated[
+    str,
+    typer.Argument(metavar="SAGA", help="Its id, or a business key: 4711, or order_id=4711."),
+]
+Manifests: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option("--manifest", help="Manifest file instead of those the tracker has; repeatable.", show_default=False),
+]
+
+_COLOURS = {
+    SagaState.RUNNING: "cyan",
+    SagaState.COMPLETED: "green",
+    SagaState.COMPENSATING: "yellow",
+    SagaState.COMPENSATED: "blue",
+    SagaState.WAITING: "magenta",
+    SagaState.STUCK: "bold red",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the group `saga`."""
+    for name, command in (
+        ("list", list_),
+        ("show", show),
+        ("tree", tree_),
+        ("watch", watch),
+        ("differences", differences),
+        ("rollback", rollback),
+        ("retry", retry),
+    ):
+        app.command(name)(command)
+
+
+def list_(
+    state: Annotated[
+        list[SagaState] | None, typer.Option(help="Only sagas in this state; repeatable.", show_default=False)
+    ] = None,
+    late: Annotated[bool, typer.Option("--late", help="Only those with a deadline that has passed.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show sagas, those that started last first. From the tracker's database, SAGAPOST_DATABASE_URL."""
+    rows = _ask(env_file, None, lambda tracker: tracker.sagas(states=state or (), late=late, limit=limit))
+    if as_json:
+        write_json([_plain(row) for row in rows])
+        return
+    write_table(
+        ("saga", "state", "started", "last event", "events", "late", "keys", "why"),
+        [_cells(row) for row in rows],
+        styles={"saga": "cyan", "state": "bold", "late": "red"},
+    )
+
+
+def show(saga: Saga, manifest: Manifests = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show one saga: its timeline, what is expected next, who is late, and how far its rollback is."""
+    view = _view(saga, manifest, env_file)
+    if as_json:
+        write_json(_plain(view))
+        return
+    _print(timeline(view, now=datetime.now(UTC)), view)
+
+
+def tree_(saga: Saga, manifest: Manifests = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show one saga's events, each below the one whose handling caused it."""
+    view = _view(saga, manifest, env_file)
+    if as_json:
+        write_json([{"id": e.id, "cause": e.cause, "type": e.type, "source": e.source} for e in view.history])
+        return
+    _print(tree(view), view)
+
+
+def watch(
+    saga: Saga,
+    manifest: Manifests = None,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two looks.")] = 1.0,
+    env_file: EnvFile = None,
+) -> None:
+    """Show one saga again whenever something happened, until it is over."""
+
+    async def follow(tracker: Tracker) -> None:
+        known: str | None = None
+        while True:
+            view = await _found(tracker, saga)
+            text = timeline(view)
+            if text != known:
+                known = text
+                _print(text, view)
+            if view.state.over:
+                return
+            await anyio.sleep(interval)
+
+    _ask(env_file, manifest, follow)
+
+
+def differences(manifest: Manifests = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Compare what services were heard to say with what their manifests declare."""
+    found = _ask(env_file, manifest, lambda tracker: tracker.differences())
+    if as_json:
+        write_json([asdict(item) for item in found])
+        return
+    write_table(
+        ("kind", "service", "event", "first seen in"),
+        [(item.kind, item.service, item.event, item.saga or "") for item in found],
+    )
+
+
+def rollback(
+    saga: Saga,
+    reason: Annotated[str, typer.Option(help="Why; services keep it with their record of the rollback.")],
+    actor: Actor,
+    env_file: EnvFile = None,
+) -> None:
+    """Ask every service to undo its part of a saga. The request goes out through the tracker's outbox."""
+    name = _request(saga, RollbackRequested(reason, actor), env_file)
+    write_line(f"asked every service to roll back saga {name}")
+
+
+def retry(
+    saga: Saga,
+    reason: Annotated[str, typer.Option(help="What has changed, so that it may work now.")],
+    actor: Actor,
+    env_file: EnvFile = None,
+) -> None:
+    """Ask every service to try again the compensations of a saga that it had given up."""
+    name = _request(saga, RetryRequested(reason, actor), env_file)
+    write_line(f"asked every service to try again what it had given up in saga {name}")
+
+
+# --- inside ---
+
+
+def _ask(env_file: Path | None, manifests: list[Path] | None, work: Callable[[Tracker], Awaitable[T]]) -> T:
+    choreography = Choreography(read_manifest(path) for path in manifests) if manifests else None
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+
+    async def run() -> T:
+        async with database.opened_engine(loaded) as engine:
+            return await work(await _tracker(loaded, engine, choreography))
+
+    return anyio.run(run)
+
+
+async def _tracker(loaded: LoadedSettings, engine: AsyncEngine, choreography: Choreography | None) -> Tracker:
+    tables = database.tables_of(loaded.settings)
+    async with database.connect(loaded) as connection:
+        await database.check(connection, tables.versions, [tables.tracker.part])
+    tracker = Tracker(engine, choreography, tables=tables.tracker)
+    if choreography is None:
+        await tracker.recall()
+    return tracker
+
+
+def _view(saga: str, manifests: list[Path] | None, env_file: Path | None) -> SagaView:
+    return _ask(env_file, manifests, lambda tracker: _found(tracker, saga))
+
+
+async def _found(tracker: Tracker, asked: str) -> SagaView:
+    """Return the saga of this id or business key.
+
+    :raises ConfigurationError: if there is none, or there are several.
+    """
+    view = await tracker.show(asked)
+    if view is not None:
+        return view
+    name, equals, value = asked.partition("=")
+    sagas = await tracker.find(value, name=name) if equals else await tracker.find(asked)
+    if len(sagas) > 1:
+        shown = ", ".join(sagas[:5])
+        raise ConfigurationError(f"{len(sagas)} sagas have the key {asked!r}: {shown}. Name one by its id.")
+    view = await tracker.show(sagas[0]) if sagas else None
+    if view is None:
+        raise ConfigurationError(
+            f"The tracker knows no saga with the id or key {asked!r}. `sagapost saga list` shows what it knows."
+        )
+    return view
+
+
+def _request(saga: str, payload: object, env_file: Path | None) -> str:
+    loaded = load_settings(required=("database_url",), env_file=env_file)
+
+    async def run() -> str:
+        tables = database.tables_of(loaded.settings)
+        outbox = Outbox(source="urn:sagapost:tracker", tables=tables.outbox)
+        async with database.opened_engine(loaded) as engine:
+            view = await _found(await _tracker(loaded, engine, None), saga)
+            async with engine.begin() as connection:
+                await outbox.publish(connection, payload, correlationid=view.saga, key=view.saga)
+            return view.saga
+
+    return anyio.run(run)
+
+
+def _cells(row: SagaRow) -> tuple[str, ...]:
+    late = row.due is not None and row.due <= datetime.now(UTC)
+    return (
+        row.saga,
+        row.state.value,
+        row.started.isoformat(timespec="seconds"),
+        row.last.isoformat(timespec="seconds"),
+        str(row.events),
+        "late" if late else "",
+        " ".join(f"{name}={value}" for name, value in row.keys),
+        row.reason or "",
+    )
+
+
+def _plain(value: object) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def _print(text: str, view: SagaView) -> None:
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    # Not needed, and not quick to import, where a program reads.
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = Text(text)
+    lines.highlight_regex(rf"(?<=  ){view.state.value}", _COLOURS[view.state])
+    lines.highlight_regex(r"✗.*|late by.*|stuck at.*", "red")
+    lines.highlight_regex(r"^ +\+[0-9.]+s", "dim")
+    lines.highlight_regex(r"^  (undoing|asks|deadline|expected) .*", "yellow")
+    Console(file=sys.stdout, highlight=False).print(lines, end="")
