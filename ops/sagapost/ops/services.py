@@ -18,9 +18,8 @@ from sagapost.inbox.settings import ConsumerSettings
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay.observations import RelayStopped, StoreLost
 from sagapost.sagas import Compensator, Sagas
-from sagapost.sagas.tracker import Tracker, TrackerConsumer, TrackerConsumerSettings, Watch
 
-__all__ = ["BacklogService", "CompensatorService", "ConsumerService", "RelayService", "TrackerService", "WatchService"]
+__all__ = ["BacklogService", "CompensatorService", "ConsumerService", "RelayService"]
 
 
 class _LeftInFlight:
@@ -120,47 +119,3 @@ class CompensatorService:
     def stop(self) -> None:
         """See `Service.stop`."""
         self._compensator.stop()
-
-
-class TrackerService:
-    """The consumer of a tracker, for one run."""
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        broker: Broker,
-        settings: TrackerConsumerSettings,
-        observer: Observer,
-        *,
-        refold: bool,
-    ) -> None:
-        self._tracker = tracker
-        self._refold = refold
-        self._consumer = TrackerConsumer(tracker, broker, settings=settings, observer=observer)
-
-    async def run(self) -> int:
-        """See `Service.run`. What is not folded was not acknowledged, so nothing is left."""
-        if self._refold:
-            await self._tracker.refold()
-        await self._consumer.run()
-        return 0
-
-    def stop(self) -> None:
-        """See `Service.stop`."""
-        self._consumer.stop()
-
-
-class WatchService:
-    """The corrective actions of a tracker, for one run."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    async def run(self) -> int:
-        """See `Service.run`. An action that is cut off is undone by the database, so nothing is left."""
-        await self._watch.run()
-        return 0
-
-    def stop(self) -> None:
-        """See `Service.stop`."""
-        self._watch.stop()
