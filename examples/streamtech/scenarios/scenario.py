@@ -61,6 +61,11 @@ async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], N
     before = await opening(deployment) if shop else Opening.empty()
     earlier = await ends(deployment)
     stage = Stage(deployment, say, before)
+    declared = choreography(deployment.services)
+
+    async def ask() -> Mapping[str, SagaView]:
+        return fold(chronicle.events, declared)
+
     complained: list[str] = []
     views: Mapping[str, SagaView] = {}
     async with anyio.create_task_group() as tasks:
@@ -70,7 +75,7 @@ async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], N
         await scenario.play(stage)
         complained += await settled(deployment)
         complained += await complaints(deployment, before) if shop else []
-        views, different = await tracked(deployment, chronicle, earlier=earlier)
+        views, different = await tracked(deployment, ask, earlier=earlier)
         complained += different
         tasks.cancel_scope.cancel()
     view = views.get(stage.saga) if stage.saga is not None else None
@@ -78,19 +83,18 @@ async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], N
 
 
 async def tracked(
-    deployment: Deployment, chronicle: Chronicle, *, earlier: Collection[str] = ()
+    deployment: Deployment, ask: Callable[[], Awaitable[Mapping[str, SagaView]]], *, earlier: Collection[str] = ()
 ) -> tuple[Mapping[str, SagaView], list[str]]:
-    """Fold what was said once nothing more is; return the sagas, and where the services have something else."""
-    declared = choreography(deployment.services)
+    """Ask a tracker once nothing more is said; return the sagas, and where the services have something else."""
     views: Mapping[str, SagaView] = {}
     different: list[str] = []
     with anyio.move_on_after(_HEARSAY):
         while True:
-            views = fold(chronicle.events, declared)
+            views = await ask()
             different = await disagreements(deployment, views, earlier=earlier)
             if not different:
                 break
-            # What is published is in the chronicle's queue, and soon in the chronicle.
+            # What is published is in the tracker's queue, and soon in the tracker.
             await anyio.sleep(0.1)
     return views, different
 
