@@ -12,7 +12,21 @@ from sagapost.ops.commands.relay import relay
 from sagapost.ops.commands.status import status
 from sagapost.ops.commands.track import track
 
-__all__ = ["app", "config", "consume", "db", "declare", "dead", "parked", "relay", "saga", "status", "tasks", "track"]
+__all__ = [
+    "app",
+    "config",
+    "consume",
+    "db",
+    "declare",
+    "dead",
+    "parked",
+    "relay",
+    "saga",
+    "status",
+    "tasks",
+    "track",
+    "tracking",
+]
 
 app = typer.Typer(
     name="sagapost",

@@ -4,9 +4,11 @@ from sagapost.sagas.tracker.actions import Action, Emit, Notify, RequestRollback
 from sagapost.sagas.tracker.consumer import TrackerConsumer, TrackerConsumerSettings
 from sagapost.sagas.tracker.differences import Difference
 from sagapost.sagas.tracker.fold import fold
+from sagapost.sagas.tracker.listing import SagaRow
+from sagapost.sagas.tracker.settings import TrackerSettings
 from sagapost.sagas.tracker.tables import TrackerTables
 from sagapost.sagas.tracker.timeline import timeline, tree
-from sagapost.sagas.tracker.tracker import SagaRow, Tracker, TrackerSettings
+from sagapost.sagas.tracker.tracker import Tracker
 from sagapost.sagas.tracker.view import SagaState, SagaView
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,73 +15,28 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.clock import Clock, SystemClock
-from sagapost.core.errors import ConfigurationError, StoreUnavailableError
+from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.event import Event
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox.database import Database, is_conflict
-from sagapost.inbox.moments import aware
 from sagapost.sagas.choreography.manifest import Choreography
 from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.differences import Difference, differences
 from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, moment, saga_of
 from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.listing import SagaRow, saga_row
 from sagapost.sagas.tracker.route import Declared, Route
+from sagapost.sagas.tracker.settings import TrackerSettings
 from sagapost.sagas.tracker.store import Kept, TrackerStore, packed
 from sagapost.sagas.tracker.tables import TrackerTables
 from sagapost.sagas.tracker.view import SagaState, SagaView
 
-__all__ = ["SagaRow", "Tracker", "TrackerSettings"]
+__all__ = ["Tracker"]
 
 T = TypeVar("T")
 
 _ROUNDS = 20
 _PAGE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerSettings:
-    """Settings of one tracker.
-
-    :raises ConfigurationError: if one is out of range; names it.
-    """
-
-    keys: tuple[str, ...] = ()
-    """Fields of payloads by which sagas can be found, for example ``order_id``. Their values are kept."""
-    ends: tuple[str, ...] = ()
-    """Event types after which a saga is over, beside those of the choreography."""
-    max_events: int = 1_000
-    """Events kept of one saga, the newest. Each fold rewrites the history: large ones make it slow."""
-    retention: timedelta = timedelta(days=30)
-    """How long a saga is kept after its end."""
-    silent_retention: timedelta = timedelta(days=180)
-    """How long a saga that never ended is kept after its last event. Older events of unknown sagas are ignored."""
-    cached_sagas: int = 20_000
-    """Histories kept in memory between batches; a few kilobytes each."""
-    timeout: timedelta = timedelta(seconds=30)
-    """How long one call to the database may take."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.max_events < 1 or self.cached_sagas < 0:
-            raise ConfigurationError("TrackerSettings: max_events is at least 1, cached_sagas at least 0.")
-        if not timedelta(0) < self.retention <= self.silent_retention:
-            raise ConfigurationError("TrackerSettings: silent_retention is at least retention, which is positive.")
-
-
-@dataclass(frozen=True, slots=True)
-class SagaRow:
-    """A saga in a list."""
-
-    saga: str
-    state: SagaState
-    reason: str | None
-    started: datetime
-    last: datetime
-    ended: datetime | None
-    due: datetime | None
-    """When its next running deadline passes, or passed."""
-    events: int
-    keys: tuple[tuple[str, str], ...]
 
 
 class Tracker:
@@ -349,7 +304,7 @@ class Tracker:
                 limit=limit,
             )
             keys = self._store.keys_of(connection, [row["saga"] for row in rows])
-            return [_saga_row(row, keys.get(row["saga"], ())) for row in rows]
+            return [saga_row(row, keys.get(row["saga"], ())) for row in rows]
 
         return await self._run(read)
 
@@ -365,17 +320,3 @@ class Tracker:
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         return await self.database.run(work)
-
-
-def _saga_row(row: Mapping[str, Any], keys: Iterable[tuple[str, str]]) -> SagaRow:
-    return SagaRow(
-        saga=row["saga"],
-        state=SagaState(row["state"]),
-        reason=row["reason"],
-        started=aware(row["started_at"]),
-        last=aware(row["last_at"]),
-        ended=aware(row["ended_at"]) if row["ended_at"] is not None else None,
-        due=aware(row["due_at"]) if row["due_at"] is not None else None,
-        events=row["events"],
-        keys=tuple(keys),
-    )
