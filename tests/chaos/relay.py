@@ -54,6 +54,10 @@ _START_SECONDS = 120.0
 """For all relays to start, on a machine that does much else."""
 _RESTART = 6.0
 """Seconds that a server takes to come back, about."""
+_REPLACEMENT = 3.0
+"""Seconds that a relay takes to end and its successor to start, about."""
+_SETTLING = 3.0
+"""Seconds after the first arrival, until what waited for the relays to start is behind us."""
 QUICK = {
     # Times an operator sets who wants a quick recovery; each bounds one way of being stuck.
     "SAGAPOST_RELAY_LEASE_TTL": "2s",
@@ -97,13 +101,14 @@ class Plan:
     @property
     def rate(self) -> float:
         """Events a second, so that the writers are busy for as long as things are broken."""
-        return min(self.events / (2 * self.calm + self.round_seconds), self.most)
+        return min(self.events / (_SETTLING + 2 * self.calm + self.round_seconds), self.most)
 
     @property
     def round_seconds(self) -> float:
         """Seconds that all faults take, one after the other."""
         restarts = sum(fault.startswith("restart") for fault in self.faults)
-        return len(self.faults) * self.between + restarts * _RESTART
+        replaced = self.relays if GRACEFUL in self.faults else 0
+        return len(self.faults) * self.between + restarts * _RESTART + replaced * (self.between + _REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +280,7 @@ async def _calm(state: _Run) -> float:
     with anyio.fail_after(_START_SECONDS):
         while not state.history.seen:  # noqa: ASYNC110 - asks for the first of many
             await anyio.sleep(0.1)
-    # What waited for the relays to start is behind us by then.
-    await anyio.sleep(3)
+    await anyio.sleep(_SETTLING)
     begun = time.monotonic()
     await anyio.sleep(state.plan.calm)
     return begun
@@ -343,7 +347,7 @@ async def _break(
             await actions[fault]()
             state.faults.append((fault, time.monotonic()))
             await anyio.sleep(plan.between)
-        left, done = (plan.events - state.history.seen) / rate, done + 1
+        left, done = (plan.events - state.history.seen) / max(rate, 1.0), done + 1
 
 
 async def _all_at_work(postgresql: PrivatePostgreSQL, relays: int) -> None:

@@ -34,6 +34,14 @@ GOOD = Audit(
 )  # fmt: skip
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A run in the background ignores SIGINT, and so would the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Silent:
     """A report that nobody reads."""
 
@@ -291,6 +299,7 @@ def test_the_demo_balances_on_servers(place: Path) -> None:
 
 
 @pytest.mark.servers
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "SIGKILL"])
 def test_nothing_is_left_of_a_demo_that_was_ended(place: Path, end: signal.Signals) -> None:

@@ -126,7 +126,10 @@ async def test_one_effect_each_in_three_services_while_everything_breaks(postgre
     rng = random.Random(seed)
     admin = create_async_engine(postgresql_url)
     victims = create_async_engine(
-        postgresql_url, pool_size=40, connect_args={"server_settings": {"application_name": "victim"}}
+        postgresql_url,
+        pool_size=40,
+        # No offer of TLS: a connect that is cut during it leaves a future in the driver that nobody looks at.
+        connect_args={"ssl": False, "server_settings": {"application_name": "victim"}},
     )
     orders = Service("orders")
     hearing = [Hearing("ordered", ordered=True), Hearing("default"), Hearing("grouped", batch=20)]
