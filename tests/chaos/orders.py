@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 
 from examples.streamtech import orders, warehouse
 from examples.streamtech.services import COUNTER, unheard
+from sagapost.adapters.rabbitmq import RabbitMQBroker
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -292,6 +293,10 @@ async def _services(
         async with async_sessionmaker(engines[1]).begin() as session:
             units = _stock_of(plan)
             session.add_all(warehouse.Stock(item=item, available=units, on_shelf=units) for item in ITEMS)
+        # As a deployment does (`sagapost declare`): an order placed before Warehouse's first start is for it, too.
+        broker = RabbitMQBroker(rabbitmq.amqp_url())
+        for inbox in (orders.inbox, warehouse.inbox):
+            await broker.declare(inbox.queue)
         for roles in made:
             roles.start("relay")
             roles.start("consume")
