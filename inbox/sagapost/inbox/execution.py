@@ -102,14 +102,7 @@ class Execution:
         self._progress.handler = handler.name
         saga = continue_from(event)
         if handler.asynchronous:
-            ctx = inbox.context(
-                consumer=inbox.name,
-                event=event,
-                attempt=attempt,
-                outbox=inbox.outbox,
-                session=self._session,
-                topic=message.topic,
-            )
+            ctx = self._context(message, attempt)
             await_only(call_async(handler.function, payload, ctx, saga, inbox.around(event)))
         else:
             sync_ctx = inbox.sync_context(
@@ -129,19 +122,23 @@ class Execution:
         """Call what is done in place of the handlers, and wait for it; raises what it raises."""
         inbox, event = self._inbox, message.event
         self._progress.handler = name
-        ctx = inbox.context(
-            consumer=inbox.name,
-            event=event,
-            attempt=attempt,
-            outbox=inbox.outbox,
-            session=self._session,
-            topic=message.topic,
-        )
+        ctx = self._context(message, attempt)
 
         async def instead(_payload: object, ctx: Context) -> None:
             await work(ctx)
 
         await_only(call_async(instead, None, ctx, continue_from(event), inbox.around(event)))
+
+    def _context(self, message: Message, attempt: int) -> Context:
+        inbox = self._inbox
+        return inbox.context(
+            consumer=inbox.name,
+            event=message.event,
+            attempt=attempt,
+            outbox=inbox.outbox,
+            session=self._session,
+            topic=message.topic,
+        )
 
     def write(self, event: Event | None = None) -> None:
         """Send what is pending to the database.
