@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
+from tests.chaos.command import SAGAPOST, environment
+
 __all__ = ["ConsumerProcesses"]
 
-_SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _STOP_SECONDS = 40.0
 _AT_WORK = b"consumes from"
 """In the line that a consumer logs when it has subscribed."""
@@ -28,9 +26,8 @@ class ConsumerProcesses:
     """
 
     def __init__(self, inbox: str, settings: Sequence[Mapping[str, str]], *, home: Path, logs: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
         self._inbox = f"tests.chaos.inbox_service:{inbox}"
-        self._environments = [{**kept, "PYTHONPATH": str(_CHECKOUT), **own} for own in settings]
+        self._environments = [environment(own) for own in settings]
         self._home = home
         self._logs = logs
         self._running: dict[int, subprocess.Popen[bytes]] = {}
@@ -110,7 +107,7 @@ class ConsumerProcesses:
         self._log_of[which] = self._logs / f"consumer-{which}-{self._started}.log"
         with self._log_of[which].open("ab") as log:
             self._running[which] = subprocess.Popen(
-                [_SAGAPOST, "consume", self._inbox],
+                [SAGAPOST, "consume", self._inbox],
                 cwd=self._home,
                 env=self._environments[which],
                 stdin=subprocess.DEVNULL,

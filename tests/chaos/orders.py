@@ -6,10 +6,8 @@ them with what the writers know they committed and rolled back.
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from examples.streamtech import orders, warehouse
 from examples.streamtech.services import COUNTER, unheard
 from sagapost.adapters.rabbitmq import RabbitMQBroker
+from tests.chaos.command import SAGAPOST, environment
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -34,8 +33,6 @@ __all__ = ["Plan", "Verdict", "run"]
 
 ITEMS = ("blue-train", "kind-of-blue", "giant-steps")
 WRITERS = 4
-_SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +85,22 @@ class _Roles:
 
     def start(self, role: str) -> None:
         arguments = [role] if role != "consume" else [role, f"examples.streamtech.{self.name}:inbox"]
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")},
+        settings = {
             "SAGAPOST_DATABASE_URL": self.url,
             "SAGAPOST_BROKER_URL": self.amqp,
             # Short leases: a killed relay's successor takes over within a second.
             "SAGAPOST_RELAY_LEASE_TTL": "1s",
             "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(COUNTER))),
-            "PYTHONPATH": str(_CHECKOUT),
         }
         with (self.logs / f"{self.name}-{role}.log").open("ab") as log:
             self.running[role] = subprocess.Popen(
-                [_SAGAPOST, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [SAGAPOST, *arguments], env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def upgrade(self) -> None:
         subprocess.run(
-            [_SAGAPOST, "db", "upgrade"],
-            env={**os.environ, "SAGAPOST_DATABASE_URL": self.url},
+            [SAGAPOST, "db", "upgrade"],
+            env=environment({"SAGAPOST_DATABASE_URL": self.url}),
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import anyio.to_thread
 
+from tests.chaos.command import SAGAPOST, environment
+
 __all__ = ["RelayProcesses"]
 
-_SAGAPOST = str(Path(sys.executable).with_name("sagapost"))
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _STOP_SECONDS = 40.0
 _OWNS = b'"gained": '
 """In the line that a relay logs when it takes partitions."""
@@ -27,8 +25,7 @@ class RelayProcesses:
     """
 
     def __init__(self, settings: Mapping[str, str], *, home: Path, logs: Path) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
-        self._environment = {**kept, "PYTHONPATH": str(_CHECKOUT), **settings}
+        self._environment = environment(settings)
         self._home = home
         self._logs = logs
         self._started = 0
@@ -42,7 +39,7 @@ class RelayProcesses:
         with path.open("ab") as log:
             self.running.append(
                 subprocess.Popen(
-                    [_SAGAPOST, "relay"],
+                    [SAGAPOST, "relay"],
                     cwd=self._home,
                     env=self._environment,
                     stdin=subprocess.DEVNULL,
