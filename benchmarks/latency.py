@@ -6,8 +6,6 @@ are scheduled ahead of time (open loop), so a stall delays everything behind it 
 
 from __future__ import annotations
 
-import random
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from uuid import UUID
@@ -19,6 +17,7 @@ import asyncpg
 from benchmarks import outbox_rows
 from benchmarks.ceiling import EXCHANGE, BenchQueue
 from benchmarks.harness import Bench, Figure
+from benchmarks.open_loop import milliseconds, on_schedule, percentiles
 from benchmarks.relay import Bed, open_bed, worker
 from sagapost.core.ids import new_uuid
 from sagapost.outbox.tables import key_hash
@@ -52,19 +51,7 @@ async def measure(bench: Bench) -> list[Figure]:
                     advance(1)
                     raw.append(await _raw_hop(bed, events))
                     advance(1)
-    return [
-        Figure.of(
-            f"latency.p{percent}",
-            "ms",
-            [_percentile(run, percent) for run in through],
-            [_percentile(run, percent) for run in raw],
-        )
-        for percent in (50, 99)
-    ]
-
-
-def _percentile(milliseconds: list[float], percent: int) -> float:
-    return statistics.quantiles(milliseconds, n=100)[percent - 1]
+    return percentiles("latency", through, raw)
 
 
 async def _through_relay(bed: Bed, events: int) -> list[float]:
@@ -117,15 +104,13 @@ async def _arrivals(
     written: dict[str, float] = {}
     seen: dict[str, float] = {}
     done = anyio.Event()
-    rng = random.Random(4711)
 
     async def on_message(message: aiormq.abc.DeliveredMessage) -> None:
         seen[message.header.properties.message_id or ""] = time.perf_counter()
         if len(seen) >= events:
             done.set()
 
-    async def one(at: float, number: int) -> None:
-        await anyio.sleep(max(0.0, at - time.perf_counter()))
+    async def one(number: int) -> None:
         event_id = new_uuid()
         if stamp_before:
             written[str(event_id)] = time.perf_counter()
@@ -137,12 +122,7 @@ async def _arrivals(
     async with aiormq.Connection(bed.amqp) as connection:
         channel = await connection.channel()
         await channel.basic_consume("bench", on_message, no_ack=True)
-        at = time.perf_counter() + 0.2
-        async with anyio.create_task_group() as tasks:
-            for number in range(events):
-                at += rng.expovariate(RATE)
-                tasks.start_soon(one, at, number)
+        await on_schedule(events, RATE, one)
         with anyio.fail_after(30):
             await done.wait()
-    order = sorted(seen, key=lambda id_: written[id_])
-    return [(seen[id_] - written[id_]) * 1e3 for id_ in order[events // 10 :]]
+    return milliseconds(written, seen)

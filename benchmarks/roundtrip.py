@@ -9,12 +9,10 @@ ahead of time (open loop), so a stall delays everything behind it and shows up i
 
 from __future__ import annotations
 
-import random
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -26,6 +24,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from benchmarks import outbox_rows
 from benchmarks.ceiling import EXCHANGE, BenchQueue
 from benchmarks.harness import Bench, Figure
+from benchmarks.open_loop import milliseconds, on_schedule, percentiles
 from benchmarks.relay import worker
 from benchmarks.roundtrip_service import Asked, Servers, ShopRow, answered_by, install, shop, shop_outbox, stock
 from sagapost.adapters.rabbitmq import RabbitMQBroker
@@ -60,19 +59,7 @@ async def measure(bench: Bench) -> list[Figure]:
                 advance(1)
                 raw.append(await _raw_hops(amqp, questions))
                 advance(1)
-    return [
-        Figure.of(
-            f"roundtrip.p{percent}",
-            "ms",
-            [_percentile(run, percent) for run in through],
-            [_percentile(run, percent) for run in raw],
-        )
-        for percent in (50, 99)
-    ]
-
-
-def _percentile(milliseconds: list[float], percent: int) -> float:
-    return statistics.quantiles(milliseconds, n=100)[percent - 1]
+    return percentiles("roundtrip", through, raw)
 
 
 class _Answers:
@@ -102,7 +89,7 @@ async def _through_services(server: PrivatePostgreSQL, amqp: str, questions: int
     engine = create_async_engine(server.url("shop"), pool_size=24)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
 
-    async def ask() -> None:
+    async def ask(_number: int) -> None:
         question = new_id()
         async with sessions.begin() as session:
             session.add(ShopRow(id=question))
@@ -119,14 +106,14 @@ async def _through_services(server: PrivatePostgreSQL, amqp: str, questions: int
         tasks.start_soon(consumer.run)
         with anyio.fail_after(60 + questions / RATE):
             # Once around before the clock starts: every process is up then.
-            await ask()
+            await ask(0)
             await answers.first.wait()
-            await _on_schedule(questions, ask)
+            await on_schedule(questions, RATE, ask)
             await answers.done.wait()
         consumer.stop()
     await engine.dispose()
     back = {answered_by.pop(event_id): at for event_id, at in answers.committed.items()}
-    return _after_warm_up(asked, back)
+    return milliseconds(asked, back)
 
 
 async def _raw_hops(amqp: str, questions: int) -> list[float]:
@@ -159,38 +146,17 @@ async def _raw_hops(amqp: str, questions: int) -> list[float]:
                 if len(back) == questions:
                     done.set()
 
-        async def ask() -> None:
+        async def ask(_number: int) -> None:
             question = new_id()
             asked[question] = time.perf_counter()
             await send(0, question, b"x" * outbox_rows.PAYLOAD_BYTES)
 
         for hop in range(HOPS):
             await receivers[(hop + 1) % 2].basic_consume(f"hop-{hop}", partial(on_message, hop))
-        await _on_schedule(questions, ask)
+        await on_schedule(questions, RATE, ask)
         with anyio.fail_after(60):
             await done.wait()
-    return _after_warm_up(asked, back)
-
-
-async def _on_schedule(questions: int, ask: Callable[[], Awaitable[None]]) -> None:
-    """Ask at random moments, `RATE` times a second; return once every question is out."""
-    rng = random.Random(4711)
-    at = time.perf_counter() + 0.5
-
-    async def one(moment: float) -> None:
-        await anyio.sleep(max(0.0, moment - time.perf_counter()))
-        await ask()
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(questions):
-            at += rng.expovariate(RATE)
-            tasks.start_soon(one, at)
-
-
-def _after_warm_up(asked: dict[str, float], back: dict[str, float]) -> list[float]:
-    """Return milliseconds by the order of asking, without the first tenth."""
-    order = sorted(back, key=lambda question: asked[question])
-    return [(back[question] - asked[question]) * 1e3 for question in order[len(order) // 10 :]]
+    return milliseconds(asked, back)
 
 
 @asynccontextmanager
