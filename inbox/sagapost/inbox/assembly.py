@@ -14,7 +14,6 @@ from sagapost.inbox.claims import Claims
 from sagapost.inbox.database import Database
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.dispatch import Dispatcher
-from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.parking import ParkingLot
@@ -23,6 +22,7 @@ from sagapost.inbox.retries import Retries
 from sagapost.inbox.screening import Screening
 from sagapost.inbox.session import HandlerSessions
 from sagapost.inbox.settings import ConsumerSettings
+from sagapost.inbox.suspects import Suspects
 from sagapost.inbox.transaction import Toolbox
 from sagapost.inbox.workers import Workers
 
@@ -78,10 +78,10 @@ def assemble(
         threads=anyio.CapacityLimiter(database.concurrency),
     )
     screening = Screening(database, dedup, observer, consumer=inbox.name)
-    dispatcher = Dispatcher(tools, settings, lot, attempts, screening)
+    suspects = Suspects(database, attempts, observer, consumer=inbox.name)
+    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening)
     workers = Workers(
         dispatcher,
-        GroupCommit(tools),
         database,
         availability,
         batch=settings.batch,

@@ -1,15 +1,18 @@
 """Recognising a message that kills the process: its attempt begins on record, and the record outlives the process.
 
-Only messages the broker has handed out before are recorded, so the good path pays nothing; and only one of them is in
-work at a time, so that the innocent ones which were in hand beside the killer clear themselves one after the other.
+Only messages the broker has handed out before are recorded, so the good path pays nothing. A whole prefetch of them
+comes back from a process that died, and at first they are recorded and handled in groups; those whose group did not
+end either are handled one at a time, so that the innocent clear themselves one after the other and the killer is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from sagapost.inbox.dedup import insert_once
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.tables import InboxTables
 
@@ -39,10 +42,21 @@ class Attempts:
         found: int = unended
         return found
 
-    def clear(self, connection: Connection, key: bytes) -> None:
-        """Record that the message has come to an end, whichever."""
+    def begin_all(self, connection: Connection, keys: Collection[bytes]) -> bool:
+        """Record that a first attempt of each begins; False, and nothing is recorded, if one of any never ended."""
         columns = self._table.c
-        connection.execute(delete(self._table).where(columns.consumer == self._consumer, columns.key == key))
+        unended = select(columns.key).where(columns.consumer == self._consumer, columns.key.in_(keys)).limit(1)
+        if connection.execute(unended).first() is not None:
+            return False
+        # In one order everywhere: another replica may have copies of the same messages.
+        rows = [{"consumer": self._consumer, "key": key, "started": 1} for key in sorted(keys)]
+        connection.execute(insert_once(self._table, connection.dialect.name).values(rows))
+        return True
+
+    def clear(self, connection: Connection, *keys: bytes) -> None:
+        """Record that messages have come to an end, whichever."""
+        columns = self._table.c
+        connection.execute(delete(self._table).where(columns.consumer == self._consumer, columns.key.in_(keys)))
 
     def withdraw(self, connection: Connection, key: bytes) -> None:
         """Take back the attempt that was begun last: it was called off in order."""

@@ -43,14 +43,29 @@ class Claims:
         return "behind" if self._ordered and key and self._lot.is_blocked(connection, key) else "claimed"
 
     def claim_all(self, connection: Connection, messages: Sequence[Message]) -> set[bytes] | None:
-        """Claim delivered messages together; return the keys that are fresh.
+        """Claim messages together; return the dedup keys of those that are this transaction's own.
 
         None: some must wait behind a parked message, so they cannot be handled together.
         """
-        fresh = self._dedup.claim_all(connection, {message.key for message in messages})
-        if self._ordered and fresh:
+        recorded = [message.key for message in messages if message.recorded]
+        if recorded:
+            self._attempts.clear(connection, *recorded)
+        delivered = [message for message in messages if message.parking is None]
+        parked = {message.parking: message for message in messages if message.parking is not None}
+        own = self._dedup.claim_all(connection, {message.key for message in delivered}) if delivered else set[bytes]()
+        fresh = bool(own)
+        if parked:
+            taken = self._lot.take_out_all(connection, parked)
+            own |= {message.key for place, message in parked.items() if place.id in taken}
+        if self._ordered:
             # After the claim, which may have waited for another replica to park one of them.
-            keys = {message.event.partitionkey for message in messages if message.event.partitionkey}
-            if keys and self._lot.any_blocked(connection, keys):
+            keys = {message.event.partitionkey for message in delivered if message.event.partitionkey}
+            if fresh and keys and self._lot.any_blocked(connection, keys):
                 return None
-        return fresh
+            first: dict[str, int] = {}
+            for place, message in parked.items():
+                if key := message.event.partitionkey:
+                    first[key] = min(place.id, first.get(key, place.id))
+            if any(self._lot.is_blocked(connection, key, before) for key, before in first.items()):
+                return None
+        return own

@@ -189,8 +189,9 @@ async def close(connection: AsyncConnection, *, broken: bool = False) -> None:
                 await connection.invalidate()
             await connection.close()
         except (OSError, SQLAlchemyError, EOFError):
-            # It is being thrown away because it does not work.
-            await connection.invalidate()
+            # It does not work. If closing it went wrong, the pool has thrown it away already.
+            if not connection.closed:
+                await connection.invalidate()
 
 
 class _Scope(Protocol):

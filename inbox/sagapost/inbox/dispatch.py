@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
@@ -14,6 +15,7 @@ from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.database import Link
+from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.keys import dedup_key, malformed_key
 from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
@@ -22,6 +24,7 @@ from sagapost.inbox.parking import Due, Parked, ParkingLot
 from sagapost.inbox.screening import Screening
 from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.settlement import Settlement
+from sagapost.inbox.suspects import Suspects
 from sagapost.inbox.transaction import Toolbox, Transactions
 from sagapost.inbox.verdicts import describe, policy_for, verdict
 
@@ -46,6 +49,7 @@ class Dispatcher:
         settings: ConsumerSettings,
         lot: ParkingLot,
         attempts: Attempts,
+        suspects: Suspects,
         screening: Screening,
     ) -> None:
         self._inbox = tools.inbox
@@ -56,10 +60,11 @@ class Dispatcher:
         self._attempts = attempts
         self._screening = screening
         self._transactions = Transactions(tools)
+        self._groups = GroupCommit(tools)
         self._observer: Observer = tools.observer
         self._clock = tools.clock
         self._conflict_pause = RetryPolicy().quick_backoff
-        self._suspects = anyio.Lock()
+        self._suspects = suspects
         self.clock_ahead = timedelta(0)
         """How far this host's clock is ahead of the database's."""
 
@@ -82,13 +87,43 @@ class Dispatcher:
             return "ack"
         if not arrival.calls:
             return await self._unknown(arrival)
-        if arrival.delivery is None or not arrival.delivery.delivery_count:
+        if not arrival.redelivered:
             await self._handle(link, arrival)
             return "ack"
-        # It was in hand when a connection or a process ended. One at a time, so that a killer is known from the rest.
-        async with self._suspects:
+        # One at a time, so that a killer is known from the rest.
+        async with self._suspects.turn:
             await self._handle_suspect(link, arrival)
         return "ack"
+
+    async def handle_together(self, link: Link, messages: Sequence[Message]) -> bool:
+        """Bring messages to their end in one transaction; False, and nothing has happened, if that cannot be."""
+        suspects = [message for message in messages if message.redelivered]
+        if not suspects:
+            return await self._handle_together(link, messages)
+        async with self._suspects.turn:
+            await link.give_back()
+            if not await self._suspects.begin_together(suspects):
+                return False
+            done = await self._handle_together(link, messages)
+            if not done:
+                # Nobody died of them. Each is put on record again when its own turn comes.
+                await link.give_back()
+                await self._suspects.clear(suspects)
+            return done
+
+    async def _handle_together(self, link: Link, messages: Sequence[Message]) -> bool:
+        duplicates = await self._groups.run(link, messages)
+        if duplicates is None:
+            return False
+        if duplicates:
+            self.found_duplicate()
+        keys = {message.event.partitionkey for message in messages if message.parking is not None}
+        if self._inbox.ordered and keys:
+            await link.give_back()
+            for key in keys:
+                if key is not None:
+                    await self._promote(key)
+        return True
 
     async def _handle(self, link: Link, message: Message) -> None:
         outcome = self.too_old(message) or await self._attempt(link, message)
@@ -101,14 +136,12 @@ class Dispatcher:
             await self._park(message, parked, unclaimed=parked.reason != "broke-contract")
         elif message.recorded and isinstance(outcome, Duplicate):
             await link.give_back()
-            await self._database.run(lambda connection: self._attempts.clear(connection, message.key))
+            await self._suspects.clear([message])
 
     async def _handle_suspect(self, link: Link, message: Message) -> None:
         if not message.recorded:
             await link.give_back()
-            unended = await self._database.run(lambda connection: self._attempts.begin(connection, message.key))
-            message.recorded = True
-            self._observer.notify(obs.AttemptBegun(self._consumer, message.event.id, unended))
+            unended = await self._suspects.begin(message)
             # The first time it was in hand is not on record: nothing made it suspect then.
             if unended + 2 > self._settings.max_crashes:
                 await self._park(message, self._killer(unended + 1))
@@ -176,9 +209,9 @@ class Dispatcher:
         """Take back what is on record about an attempt that was cancelled in order."""
         if not isinstance(arrival, Message):
             return
-        place, key = arrival.parking, arrival.key
+        place = arrival.parking
         if arrival.recorded:
-            await self._database.run(lambda connection: self._attempts.withdraw(connection, key))
+            await self._suspects.withdraw(arrival)
         if place is not None:
             await self._database.run(lambda connection: self._lot.call_off(connection, [place]))
 
@@ -191,8 +224,11 @@ class Dispatcher:
         """
         # The lease outlasts any transaction; it matters only if this process dies.
         lease = self._settings.handler_timeout + self._settings.database_timeout
+        begin_by = anyio.current_time() + self._settings.database_timeout.total_seconds()
         due = await self._database.run(
-            lambda connection: self._lot.claim_due(connection, limit=limit, lease=lease, suspects=suspects)
+            lambda connection: self._lot.claim_due(
+                connection, limit=limit, lease=lease, suspects=suspects, train=self._settings.batch
+            )
         )
         if due:
             self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
@@ -206,7 +242,7 @@ class Dispatcher:
                 calls = self._inbox.calls(item.content.type, item.topic)
                 place, suspect = item.place, item.crashes > 0
                 message = Message(item.content, item.topic, item.key, calls, None, parking=place, suspect=suspect)
-                message.attempts = item.attempts
+                message.attempts, message.begin_by = item.attempts, begin_by
                 messages.append(message)
         return messages
 
@@ -225,6 +261,11 @@ class Dispatcher:
         place, key = message.parking, message.event.partitionkey
         if place is None:
             raise ValueError("the message is not parked")
+        if anyio.current_time() > message.begin_by:
+            # It came behind others that took long. Claimed by somebody else meanwhile, it would count as a crash.
+            await link.give_back()
+            await self._database.run(lambda connection: self._lot.call_off(connection, [place]))
+            return
         outcome = await self._attempt(link, message)
         parked = await self._verdict(link, message, outcome)
         await link.give_back()
@@ -338,10 +379,8 @@ class Dispatcher:
 
     def together(self, arrival: Arrival) -> bool:
         """Tell whether an arrival may share a transaction with others."""
-        return (
-            isinstance(arrival, Message)
-            and arrival.delivery is not None
-            and not arrival.delivery.delivery_count
-            and bool(arrival.calls)
-            and self.too_old(arrival) is None
-        )
+        if not isinstance(arrival, Message) or not arrival.calls:
+            return False
+        if arrival.parking is None:
+            return self.too_old(arrival) is None
+        return not (arrival.suspect or arrival.attempts) and anyio.current_time() <= arrival.begin_by

@@ -76,9 +76,13 @@ class GroupCommit:
             connection.rollback()
             return None
         if not fresh:
-            # None is fresh, or some must wait behind a parked message.
-            connection.rollback()
-            return None if fresh is None else self._all_duplicates(messages)
+            if fresh is None:
+                # Some must wait behind a parked message.
+                connection.rollback()
+                return None
+            # Nothing is written, but maybe attempts struck from the record.
+            connection.commit()
+            return self._all_duplicates(messages)
         self._observer.notify(obs.GroupClaimed(self._consumer, len(messages), len(fresh)))
         execution = self._tools.execution(connection, outer, progress)
         handled: list[Message] = []
@@ -105,7 +109,7 @@ class GroupCommit:
 
     def _call(self, execution: Execution, message: Message, payloads: Sequence[object]) -> None:
         for call, payload in zip(message.calls, payloads, strict=True):
-            execution.call(call, payload, message, 1)
+            execution.call(call, payload, message, message.attempts + 1)
 
     def _all_duplicates(self, messages: Sequence[Message]) -> int:
         self._observer.notify(obs.GroupHandled(self._consumer, {}, len(messages), 0.0, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -39,12 +40,19 @@ class Message:
     parking: Parking | None = None
     attempts: int = 0
     """Rounds that have failed before."""
+    begin_by: float = math.inf
+    """Time on the event loop's clock after which its claim might run out before its handlers return."""
     recorded: bool = False
     """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
     suspect: bool = False
     """Parked, and in hand when a process died: it is handled alone."""
     on_end: Callable[[], None] | None = None
     """Called when nobody works on it any more."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was in hand when a connection or a process ended, by the broker's word."""
+        return self.delivery is not None and self.delivery.delivery_count > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, Integer, String, delete, exists, func, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    String,
+    and_,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from sagapost.core.broker import Malformed
 from sagapost.core.event import Event
@@ -187,15 +200,22 @@ class ParkingLot:
 
     # --- out ---
 
-    def claim_due(self, connection: Connection, *, limit: int, lease: timedelta, suspects: bool) -> list[Due]:
+    def claim_due(
+        self, connection: Connection, *, limit: int, lease: timedelta, suspects: bool, train: int = 1
+    ) -> list[Due]:
         """Claim messages that are due, oldest due first, each for one round of at most `lease`.
 
         A message that was in hand when a process died comes alone, so that the innocent are told from the killer; and
         only if `suspects` are asked for, because nothing else is in hand.
+
+        :param train: with messages that have not failed yet, some of those behind them: so many for each, counting
+            itself. Let go one by one, those of a key in demand would be fewer than those that park meanwhile.
         """
         columns = self._table.c
         due = connection.execute(
-            select(columns.id, columns.crashes, columns.claimed)
+            select(
+                columns.id, columns.crashes, columns.claimed, columns.attempts, columns.ordered, columns.partitionkey
+            )
             .where(
                 columns.consumer == self._consumer,
                 columns.state == _WAITING,
@@ -205,17 +225,24 @@ class ParkingLot:
             .limit(limit)
             .with_for_update(skip_locked=True)
         ).all()
-        chosen = _innocent_or_one_suspect(
-            [(id_, crashes + claimed) for id_, crashes, claimed in due], suspects=suspects
-        )
+        chosen = _innocent_or_one_suspect([(row.id, row.crashes + row.claimed) for row in due], suspects=suspects)
         if not chosen:
             return []
+        # One that has failed before may well fail again: it goes on its own.
+        heads = [
+            row.partitionkey
+            for row in due
+            if row.id in chosen and row.ordered and not (row.attempts or row.crashes or row.claimed)
+        ]
+        if train > 1 and heads:
+            chosen += self._followers(connection, heads, (train - 1) * len(heads))
         connection.execute(
             update(self._table)
             .where(columns.id.in_(chosen))
             .values(
                 crashes=columns.crashes + columns.claimed,
                 claimed=1,
+                state=_WAITING,
                 token=columns.token + 1,
                 next_attempt_at=self._moments.after(lease),
             )
@@ -232,6 +259,12 @@ class ParkingLot:
             )
             for row in rows
         ]
+
+    def take_out_all(self, connection: Connection, places: Collection[Parking]) -> set[int]:
+        """Remove messages whose round is being run; return the ids of those that are still this process's."""
+        columns = self._table.c
+        mine = or_(*(and_(*self._mine(place)) for place in places))
+        return set(connection.execute(delete(self._table).where(mine).returning(columns.id)).scalars())
 
     def take_out(self, connection: Connection, place: Parking) -> bool:
         """Remove a message whose round is being run; False if somebody else has claimed or removed it."""
@@ -254,6 +287,25 @@ class ParkingLot:
             )
 
     # --- inside ---
+
+    def _followers(self, connection: Connection, keys: Sequence[str], limit: int) -> list[int]:
+        """Lock and return up to `limit` messages that wait behind others of these ordering keys."""
+        columns = self._table.c
+        statement = (
+            select(columns.id)
+            .where(
+                columns.consumer == self._consumer,
+                columns.ordered == _ORDERED,
+                columns.partitionkey.in_(keys),
+                columns.state == "behind",
+                # Nobody had it in hand when a process died.
+                columns.crashes + columns.claimed == 0,
+            )
+            .order_by(columns.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return list(connection.execute(statement).scalars())
 
     def _mine(self, place: Parking) -> tuple[ColumnElement[bool], ...]:
         columns = self._table.c

@@ -20,7 +20,7 @@ _SWEEP_EVERY = 30
 
 
 class Retries:
-    """Looks for due messages and feeds them to the workers; never more than `limit` are in hand.
+    """Looks for due messages and feeds them to the workers; takes no more while `limit` are in hand.
 
     Claiming more than can be worked on would only let the claims lapse. But those in hand are not waited for as one:
     a message that is stuck (behind a lock, in a slow handler) holds up nobody else.
@@ -72,7 +72,7 @@ class Retries:
 
     async def _look(self) -> None:
         room = self._limit - len(self._in_hand)
-        if self._alone or not room:
+        if self._alone or room <= 0:
             return
         for message in await self._dispatcher.claim_due(limit=room, suspects=not self._in_hand):
             self._alone = message.suspect

@@ -12,7 +12,6 @@ from sagapost.core.errors import StoreUnavailableError
 from sagapost.inbox.availability import Availability
 from sagapost.inbox.database import Database, Link
 from sagapost.inbox.dispatch import Dispatcher
-from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.message import Arrival, Message, Unreadable
 from sagapost.inbox.ordering import Lanes
 
@@ -25,7 +24,6 @@ class Workers:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        groups: GroupCommit,
         database: Database,
         availability: Availability,
         *,
@@ -34,7 +32,6 @@ class Workers:
         stop: anyio.Event,
     ) -> None:
         self._dispatcher = dispatcher
-        self._groups = groups
         self._database = database
         self._availability = availability
         self._batch = batch
@@ -70,8 +67,7 @@ class Workers:
         """Take nothing new, and finish what is in work, within the budget."""
         self._left += self._lanes.close()
         for arrival in self._left:
-            if isinstance(arrival, Message) and arrival.on_end is not None:
-                arrival.on_end()
+            _let_go(arrival)
         with anyio.move_on_after(budget.total_seconds()):
             await self._ended.wait()
         self._scope.cancel()
@@ -114,27 +110,28 @@ class Workers:
                     self.unfinished += len(arrivals) - index
                     return
             finally:
-                if isinstance(arrival, Message) and arrival.on_end is not None:
-                    arrival.on_end()
+                _let_go(arrival)
 
     async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
         """Try a group commit; False if the messages are to be run one by one."""
         while True:
             try:
-                duplicates = await self._groups.run(link, messages)
+                done = await self._dispatcher.handle_together(link, messages)
             except StoreUnavailableError as error:
                 await link.give_back(broken=True)
                 if not await self._availability.restored(error):
                     return False
                 continue
+            except anyio.get_cancelled_exc_class():
+                self.unfinished += len(messages)
+                for message in messages:
+                    await self._call_off(message)
+                raise
             self._availability.worked()
-            if duplicates is None:
-                return False
-            if duplicates:
-                self._dispatcher.found_duplicate()
-            for message in messages:
+            for message in messages if done else ():
                 _settle(message)
-            return True
+                _let_go(message)
+            return done
 
     async def _finish(self, link: Link, arrival: Arrival) -> bool:
         """Bring one message to its end, through outages of the database; False if stopped during one."""
@@ -164,6 +161,12 @@ class Workers:
             except StoreUnavailableError:
                 # Then it counts as a crash, of which it takes several.
                 return
+
+
+def _let_go(arrival: Arrival) -> None:
+    """Say that nobody works on it any more."""
+    if isinstance(arrival, Message) and arrival.on_end is not None:
+        arrival.on_end()
 
 
 def _settle(arrival: Message | Unreadable, *, refuse: bool = False) -> None:
