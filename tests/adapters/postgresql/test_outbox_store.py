@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncGenerator, Iterator
+from datetime import timedelta
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import CreateSchema
 
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core.errors import ConfigurationError, StoreRefusedError, StoreUnavailableError
+from sagapost.core.outbox_store import RelayId
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
 from tests.conformance.outbox_store import OutboxStoreConformance, StoreFactory
@@ -79,3 +83,25 @@ async def test_a_wrong_password_is_refused_and_an_unreachable_server_waited_for(
             await getattr(no_database, call)()
     for store in (wrong, nobody, no_database):
         await store.aclose()
+
+
+async def test_a_relay_that_is_stuck_in_the_middle_holds_up_no_other(postgresql: PostgreSQLServer) -> None:
+    """A half-open link leaves its row locks with the server, maybe for hours; heartbeats and leases go past them."""
+    tables, ttl = OutboxTables(), timedelta(seconds=5)
+    with postgresql.fresh_database() as name:
+        engine = create_async_engine(postgresql.url(name))
+        async with engine.begin() as connection:
+            await connection.run_sync(install_schema, tables.versions, [tables.part])
+        store = PostgreSQLOutboxStore(postgresql.url(name), call_timeout=ttl.total_seconds())
+        partitions = await store.partition_count()
+        silent, living = RelayId(uuid4()), RelayId(uuid4())
+        await store.heartbeat(silent, ttl=timedelta(0))
+        await store.claim(silent, want=partitions // 2, ttl=ttl)
+        async with engine.connect() as stuck:
+            await stuck.execute(select(tables.relays).with_for_update())
+            await stuck.execute(select(tables.leases).where(tables.leases.c.owner.is_not(None)).with_for_update())
+            assert await store.heartbeat(living, ttl=ttl) == 1
+            assert len(await store.claim(living, want=partitions, ttl=ttl)) == partitions - partitions // 2
+            await store.retire(living)
+        await store.aclose()
+        await engine.dispose()

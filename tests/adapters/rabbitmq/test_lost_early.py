@@ -1,4 +1,4 @@
-"""A connection that is lost between being opened and its first use."""
+"""A connection that is lost between being opened and its first use, or is being closed while it is used."""
 
 from __future__ import annotations
 
@@ -22,3 +22,22 @@ async def test_a_channel_on_a_connection_that_is_gone_is_unavailable(amqp_url: s
         await anyio.wait_all_tasks_blocked()
         with pytest.raises(BrokerUnavailableError):
             await link.channel()
+
+
+async def test_writing_to_a_connection_that_is_being_closed_loses_it(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiormq ends its side before the loop tells anybody; what the loop raises then is no bug of the caller's."""
+    second = timedelta(seconds=1)
+    settings = ConnectionSettings(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
+
+    def ended(_transport: object, _data: bytes) -> None:
+        raise RuntimeError("Cannot call write() after write_eof()")
+
+    async with open_link(settings, purpose="test") as link:
+        with monkeypatch.context() as patch:
+            patch.setattr("asyncio.selector_events._SelectorSocketTransport.write", ended)
+            link.write(b"a frame")
+        await anyio.wait_all_tasks_blocked()
+        assert link.lost is not None
+        assert "being closed" in link.lost.text

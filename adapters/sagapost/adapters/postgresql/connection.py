@@ -85,20 +85,6 @@ class Link:
         rows = await self.fetch(sql, *args)
         return rows[0] if rows else None
 
-    async def script(self, *statements: tuple[str, Sequence[object]]) -> list[Sequence[Record]]:
-        """Run several statements in one READ COMMITTED transaction; return the rows of each."""
-        async with self._lock:
-            try:
-                with anyio.fail_after(self._timeout):
-                    connection = await self.connected()
-                    async with connection.transaction():
-                        return [await connection.fetch(sql, *args) for sql, args in statements]
-            except BaseException as error:
-                self._give_up(error)
-                if isinstance(error, Exception):
-                    raise translate(error, where=self._where) from error
-                raise
-
     async def listen(self, channel: str, callback: Callable[..., None]) -> None:
         """Listen on a channel. Idempotent on one connection; to be repeated on the next.
 

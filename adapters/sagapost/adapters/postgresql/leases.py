@@ -2,6 +2,9 @@
 
 Lease rows rather than advisory locks, since session locks do not survive PgBouncer's transaction pooling and a lock
 says nothing about a holder that is alive but stuck (docs/adr/0004).
+
+Each method is one statement, which commits by itself. A transaction of several that a half-open link leaves in the
+middle keeps its row locks for as long as the server believes in the link, and every other relay would wait for them.
 """
 
 from __future__ import annotations
@@ -26,10 +29,15 @@ class Leases:
             INSERT INTO {leases} (partition) SELECT generate_series(0, $1::int - 1)
             WHERE NOT EXISTS (SELECT FROM {leases}) ON CONFLICT DO NOTHING"""
         self._count = f"SELECT count(*) FROM {leases}"
-        # Relays that stopped without a word are cleared by the living; a relay that comes back announces itself.
-        self._clear = f"DELETE FROM {relays} WHERE expires_at < clock_timestamp()"
+        # Relays that stopped without a word are cleared by the living; a relay that comes back announces itself. One
+        # that another is clearing, or is stuck in clearing, is left to it.
         self._heartbeat = f"""
-            WITH me AS (
+            WITH silent AS (
+                SELECT relay FROM {relays} WHERE relay <> $1 AND expires_at < clock_timestamp()
+                FOR UPDATE SKIP LOCKED
+            ), cleared AS (
+                DELETE FROM {relays} r USING silent WHERE r.relay = silent.relay
+            ), me AS (
                 INSERT INTO {relays} (relay, expires_at) VALUES ($1, clock_timestamp() + $2::interval)
                 ON CONFLICT (relay) DO UPDATE SET expires_at = EXCLUDED.expires_at
                 RETURNING relay
@@ -57,8 +65,9 @@ class Leases:
             UPDATE {leases} l SET owner = NULL, expires_at = NULL
             FROM unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
             WHERE l.partition = claim.partition AND l.token = claim.token AND l.owner = $1"""
-        self._release_all = f"UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = $1"
-        self._forget = f"DELETE FROM {relays} WHERE relay = $1"
+        self._retire = f"""
+            WITH given_back AS (UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = $1)
+            DELETE FROM {relays} WHERE relay = $1"""
 
     async def partition_count(self) -> int:
         """See `OutboxStore.partition_count`."""
@@ -68,7 +77,7 @@ class Leases:
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
         """See `OutboxStore.heartbeat`."""
-        _, alive = await self._link.script((self._clear, ()), (self._heartbeat, (relay, ttl)))
+        alive = await self._link.fetch(self._heartbeat, relay, ttl)
         return int(alive[0][0])
 
     async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
@@ -87,4 +96,4 @@ class Leases:
 
     async def retire(self, relay: RelayId) -> None:
         """See `OutboxStore.retire`."""
-        await self._link.script((self._release_all, (relay,)), (self._forget, (relay,)))
+        await self._link.fetch(self._retire, relay)

@@ -93,9 +93,16 @@ class Link:
     # --- writing ---
 
     def write(self, data: bytes) -> None:
-        """Append whole frames to the socket's buffer. Frames of one call stay together."""
+        """Append whole frames to the socket's buffer. Frames of one call stay together.
+
+        On a connection that is being closed it does nothing: whoever waits for answers hears of its end from the tap.
+        """
         assert self._tap.transport is not None  # noqa: S101 - set when the connection was made; for the type checker
-        self._tap.transport.write(data)
+        try:
+            self._tap.transport.write(data)
+        except RuntimeError:
+            # aiormq has said goodbye, as after a missed heartbeat, and the loop has not yet told the tap.
+            self.drop("it was being closed")
 
     @property
     def write_paused(self) -> bool:
