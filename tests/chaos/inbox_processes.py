@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from tests.chaos.command import SAGAPOST, environment
+from tests.chaos.command import environment
+from tests.chaos.nursery import Child, Nursery
 
 __all__ = ["ConsumerProcesses"]
 
@@ -25,12 +25,22 @@ class ConsumerProcesses:
     :param home: their working folder; inside the folder of the run, so that its guard finds them.
     """
 
-    def __init__(self, inbox: str, settings: Sequence[Mapping[str, str]], *, home: Path, logs: Path) -> None:
-        self._inbox = f"tests.chaos.inbox_service:{inbox}"
+    def __init__(
+        self,
+        inbox: str,
+        settings: Sequence[Mapping[str, str]],
+        *,
+        nursery: Nursery,
+        home: Path,
+        logs: Path,
+        module: str = "tests.chaos.inbox_service",
+    ) -> None:
+        self._inbox = f"{module}:{inbox}"
+        self._nursery = nursery
         self._environments = [environment(own) for own in settings]
         self._home = home
         self._logs = logs
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[int, Child] = {}
         self._log_of: dict[int, Path] = {}
         self._started = 0
         self.died = 0
@@ -79,13 +89,6 @@ class ConsumerProcesses:
         for which in list(self._running):
             await self._stop(which)
 
-    def end(self) -> None:
-        """SIGKILL all that are left."""
-        for process in self._running.values():
-            process.kill()
-            process.wait()
-        self._running.clear()
-
     async def _stop(self, which: int) -> None:
         process = self._running.pop(which)
         try:
@@ -104,13 +107,8 @@ class ConsumerProcesses:
 
     def _start(self, which: int) -> None:
         self._started += 1
-        self._log_of[which] = self._logs / f"consumer-{which}-{self._started}.log"
-        with self._log_of[which].open("ab") as log:
-            self._running[which] = subprocess.Popen(
-                [SAGAPOST, "consume", self._inbox],
-                cwd=self._home,
-                env=self._environments[which],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        log = self._log_of[which] = self._logs / f"consumer-{which}-{self._started}.log"
+        log.touch()
+        self._running[which] = self._nursery.start(
+            "consume", self._inbox, settings=self._environments[which], folder=self._home, log=log
+        )

@@ -19,6 +19,7 @@ from sagapost.core.schema import install_schema
 from tests.chaos import inbox_service as service
 from tests.chaos.inbox_plan import CONSUMER, RELAY, Plan
 from tests.chaos.inbox_processes import ConsumerProcesses
+from tests.chaos.nursery import Nursery
 from tests.chaos.relay_processes import RelayProcesses
 from tests.chaos.writers import install_writers
 from tests.faults.proxy import FaultProxy
@@ -115,12 +116,12 @@ async def running(
             for _ in range(1 + plan.consumers)
         ]
         home = postgresql.home.parent
-        relays = RelayProcesses({**ways[0].settings(postgresql, rabbitmq, WRITERS), **RELAY}, home=home, logs=logs)
-        stack.callback(relays.end)
+        nursery = stack.enter_context(Nursery(home, service.__name__))
+        settings = {**ways[0].settings(postgresql, rabbitmq, WRITERS), **RELAY}
+        relays = RelayProcesses(settings, nursery=nursery, home=home, logs=logs)
         common = {**CONSUMER, "SAGAPOST_CONSUMER_BATCH": str(plan.batch)}
         each = [{**way.settings(postgresql, rabbitmq, READERS), **common} for way in ways[1:]]
-        consumers = ConsumerProcesses(plan.mode, each, home=home, logs=logs)
-        stack.callback(consumers.end)
+        consumers = ConsumerProcesses(plan.mode, each, nursery=nursery, home=home, logs=logs)
         for _ in range(plan.relays):
             relays.start()
         consumers.start_all()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import anyio.to_thread
 
-from tests.chaos.command import SAGAPOST, environment
+from tests.chaos.command import environment
+from tests.chaos.nursery import Child, Nursery
 
 __all__ = ["RelayProcesses"]
 
@@ -24,30 +24,23 @@ class RelayProcesses:
     :param home: their working folder; inside the folder of the run, so that its guard finds them.
     """
 
-    def __init__(self, settings: Mapping[str, str], *, home: Path, logs: Path) -> None:
+    def __init__(self, settings: Mapping[str, str], *, nursery: Nursery, home: Path, logs: Path) -> None:
+        self._nursery = nursery
         self._environment = environment(settings)
         self._home = home
         self._logs = logs
         self._started = 0
         self._log_of: dict[int, Path] = {}
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Child] = []
 
     def start(self) -> None:
         """Start one more."""
         self._started += 1
         path = self._logs / f"relay-{self._started}.log"
-        with path.open("ab") as log:
-            self.running.append(
-                subprocess.Popen(
-                    [SAGAPOST, "relay"],
-                    cwd=self._home,
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-        self._log_of[self.running[-1].pid] = path
+        path.touch()
+        child = self._nursery.start("relay", settings=self._environment, folder=self._home, log=path)
+        self.running.append(child)
+        self._log_of[child.pid] = path
 
     def at_work(self) -> list[int]:
         """Return which ones have partitions by their own word; the others are still starting."""
@@ -64,14 +57,7 @@ class RelayProcesses:
         """SIGTERM one and wait for its end; returns its exit code."""
         process = self.running.pop(which)
         process.send_signal(signal.SIGTERM)
-        return await anyio.to_thread.run_sync(lambda: process.wait(_STOP_SECONDS))
-
-    def end(self) -> None:
-        """SIGKILL all that are left."""
-        for process in self.running:
-            process.kill()
-            process.wait()
-        self.running.clear()
+        return await anyio.to_thread.run_sync(process.wait, _STOP_SECONDS)
 
     def dead(self) -> list[int]:
         """Take out the relays that ended by themselves; return their exit codes."""
