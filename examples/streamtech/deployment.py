@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeAlias
 
 import anyio
 from sqlalchemy import func, select
@@ -10,6 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from examples.streamtech.services import Service
 from sagapost.core.broker import Broker
+from sagapost.sagas.tracker import SagaView
+
+Tracked: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, SagaView]]]
+"""Says where these sagas are; leaves out those of which nothing was heard."""
 
 
 class Deployment(Protocol):
@@ -20,6 +26,10 @@ class Deployment(Protocol):
 
     def engine(self, service: str) -> AsyncEngine:
         """Return a service's database."""
+        ...
+
+    def tracking(self) -> AbstractAsyncContextManager[Tracked]:
+        """Hear whatever is said inside the block, and yield what a tracker makes of it."""
         ...
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +13,16 @@ from anyio.abc import TaskGroup
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from examples.streamtech import bank
-from examples.streamtech.services import COUNTER, Service, install, unheard
+from examples.streamtech.chronicle import Chronicle
+from examples.streamtech.deployment import Tracked
+from examples.streamtech.services import COUNTER, Service, choreography, install, unheard
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core.broker import Broker
 from sagapost.inbox import Consumer, ConsumerSettings
 from sagapost.outbox.relay import Relay, RelaySettings, Routing
 from sagapost.sagas import Compensator, CompensatorSettings
+from sagapost.sagas.tracker import SagaView, fold
 
 Worker: TypeAlias = Relay | Consumer | Compensator
 
@@ -42,6 +45,19 @@ class Embedded:
     def engine(self, service: str) -> AsyncEngine:
         """Return a service's database."""
         return self._engines[service]
+
+    @asynccontextmanager
+    async def tracking(self) -> AsyncGenerator[Tracked]:
+        """Listen, and fold what was heard when asked."""
+        chronicle, declared = Chronicle(self.broker), choreography(self.services)
+
+        async def tracked(_sagas: Collection[str]) -> Mapping[str, SagaView]:
+            return fold(chronicle.events, declared)
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(chronicle.run)
+            yield tracked
+            tasks.cancel_scope.cancel()
 
     def start(self, worker: Worker, tasks: TaskGroup) -> None:
         """Run a relay, consumer or compensator beside the others."""

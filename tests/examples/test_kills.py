@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
 
 import anyio
 import anyio.to_thread
 import pytest
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from examples.streamtech import bank, orders
 from examples.streamtech.processes import Processes, Site, processes
 from examples.streamtech.scenarios.books import Opening, complaints
 from examples.streamtech.scenarios.scenario import settled, tracked
 from examples.streamtech.scenarios.stage import Stage
-from examples.streamtech.scenarios.tracked import ends
-from examples.streamtech.services import FULFILMENT, choreography
-from sagapost.sagas.tracker import SagaView, Tracker, TrackerConsumer
+from examples.streamtech.services import FULFILMENT
 
 LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
 ORDERS, KILLS = (200, 10) if LONG else (24, 3)
@@ -86,25 +81,18 @@ async def ended(deployment: Processes) -> Counter[str]:
 @pytest.mark.servers
 @pytest.mark.timeout(600)
 async def test_orders_survive_the_killing_of_any_process(site: Site) -> None:
-    """Processes of any service are killed at random while orders succeed and fail; the books of all agree after it."""
+    """Processes of any service and the tracker are killed at random while orders succeed and fail.
+
+    In the end the books of all agree, and the tracker with them.
+    """
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    async with AsyncExitStack() as stack:
-        deployment = await stack.enter_async_context(processes(site, FULFILMENT, together=not LONG))
+    async with processes(site, FULFILMENT, together=not LONG) as deployment:
         before = Opening.empty()
         stage = Stage(deployment, print, before)
         await stock_up(stage)
         ready = anyio.Event()
-        engine = create_async_engine(await anyio.to_thread.run_sync(site.new_database, "tracker"))
-        stack.push_async_callback(engine.dispose)
-        tracker = Tracker(engine, choreography(FULFILMENT))
-        await tracker.install()
-        listener = TrackerConsumer(tracker, deployment.broker)
-        # Before the first event: what is published while the tracker has no queue yet does not wait for it.
-        await deployment.broker.declare(listener.queue)
-        listening = await stack.enter_async_context(anyio.create_task_group())
-        listening.start_soon(listener.run)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(shoot, deployment, random.Random(rng.random()), ready)
             tasks.start_soon(place, stage, random.Random(rng.random()), ready)
@@ -113,13 +101,8 @@ async def test_orders_survive_the_killing_of_any_process(site: Site) -> None:
         assert await settled(deployment) == []
         assert await complaints(deployment, before) == []
         assert min(found["completed"], found["cancelled"]) > 0, found
-
-        async def ask() -> Mapping[str, SagaView]:
-            shown = {saga: await tracker.show(saga) for saga in await ends(deployment)}
-            return {saga: view for saga, view in shown.items() if view is not None}
-
-        views, different = await tracked(deployment, ask)
+        async with deployment.tracking() as tracker:
+            views, different = await tracked(deployment, tracker)
         assert different == []
         assert len(views) == ORDERS
         await deployment.stop()
-        listener.stop()

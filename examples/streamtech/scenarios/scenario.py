@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import anyio
 
-from examples.streamtech.deployment import Deployment
+from examples.streamtech.deployment import Deployment, Tracked
 from examples.streamtech.scenarios.books import Opening, complaints, leftovers, opening
-from examples.streamtech.scenarios.chronicle import Chronicle
 from examples.streamtech.scenarios.stage import PATIENCE, Stage
 from examples.streamtech.scenarios.tracked import disagreements, ends
-from examples.streamtech.services import FULFILMENT, Service, choreography
-from sagapost.sagas.tracker import SagaView, fold
+from examples.streamtech.services import FULFILMENT, Service
+from sagapost.sagas.tracker import SagaView
 
 _HEARSAY = 10.0
 """Seconds until everything that was published is heard."""
@@ -56,41 +55,31 @@ class Outcome:
 
 async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], None]) -> Outcome:
     """Play a scenario on a running deployment, which goes on running; then compare the books of all services."""
-    chronicle = Chronicle(deployment.broker)
     shop = any(service.name == "warehouse" for service in deployment.services)
     before = await opening(deployment) if shop else Opening.empty()
     earlier = await ends(deployment)
     stage = Stage(deployment, say, before)
-    declared = choreography(deployment.services)
-
-    async def ask() -> Mapping[str, SagaView]:
-        return fold(chronicle.events, declared)
-
-    complained: list[str] = []
-    views: Mapping[str, SagaView] = {}
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(chronicle.run)
+    async with deployment.tracking() as tracker:
         if shop:
             await stage.courier(1000)
         await scenario.play(stage)
-        complained += await settled(deployment)
+        complained = await settled(deployment)
         complained += await complaints(deployment, before) if shop else []
-        views, different = await tracked(deployment, ask, earlier=earlier)
+        views, different = await tracked(deployment, tracker, earlier=earlier)
         complained += different
-        tasks.cancel_scope.cancel()
     view = views.get(stage.saga) if stage.saga is not None else None
     return Outcome(view, stage.expected, stage.found, complained)
 
 
 async def tracked(
-    deployment: Deployment, ask: Callable[[], Awaitable[Mapping[str, SagaView]]], *, earlier: Collection[str] = ()
+    deployment: Deployment, tracker: Tracked, *, earlier: Collection[str] = ()
 ) -> tuple[Mapping[str, SagaView], list[str]]:
     """Ask a tracker once nothing more is said; return the sagas, and where the services have something else."""
     views: Mapping[str, SagaView] = {}
     different: list[str] = []
     with anyio.move_on_after(_HEARSAY):
         while True:
-            views = await ask()
+            views = await tracker(await ends(deployment))
             different = await disagreements(deployment, views, earlier=earlier)
             if not different:
                 break
