@@ -164,9 +164,13 @@ def table(figures: Sequence[Figure]) -> Table:
     for figure in figures:
         shown.add_row(
             figure.name,
-            f"{figure.value:,.4g} {figure.unit}",
-            "" if figure.baseline is None else f"{figure.baseline:,.4g} {figure.unit}",
+            f"{_shown(figure.value)} {figure.unit}",
+            "" if figure.baseline is None else f"{_shown(figure.baseline)} {figure.unit}",
             "" if figure.ratio is None else f"{figure.ratio:.3f}",
             str(figure.runs),
         )
     return shown
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"

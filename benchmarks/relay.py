@@ -143,14 +143,21 @@ async def _open_transaction(bench: Bench, bed: Bed, runs: int) -> Figure:
 
 
 async def _backlog(bench: Bench, bed: Bed, runs: int) -> list[Figure]:
-    """The rate over the first part of a large backlog, against a backlog of that part alone."""
+    """The rate over the first part of a large backlog, against as many rows that never wait in such number.
+
+    Both fill the queue by the same number of messages: what a long queue costs the broker is not the relay's.
+    """
     backlog, part = bench.pick(60_000, 2_000_000), bench.pick(10_000, 20_000)
-    deep_part = bench.pick(20_000, 200_000)
+    parts = bench.pick(2, 10)
 
     async def deep() -> float:
-        return await _one_relay(bed, backlog, drain=deep_part, keep_peak=True)
+        return await _one_relay(bed, backlog, drain=parts * part, keep_peak=True)
 
-    results = await interleave(bench, "backlog", {"deep": deep, "shallow": lambda: _one_relay(bed, part)}, runs=runs)
+    async def shallow() -> float:
+        async with BenchQueue(bed.amqp, kind="classic", topic=outbox_rows.TOPIC):
+            return parts * part / sum([part / await _drained(bed, part) for _ in range(parts)])
+
+    results = await interleave(bench, "backlog", {"deep": deep, "shallow": shallow}, runs=runs)
     return [
         Figure.of("relay.backlog", "msg/s", results["deep"], results["shallow"]),
         Figure.of("relay.peak_mib", "MiB", bed.peak),
@@ -178,13 +185,25 @@ async def _one_relay(
     keep_cpu: bool = False,
     keep_peak: bool = False,
 ) -> float:
+    """Fill, drain with one relay process into a fresh queue, return messages per second."""
+    async with BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC):
+        return await _drained(bed, rows, kind=kind, keys=keys, drain=drain, keep_cpu=keep_cpu, keep_peak=keep_peak)
+
+
+async def _drained(
+    bed: Bed,
+    rows: int,
+    *,
+    kind: str = "classic",
+    keys: int = outbox_rows.KEYS,
+    drain: int | None = None,
+    keep_cpu: bool = False,
+    keep_peak: bool = False,
+) -> float:
     """Fill, drain with one relay process, return messages per second."""
     await outbox_rows.empty(bed.admin)
     await outbox_rows.fill(bed.admin, rows, keys=keys)
-    async with (
-        BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC),
-        worker(bed.url, bed.amqp, drain or rows, kind) as lines,
-    ):
+    async with worker(bed.url, bed.amqp, drain or rows, kind) as lines:
         async for line in lines:
             if "seconds" in line:
                 if keep_cpu:
