@@ -38,6 +38,8 @@ class CompensationDeclaration:
     emits: tuple[str, ...]
     parameters: Mapping[str, Any]
     """Name -> annotation, for turning JSON back into what the function expects."""
+    signature: inspect.Signature
+    """The function's, read once: inspecting a function is slow."""
 
     def pack(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Turn the arguments of a call into JSON values.
@@ -48,7 +50,7 @@ class CompensationDeclaration:
         :raises EncodingError: if one has no JSON form.
         """
         try:
-            inspect.signature(self.function).bind(object(), **arguments)
+            self.signature.bind(object(), **arguments)
         except TypeError as error:
             raise ConfigurationError(
                 f"The compensation {self.name!r} cannot be called with the arguments {sorted(arguments)}: {error}."
@@ -85,7 +87,8 @@ def declare(function: CompensationFunction, *, name: str | None, emits: tuple[st
     chosen = name if name is not None else function.__name__
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError(f"The compensation {chosen!r} is not an `async def`.")
-    parameters = list(inspect.signature(function).parameters.values())
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
     if not parameters or parameters[0].kind not in {
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -97,4 +100,5 @@ def declare(function: CompensationFunction, *, name: str | None, emits: tuple[st
         function=function,
         emits=emits,
         parameters={parameter.name: hints.get(parameter.name, Any) for parameter in parameters[1:]},
+        signature=signature,
     )

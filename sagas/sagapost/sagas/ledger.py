@@ -73,6 +73,31 @@ class Ledger:
             service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event
         )
 
+    def record_first(
+        self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None
+    ) -> Executable | None:
+        """Write an undo intent and, if it is missing, the saga's row; reads whether it was missing (1 or 0).
+
+        One statement instead of three for what nearly every step does. If the row was missing, it is this
+        transaction's own, and whoever wants to begin a rollback waits for its end. If not, the caller locks the row
+        after this and reads what has become of the saga. None on SQLite, which has no INSERT in WITH.
+        """
+        if self._dialect == "sqlite":
+            return None
+        created = (
+            postgresql.insert(self._states)
+            .values(service=self.service, saga=saga, state="running")
+            .on_conflict_do_nothing()
+            .returning(self._states.c.state)
+            .cte("created")
+        )
+        return (
+            insert(self._intents)
+            .values(service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event)
+            .add_cte(created)
+            .returning(select(func.count()).select_from(created).scalar_subquery())
+        )
+
     def begin(self, saga: str, *, reason: str, cause: str | None) -> Executable:
         """Turn a running saga into one that is rolling back; the first reason stands."""
         return (

@@ -282,9 +282,14 @@ class Sagas:
         name = self.name_of(compensation)
         packed = self._compensations[name].pack(arguments)
         ledger = self.ledger(session)
-        await session.execute(ledger.ensure(saga))
+        first = ledger.record_first(saga, name, packed, step_event)
+        if first is not None:
+            if (await session.execute(first)).scalar_one():
+                return
+        else:
+            await session.execute(ledger.ensure(saga))
+            await session.execute(ledger.record(saga, name, packed, step_event))
         row = (await session.execute(ledger.lock(saga))).one()
-        await session.execute(ledger.record(saga, name, packed, step_event))
         if row.state == "rolled_back":
             await session.execute(ledger.reopen(saga))
 
