@@ -1,4 +1,4 @@
-"""`python -m tests.chaos relay|inbox|orders`: the long versions, on servers started for the run."""
+"""`python -m tests.chaos relay|inbox|orders|sagas`: the long versions, on servers started for the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from tests.chaos import inbox, orders, relay
+from tests.chaos import inbox, orders, relay, sagas
 from tests.chaos.inbox_plan import SERVER
 from tests.servers.postgresql import PrivatePostgreSQL, private_postgresql
 from tests.servers.rabbitmq import PrivateRabbitMQ, private_rabbitmq
@@ -42,16 +42,20 @@ def main() -> int:
     services.add_argument("--orders", type=int, default=1_000)
     services.add_argument("--kills", type=int, default=10, help="SIGKILLs of relays, and as many of consumers")
     services.add_argument("--restarts", action="store_true", help="restart RabbitMQ twice and PostgreSQL once as well")
-    for each in (relays, inboxes, services):
+    flows = names.add_parser("sagas", help="four services with money and goods: failures, deadlines, kills, cuts")
+    flows.add_argument("--sagas", type=int, default=10_000)
+    flows.add_argument("--rate", type=float, default=50.0, help="sagas begun in a second, at most")
+    for each in (relays, inboxes, services, flows):
         each.add_argument("--seed", type=int, default=argparse.SUPPRESS)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(2**32)
     logs = Path(tempfile.mkdtemp(prefix="sagapost-chaos-"))
     # Drivers report every refused connection; here that is what was asked for.
     logging.basicConfig(filename=logs / "drivers.log")
-    play = {"orders": _orders, "relay": _relay, "inbox": _inbox}[options.name]
+    play = {"orders": _orders, "relay": _relay, "inbox": _inbox, "sagas": _sagas}[options.name]
+    settings = {"inbox": SERVER, "sagas": sagas.SERVER}.get(options.name)
     with (
-        private_postgresql(durable=True, settings=SERVER if options.name == "inbox" else None) as postgresql,
+        private_postgresql(durable=True, settings=settings) as postgresql,
         private_rabbitmq() as rabbitmq,
     ):
         clean = play(options, postgresql, rabbitmq, seed, logs)
@@ -91,6 +95,17 @@ def _inbox(
     plan = inbox.Plan(mode=options.mode, events=options.events, batch=options.batch)
     say(f"seed {seed}, {plan}")
     outcome = anyio.run(partial(inbox.run, plan, postgresql, rabbitmq, rng=random.Random(seed), logs=logs, say=say))
+    for line in str(outcome).splitlines():
+        say(line)
+    return outcome.clean
+
+
+def _sagas(
+    options: argparse.Namespace, postgresql: PrivatePostgreSQL, rabbitmq: PrivateRabbitMQ, seed: int, logs: Path
+) -> bool:
+    plan = sagas.Plan(sagas=options.sagas, rate=options.rate)
+    say(f"seed {seed}, {plan}")
+    outcome = anyio.run(partial(sagas.run, plan, postgresql, rabbitmq, rng=random.Random(seed), logs=logs, say=say))
     for line in str(outcome).splitlines():
         say(line)
     return outcome.clean
