@@ -36,4 +36,5 @@ async def _move(
     for row in rows.all():
         same = (key == value for key, value in zip(keys, row, strict=False))
         moved = {time.name: aware(due) - earlier for time, due in zip(times, row[len(keys) :], strict=True)}
-        await connection.execute(update(table).where(*same).values(moved))
+        # A service may have done meanwhile what was due.
+        await connection.execute(update(table).where(*same, times[0].is_not(None)).values(moved))
