@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.harness import Bench, Benchmark, Figure, report, table
 
-NAMES = ("relay", "latency", "write", "publish", "inbox", "roundtrip", "tracker")
+NAMES = ("relay", "latency", "write", "publish", "inbox", "roundtrip", "tracker", "sagas", "two_phase_commit")
 """Every benchmark. Other modules of this package are parts they share."""
 
 
