@@ -13,7 +13,7 @@ from typing import cast
 import anyio
 from rich.console import Console
 
-from benchmarks.harness import Bench, Benchmark, Figure, report, table
+from benchmarks.harness import Bench, Benchmark, Figure, NotHereError, report, table
 
 NAMES = ("relay", "latency", "write", "publish", "inbox", "roundtrip", "tracker", "sagas", "two_phase_commit")
 """Every benchmark. Other modules of this package are parts they share."""
@@ -43,11 +43,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str
 
 
 async def run(modules: dict[str, Benchmark], bench: Bench) -> list[Figure]:
-    """Run the benchmarks one after the other."""
+    """Run the benchmarks one after the other; one that cannot be run here is skipped, and says why."""
     figures: list[Figure] = []
-    for module in modules.values():
+    for name, module in modules.items():
         if bench.wants(*module.FIGURES):
-            figures += [figure for figure in await module.measure(bench) if bench.wants(figure.name)]
+            try:
+                figures += [figure for figure in await module.measure(bench) if bench.wants(figure.name)]
+            except NotHereError as error:
+                bench.console.print(f"{name}: skipped. {error}", highlight=False)
     return figures
 
 
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.write(text)
         else:
             Path(options.json).write_text(text, encoding="utf-8")
+    if not figures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["Bench", "Benchmark", "Figure", "interleave", "machine", "report"]
+__all__ = ["Bench", "Benchmark", "Figure", "NotHereError", "interleave", "machine", "report"]
+
+
+class NotHereError(Exception):
+    """A benchmark lacks something on this machine; says what, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

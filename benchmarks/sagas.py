@@ -26,7 +26,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import msgspec
 
-from benchmarks.harness import Bench, Figure, interleave
+from benchmarks.harness import Bench, Figure, NotHereError, interleave
 from benchmarks.processes import Worker, worker
 from benchmarks.sagas_service import ITEMS, SERVICES, Plan, install
 from sagapost.adapters.rabbitmq import RabbitMQBroker
@@ -72,11 +72,11 @@ async def measure(bench: Bench) -> list[Figure]:
 def _dbos_python() -> str:
     """Return an interpreter that has DBOS.
 
-    :raises SystemExit: if there is none.
+    :raises NotHereError: if there is none.
     """
     python = os.environ.get("SAGAPOST_BENCH_PYTHON", sys.executable)
     if subprocess.run([python, "-c", "import dbos"], capture_output=True, check=False).returncode:
-        raise SystemExit(
+        raise NotHereError(
             f"{python} has no DBOS to compare with. Install it into an environment of its own "
             "(python -m venv ENV; ENV/bin/pip install dbos) and set SAGAPOST_BENCH_PYTHON=ENV/bin/python."
         )

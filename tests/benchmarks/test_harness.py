@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks.harness import Bench, Figure, interleave
+from benchmarks.harness import Bench, Figure, NotHereError, interleave
 
 # --- figures ---
 
@@ -107,3 +107,27 @@ def test_what_does_not_exist_is_a_usage_error(arguments: list[str], capsys: pyte
         command.main(arguments)
     assert caught.value.code == 2
     assert "fake" in capsys.readouterr().err
+
+
+def test_what_cannot_be_run_here_is_skipped_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others go on; alone it is a failure."""
+
+    async def missing(_bench: Bench) -> list[Figure]:
+        raise NotHereError("Install the other library.")
+
+    modules = {
+        "fake": SimpleNamespace(FIGURES=("fake.one", "fake.two"), measure=_measure),
+        "missing": SimpleNamespace(FIGURES=("missing.one",), measure=missing),
+    }
+    monkeypatch.setattr(command, "NAMES", tuple(modules))
+
+    def load(names: Sequence[str]) -> dict[str, Any]:
+        return {name: modules[name] for name in names}
+
+    monkeypatch.setattr(command, "load", load)
+    command.main(["missing", "fake"])
+    assert "missing: skipped. Install the other library." in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["missing"])

@@ -75,7 +75,7 @@ class Plan:
     writers: int = 4
     sessions: int = 8
     """Transactions that each writer has open at a time."""
-    most: float = 200.0
+    most: float = 140.0
     """Events a second that the writers are asked for, at most: on two cores all of it, the proxies too, has to leave
     something for those who come back."""
     relays: int = 2
