@@ -51,7 +51,7 @@ CONSUMER = {
     "SAGAPOST_CONSUMER_DATABASE_TIMEOUT": "3s",
     "SAGAPOST_CONSUMER_RECONNECT_CAP": "1s",
     "SAGAPOST_CONSUMER_POLL_INTERVAL": "100ms",
-    "SAGAPOST_CONSUMER_DRAIN_TIMEOUT": "5s",
+    "SAGAPOST_CONSUMER_DRAIN_TIMEOUT": "15s",
     # A dead letter does not hold its key: the order of the rest is judged.
     "SAGAPOST_CONSUMER_ON_DEAD": "skip",
     # Poison is dead within seconds, and what only had bad luck has rounds enough.

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Literal
 
 import anyio
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
@@ -76,8 +77,9 @@ async def test_followers_of_a_parked_message_park_behind_it_and_go_in_order(
     assert await service.parked(engine) == []
 
 
+@pytest.mark.parametrize("batch", [1, 4, 10])
 async def test_a_message_that_arrives_while_followers_are_parked_waits_its_turn(
-    engine: AsyncEngine, broker: MemoryBroker
+    engine: AsyncEngine, broker: MemoryBroker, batch: int
 ) -> None:
     """Late arrivals join the end of the parked ones, whether those are waiting, behind or being handled."""
     service = Service(ordered=True)
@@ -92,13 +94,19 @@ async def test_a_message_that_arrives_while_followers_are_parked_waits_its_turn(
 
     await service.install(engine)
     await send(broker, service, *(an_event(OrderPlaced(f"{n:02}"), key="k") for n in range(5)))
-    async with running(service, engine, broker, retry=FAST) as consumer:
+    async with running(service, engine, broker, retry=FAST, batch=batch) as consumer:
         await consumer.settled(5)
         broken = False
         for n in range(5, 30):
             await send(broker, service, an_event(OrderPlaced(f"{n:02}"), key="k"))
             await anyio.sleep(0.004)
-        await consumer.seen.until(obs.Handled, 30)
+        await consumer.seen.until_true(
+            lambda: (
+                len(consumer.seen.of(obs.Handled))
+                + sum(sum(group.types.values()) for group in consumer.seen.of(obs.GroupHandled))
+                == 30
+            )
+        )
     assert await service.written(engine) == [f"{n:02}" for n in range(30)]
     assert await service.parked(engine) == []
 

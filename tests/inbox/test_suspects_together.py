@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+from msgspec import json
+from sqlalchemy import Connection, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
-from sagapost.core import Event
+from sagapost.core import Event, SystemClock
 from sagapost.core.broker import Delivery
 from sagapost.inbox import Context
 from sagapost.inbox import observations as obs
+from sagapost.inbox.attempts import Attempts
+from sagapost.inbox.claims import Claims
+from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
+from sagapost.inbox.message import Message
+from sagapost.inbox.moments import Moments
+from sagapost.inbox.parking import ParkingLot
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
 
 pytestmark = pytest.mark.timeout(90)
@@ -182,3 +192,48 @@ async def test_a_failure_among_the_followers_holds_those_behind_it(engine: Async
         await consumer.seen.until_true(lambda: done(consumer.seen) >= 30)
     assert await service.written(engine) == [f"{n:02}" for n in range(30)]
     assert await service.parked(engine) == []
+
+
+async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """A message whose predecessor is still parked, in hand elsewhere, would overtake it."""
+    service = Service(ordered=True)
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(_event: OrderPlaced, _ctx: Context) -> None:
+        raise ConnectionError
+
+    await service.install(engine)
+    await send(broker, service, *(an_event(OrderPlaced(str(n)), key="k") for n in range(5)))
+    async with running(service, engine, broker, retry=FAST) as consumer:
+        await consumer.settled(5)
+    moments, dialect = Moments(engine.dialect.name, SystemClock()), engine.dialect.name
+
+    def look(connection: Connection) -> tuple[list[str], int | None, int | None]:
+        number = connection.execute(service.tables.consumers.select()).one().id
+        dedup = Dedup(service.tables, dialect=dialect, consumer=number)
+        attempts = Attempts(service.tables, moments, consumer=number)
+        lot = ParkingLot(
+            service.tables, dedup, moments, dialect=dialect, consumer=number, ordered=True, on_dead="block"
+        )
+        claims = Claims(dedup, lot, attempts, ordered=True)
+        parked = service.tables.parked
+        # As if the first had only been called off.
+        connection.execute(update(parked).values(attempts=0, crashes=0, claimed=0))
+        connection.execute(
+            update(parked).where(parked.c.state == "waiting").values(next_attempt_at=moments.after(-timedelta(days=1)))
+        )
+        due = lot.claim_due(connection, limit=1, lease=timedelta(seconds=9), suspects=False, train=3)
+        messages = [
+            Message(item.content, item.topic, item.key, (), None, parking=item.place)
+            for item in due
+            if isinstance(item.content, Event)
+        ]
+        orders = [json.decode(message.event.data, type=OrderPlaced).order_id for message in messages]
+        with connection.begin_nested() as savepoint:
+            gap = claims.claim_all(connection, [messages[0], messages[2]])
+            savepoint.rollback()
+        whole = claims.claim_all(connection, messages)
+        return orders, gap if gap is None else len(gap), whole if whole is None else len(whole)
+
+    async with engine.begin() as connection:
+        assert await connection.run_sync(look) == (["0", "1", "2"], None, 3)

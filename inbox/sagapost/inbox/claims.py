@@ -45,6 +45,8 @@ class Claims:
     def claim_all(self, connection: Connection, messages: Sequence[Message]) -> set[bytes] | None:
         """Claim messages together; return the dedup keys of those that are this transaction's own.
 
+        In an ordered inbox all of them are delivered, or all parked and in the order of parking.
+
         None: some must wait behind a parked message, so they cannot be handled together.
         """
         recorded = [message.key for message in messages if message.recorded]
@@ -62,10 +64,11 @@ class Claims:
             keys = {message.event.partitionkey for message in delivered if message.event.partitionkey}
             if fresh and keys and self._lot.any_blocked(connection, keys):
                 return None
-            first: dict[str, int] = {}
+            # Those taken out are gone here: whatever is left before the last of them is missing in between.
+            last: dict[str, int] = {}
             for place, message in parked.items():
                 if key := message.event.partitionkey:
-                    first[key] = min(place.id, first.get(key, place.id))
-            if any(self._lot.is_blocked(connection, key, before) for key, before in first.items()):
+                    last[key] = max(place.id, last.get(key, place.id))
+            if any(self._lot.is_blocked(connection, key, before) for key, before in last.items()):
                 return None
         return own

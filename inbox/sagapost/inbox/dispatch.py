@@ -97,6 +97,10 @@ class Dispatcher:
 
     async def handle_together(self, link: Link, messages: Sequence[Message]) -> bool:
         """Bring messages to their end in one transaction; False, and nothing has happened, if that cannot be."""
+        if self._inbox.ordered and len({message.parking is None for message in messages}) > 1:
+            # What was delivered comes after what is parked of its key, whichever was fed to the workers first.
+            return False
+        messages = sorted(messages, key=_place)
         suspects = [message for message in messages if message.redelivered]
         if not suspects:
             return await self._handle_together(link, messages)
@@ -384,3 +388,8 @@ class Dispatcher:
         if arrival.parking is None:
             return self.too_old(arrival) is None
         return not (arrival.suspect or arrival.attempts) and anyio.current_time() <= arrival.begin_by
+
+
+def _place(message: Message) -> int:
+    """Where it is in the order of parking."""
+    return message.parking.id if message.parking is not None else 0
