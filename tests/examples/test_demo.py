@@ -314,7 +314,7 @@ def test_nothing_is_left_of_a_demo_that_was_ended(place: Path, end: signal.Signa
                 if "orders placed: 100 of 400" in line:
                     break
             working_in = [process.cwd() for process in inhabitants(place)]
-            assert sum("/service-" in folder for folder in working_in) == 4, working_in
+            assert sum("/service-" in folder for folder in working_in) == 5, working_in
             ran.send_signal(end)
             rest = ran.stdout.read()
             status = ran.wait(60)

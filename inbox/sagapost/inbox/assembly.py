@@ -14,6 +14,7 @@ from sagapost.inbox.claims import Claims
 from sagapost.inbox.database import Database
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.dispatch import Dispatcher
+from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.parking import ParkingLot
@@ -23,6 +24,7 @@ from sagapost.inbox.screening import Screening
 from sagapost.inbox.session import HandlerSessions
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.inbox.suspects import Suspects
+from sagapost.inbox.together import Together
 from sagapost.inbox.transaction import Toolbox
 from sagapost.inbox.workers import Workers
 
@@ -82,6 +84,7 @@ def assemble(
     dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening)
     workers = Workers(
         dispatcher,
+        Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered),
         database,
         availability,
         batch=settings.batch,

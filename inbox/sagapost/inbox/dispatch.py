@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
@@ -15,7 +14,6 @@ from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.database import Link
-from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.keys import dedup_key, malformed_key
 from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
@@ -60,7 +58,6 @@ class Dispatcher:
         self._attempts = attempts
         self._screening = screening
         self._transactions = Transactions(tools)
-        self._groups = GroupCommit(tools)
         self._observer: Observer = tools.observer
         self._clock = tools.clock
         self._conflict_pause = RetryPolicy().quick_backoff
@@ -94,40 +91,6 @@ class Dispatcher:
         async with self._suspects.turn:
             await self._handle_suspect(link, arrival)
         return "ack"
-
-    async def handle_together(self, link: Link, messages: Sequence[Message]) -> bool:
-        """Bring messages to their end in one transaction; False, and nothing has happened, if that cannot be."""
-        if self._inbox.ordered and len({message.parking is None for message in messages}) > 1:
-            # What was delivered comes after what is parked of its key, whichever was fed to the workers first.
-            return False
-        messages = sorted(messages, key=_place)
-        suspects = [message for message in messages if message.redelivered]
-        if not suspects:
-            return await self._handle_together(link, messages)
-        async with self._suspects.turn:
-            await link.give_back()
-            if not await self._suspects.begin_together(suspects):
-                return False
-            done = await self._handle_together(link, messages)
-            if not done:
-                # Nobody died of them. Each is put on record again when its own turn comes.
-                await link.give_back()
-                await self._suspects.clear(suspects)
-            return done
-
-    async def _handle_together(self, link: Link, messages: Sequence[Message]) -> bool:
-        duplicates = await self._groups.run(link, messages)
-        if duplicates is None:
-            return False
-        if duplicates:
-            self.found_duplicate()
-        keys = {message.event.partitionkey for message in messages if message.parking is not None}
-        if self._inbox.ordered and keys:
-            await link.give_back()
-            for key in keys:
-                if key is not None:
-                    await self._promote(key)
-        return True
 
     async def _handle(self, link: Link, message: Message) -> None:
         outcome = self.too_old(message) or await self._attempt(link, message)
@@ -278,7 +241,7 @@ class Dispatcher:
         elif parked is not None:
             await self._park_again(place, message.event, parked)
         if self._inbox.ordered and key is not None and not isinstance(outcome, Duplicate):
-            await self._promote(key)
+            await self.promote(key)
 
     # --- park ---
 
@@ -298,7 +261,7 @@ class Dispatcher:
         self._notify_parked(event.id, event.type, done)
         if done.state == "behind" and event.partitionkey is not None:
             # What it waits for may have gone between the look and the commit.
-            await self._promote(event.partitionkey)
+            await self.promote(event.partitionkey)
 
     async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> None:
         held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
@@ -333,7 +296,8 @@ class Dispatcher:
             case _ as never:
                 assert_never(never)
 
-    async def _promote(self, key: str) -> None:
+    async def promote(self, key: str) -> None:
+        """Let the first parked message of an ordering key go, if it waits behind nothing any more."""
         promoted = await self._database.run(lambda connection: self._lot.promote(connection, key))
         if promoted:
             self._observer.notify(obs.Promoted(self._consumer, 1))
@@ -380,16 +344,3 @@ class Dispatcher:
     def found_duplicate(self) -> None:
         """Take note that duplicates are about."""
         self._screening.found_duplicate()
-
-    def together(self, arrival: Arrival) -> bool:
-        """Tell whether an arrival may share a transaction with others."""
-        if not isinstance(arrival, Message) or not arrival.calls:
-            return False
-        if arrival.parking is None:
-            return self.too_old(arrival) is None
-        return not (arrival.suspect or arrival.attempts) and anyio.current_time() <= arrival.begin_by
-
-
-def _place(message: Message) -> int:
-    """Where it is in the order of parking."""
-    return message.parking.id if message.parking is not None else 0

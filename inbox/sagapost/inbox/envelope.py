@@ -10,7 +10,7 @@ from typing import Any
 from sagapost.core.broker import Malformed
 from sagapost.core.event import Event
 
-__all__ = ["envelope_of", "is_malformed", "restore", "shown", "shown_time"]
+__all__ = ["envelope_of", "is_malformed", "restore", "shown", "shown_columns", "shown_time"]
 
 _ATTRIBUTES = (
     "id",
@@ -84,3 +84,18 @@ def shown_time(moment: datetime) -> datetime | None:
         return moment.astimezone(UTC)
     except OverflowError:
         return None
+
+
+def shown_columns(content: Event | Malformed) -> dict[str, object]:
+    """Return what people see and filter by, and the data."""
+    if isinstance(content, Malformed):
+        return {"event_id": shown(content.message_id), "type": shown(content.type), "data": content.body}
+    return {
+        "event_id": shown(content.id),
+        "source": shown(content.source),
+        "type": shown(content.type),
+        "time": shown_time(content.time),
+        "correlationid": shown(content.correlationid),
+        "partitionkey": shown(content.partitionkey),
+        "data": content.data,
+    }

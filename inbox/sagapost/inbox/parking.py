@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sagapost.core.broker import Malformed
 from sagapost.core.event import Event
 from sagapost.inbox.dedup import Dedup, insert_once
-from sagapost.inbox.envelope import envelope_of, restore, shown, shown_time
+from sagapost.inbox.envelope import envelope_of, restore, shown, shown_columns
 from sagapost.inbox.message import Message, Parking
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import ParkReason
@@ -335,24 +335,9 @@ class ParkingLot:
             "ordered": int(self._ordered),
             "topic": shown(topic),
             "envelope": envelope_of(content),
-            **_shown_columns(content),
+            **shown_columns(content),
         }
         return connection.execute(self._insert.values(values)).rowcount == 1
-
-
-def _shown_columns(content: Event | Malformed) -> dict[str, object]:
-    """Return what people see and filter by, and the data."""
-    if isinstance(content, Malformed):
-        return {"event_id": shown(content.message_id), "type": shown(content.type), "data": content.body}
-    return {
-        "event_id": shown(content.id),
-        "source": shown(content.source),
-        "type": shown(content.type),
-        "time": shown_time(content.time),
-        "correlationid": shown(content.correlationid),
-        "partitionkey": shown(content.partitionkey),
-        "data": content.data,
-    }
 
 
 def _innocent_or_one_suspect(due: Sequence[tuple[int, int]], *, suspects: bool) -> list[int]:

@@ -14,6 +14,7 @@ from sagapost.inbox.database import Database, Link
 from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.message import Arrival, Message, Unreadable
 from sagapost.inbox.ordering import Lanes
+from sagapost.inbox.together import Together
 
 __all__ = ["Workers"]
 
@@ -24,6 +25,7 @@ class Workers:
     def __init__(
         self,
         dispatcher: Dispatcher,
+        together: Together,
         database: Database,
         availability: Availability,
         *,
@@ -32,6 +34,7 @@ class Workers:
         stop: anyio.Event,
     ) -> None:
         self._dispatcher = dispatcher
+        self._together = together
         self._database = database
         self._availability = availability
         self._batch = batch
@@ -98,7 +101,7 @@ class Workers:
     async def _finish_all(self, link: Link, arrivals: Sequence[Arrival]) -> None:
         """Bring what was taken to its end: together where that is possible, else one by one in order."""
         if len(arrivals) > 1:
-            together = [a for a in arrivals if isinstance(a, Message) and self._dispatcher.together(a)]
+            together = [a for a in arrivals if isinstance(a, Message) and self._together.may(a)]
             # Leaving some out must not let a message overtake another of its key.
             whole = len(together) == len(arrivals)
             if (whole or not self._ordered) and len(together) > 1 and await self._finish_together(link, together):
@@ -116,7 +119,7 @@ class Workers:
         """Try a group commit; False if the messages are to be run one by one."""
         while True:
             try:
-                done = await self._dispatcher.handle_together(link, messages)
+                done = await self._together.handle(link, messages)
             except StoreUnavailableError as error:
                 await link.give_back(broken=True)
                 if not await self._availability.restored(error):
