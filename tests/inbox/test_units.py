@@ -25,8 +25,10 @@ from sagapost.inbox.dedup import insert_once
 from sagapost.inbox.envelope import envelope_of, restore, shown, shown_time
 from sagapost.inbox.handlers import topic_regex
 from sagapost.inbox.keys import KEY_BYTES, dedup_key, malformed_key
+from sagapost.inbox.message import Message, Parking
 from sagapost.inbox.ordering import Lanes
 from sagapost.inbox.session import HandlerSessions
+from sagapost.inbox.together import Together
 from tests.inbox.harness import OrderPlaced, StockReserved, an_event
 
 # --- keys ---
@@ -407,3 +409,14 @@ def test_an_unknown_database_is_refused_when_the_consumer_is_made() -> None:
     """Rather than by an error in the first transaction."""
     with pytest.raises(ConfigurationError, match="oracle"):
         insert_once(InboxTables().seen, "oracle")
+
+
+async def test_what_is_delivered_never_shares_a_transaction_with_what_is_parked_in_order() -> None:
+    """It comes after what is parked of its key, whichever was fed to the workers first."""
+
+    def message(parking: Parking | None) -> Message:
+        return Message(an_event(OrderPlaced("1"), key="k"), "orders", b"key", (), None, parking=parking)
+
+    unused: Any = None
+    together = Together(unused, unused, unused, ordered=True)
+    assert not await together.handle(unused, [message(None), message(Parking(1, 1))])
