@@ -676,6 +676,9 @@ class BrokerConformance:
             results = await answers(confirmation)
             assert len(results) == 100
             assert all(isinstance(result, Confirmed | Unknown) for result in results)
+            # All answers may have been here before the connection was cut.
+            with pytest.raises(BrokerUnavailableError):
+                await publisher.until_lost()
             with pytest.raises(BrokerUnavailableError):
                 await publisher.send(outgoing(topic, 2))
         async with broker.publisher() as publisher:
