@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import anyio
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-__all__ = ["Worker", "worker"]
+__all__ = ["Worker", "say", "worker"]
 
 _LINE = 16 * 1024 * 1024
 
@@ -62,3 +63,12 @@ async def worker(command: Sequence[str], plan: Mapping[str, Any]) -> AsyncGenera
                     await process.wait()
                 if process.returncode is None:
                     process.kill()
+
+
+# --- in the process ---
+
+
+def say(line: dict[str, Any]) -> None:
+    """Report to the parent."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

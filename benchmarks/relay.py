@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import anyio
@@ -155,7 +155,7 @@ async def _backlog(bench: Bench, bed: Bed, runs: int) -> list[Figure]:
 
     async def shallow() -> float:
         async with BenchQueue(bed.amqp, kind="classic", topic=outbox_rows.TOPIC):
-            return parts * part / sum([part / await _drained(bed, part) for _ in range(parts)])
+            return parts * part / sum([part / await _one_relay(bed, part, fresh_queue=False) for _ in range(parts)])
 
     results = await interleave(bench, "backlog", {"deep": deep, "shallow": shallow}, runs=runs)
     return [
@@ -184,26 +184,18 @@ async def _one_relay(
     drain: int | None = None,
     keep_cpu: bool = False,
     keep_peak: bool = False,
+    fresh_queue: bool = True,
 ) -> float:
-    """Fill, drain with one relay process into a fresh queue, return messages per second."""
-    async with BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC):
-        return await _drained(bed, rows, kind=kind, keys=keys, drain=drain, keep_cpu=keep_cpu, keep_peak=keep_peak)
+    """Fill, drain with one relay process, return messages per second.
 
-
-async def _drained(
-    bed: Bed,
-    rows: int,
-    *,
-    kind: str = "classic",
-    keys: int = outbox_rows.KEYS,
-    drain: int | None = None,
-    keep_cpu: bool = False,
-    keep_peak: bool = False,
-) -> float:
-    """Fill, drain with one relay process, return messages per second."""
+    :param fresh_queue: into a queue of its own; else into one that the caller keeps.
+    """
     await outbox_rows.empty(bed.admin)
     await outbox_rows.fill(bed.admin, rows, keys=keys)
-    async with worker(bed.url, bed.amqp, drain or rows, kind) as lines:
+    async with (
+        BenchQueue(bed.amqp, kind=kind, topic=outbox_rows.TOPIC) if fresh_queue else nullcontext(),
+        worker(bed.url, bed.amqp, drain or rows, kind) as lines,
+    ):
         async for line in lines:
             if "seconds" in line:
                 if keep_cpu:

@@ -7,14 +7,13 @@ outbox. Orders and `DBOS` (`benchmarks.sagas_dbos_worker`) write the same rows.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import anyio
 import msgspec
@@ -22,6 +21,7 @@ from sqlalchemy import BigInteger, delete, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from benchmarks.processes import say
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Observation, event, new_id
@@ -251,12 +251,6 @@ class _Meter:
                     self.done.set()
             case _:
                 pass
-
-
-def say(line: dict[str, Any]) -> None:
-    """Report to the parent."""
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
 
 
 async def _place(engine: AsyncEngine, plan: Plan) -> None:

@@ -8,7 +8,6 @@ coordinator that goes no further than PREPARE; `orders`, which writes the order 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from sqlalchemy import BigInteger, event, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from benchmarks.processes import say
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Observation, new_id
@@ -143,12 +143,6 @@ async def install(orders: str, stock: str) -> None:
             async with AsyncSession(engine) as session, session.begin():
                 session.add_all(Stock(item=f"item-{number}", available=_PLENTY) for number in range(ITEMS))
         await engine.dispose()
-
-
-def say(line: dict[str, Any]) -> None:
-    """Report to the parent."""
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
 
 
 async def word() -> None:

@@ -35,7 +35,7 @@ class Claims:
             self._attempts.clear(connection, message.key)
         place, key = message.parking, message.event.partitionkey
         if place is not None:
-            if not self._lot.take_out(connection, place):
+            if not self._lot.take_out(connection, [place]):
                 return "seen"
             return "behind" if self._ordered and key and self._lot.is_blocked(connection, key, place.id) else "claimed"
         if not self._dedup.claim(connection, message.key):
@@ -57,7 +57,7 @@ class Claims:
         own = self._dedup.claim_all(connection, {message.key for message in delivered}) if delivered else set[bytes]()
         fresh = bool(own)
         if parked:
-            taken = self._lot.take_out_all(connection, parked)
+            taken = self._lot.take_out(connection, parked)
             own |= {message.key for place, message in parked.items() if place.id in taken}
         if self._ordered:
             # After the claim, which may have waited for another replica to park one of them.

@@ -260,15 +260,11 @@ class ParkingLot:
             for row in rows
         ]
 
-    def take_out_all(self, connection: Connection, places: Collection[Parking]) -> set[int]:
+    def take_out(self, connection: Connection, places: Collection[Parking]) -> set[int]:
         """Remove messages whose round is being run; return the ids of those that are still this process's."""
         columns = self._table.c
         mine = or_(*(and_(*self._mine(place)) for place in places))
         return set(connection.execute(delete(self._table).where(mine).returning(columns.id)).scalars())
-
-    def take_out(self, connection: Connection, place: Parking) -> bool:
-        """Remove a message whose round is being run; False if somebody else has claimed or removed it."""
-        return connection.execute(delete(self._table).where(*self._mine(place))).rowcount == 1
 
     def call_off(self, connection: Connection, places: Sequence[Parking], *, behind: bool = False) -> None:
         """Give claims back whose round was not run: due at once, nothing counted."""
