@@ -48,7 +48,7 @@ class Plan:
     """Share of sagas that go wrong at a random step."""
     rate: float = 50.0
     """Sagas begun in a second, at most."""
-    unfinished: int = 1_500
+    unfinished: int = 600
     """Sagas at a time, at most."""
     consumers: int = 2
     """Replicas of each service; each has a compensator too."""

@@ -15,11 +15,12 @@ from sagapost.core.clock import SystemClock
 from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
-from sagapost.inbox.claims import Claims
+from sagapost.inbox.claims import ClaimedGroup, Claims
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.message import Message
 from sagapost.inbox.moments import Moments
+from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import Parked, ParkingLot
 from sagapost.inbox.registry import register_consumer
 from tests.inbox.harness import (
@@ -192,9 +193,8 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
         consumer = await connection.run_sync(register_consumer, service.tables, service.inbox.name)
     moments = Moments("postgresql", SystemClock())
     dedup = Dedup(service.tables, dialect="postgresql", consumer=consumer)
-    lot = ParkingLot(
-        service.tables, dedup, moments, dialect="postgresql", consumer=consumer, ordered=True, on_dead="block"
-    )
+    order = ParkedOrder(service.tables, moments, dialect="postgresql", consumer=consumer, on_dead="block")
+    lot = ParkingLot(service.tables, dedup, moments, order, dialect="postgresql", consumer=consumer, ordered=True)
     claims = Claims(dedup, lot, Attempts(service.tables, moments, consumer=consumer), ordered=True)
     waiting = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
     claimed: list[object] = []
@@ -210,7 +210,7 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
             while not await _waits_for_a_lock(engine):  # noqa: ASYNC110 - the server has no signal for it
                 await anyio.sleep(0.005)
             await first.commit()
-    assert claimed == [None]
+    assert claimed == [ClaimedGroup(own=set(), behind=messages[1:])]
 
 
 async def _waits_for_a_lock(engine: AsyncEngine) -> bool:

@@ -6,13 +6,13 @@ from datetime import timedelta
 
 import pytest
 from msgspec import json
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
-from sagapost.core import Event, SystemClock
+from sagapost.core import Backoff, Event, SystemClock
 from sagapost.core.broker import Delivery
-from sagapost.inbox import Context
+from sagapost.inbox import Context, RetryPolicy
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.claims import Claims
@@ -20,6 +20,7 @@ from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.message import Message
 from sagapost.inbox.moments import Moments
+from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
 
@@ -212,9 +213,8 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
         number = connection.execute(service.tables.consumers.select()).one().id
         dedup = Dedup(service.tables, dialect=dialect, consumer=number)
         attempts = Attempts(service.tables, moments, consumer=number)
-        lot = ParkingLot(
-            service.tables, dedup, moments, dialect=dialect, consumer=number, ordered=True, on_dead="block"
-        )
+        order = ParkedOrder(service.tables, moments, dialect=dialect, consumer=number, on_dead="block")
+        lot = ParkingLot(service.tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=True)
         claims = Claims(dedup, lot, attempts, ordered=True)
         parked = service.tables.parked
         # As if the first had only been called off.
@@ -233,7 +233,52 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
             gap = claims.claim_all(connection, [messages[0], messages[2]])
             savepoint.rollback()
         whole = claims.claim_all(connection, messages)
-        return orders, gap if gap is None else len(gap), whole if whole is None else len(whole)
+        return orders, gap if gap is None else len(gap.own), whole if whole is None else len(whole.own)
 
     async with engine.begin() as connection:
         assert await connection.run_sync(look) == (["0", "1", "2"], None, 3)
+
+
+async def test_what_a_process_died_of_and_other_retries_take_turns(engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """Many that were in hand are due before many that were not: each kind goes on, the former one at a time."""
+    service = Service()
+    broken = True
+    in_work: set[str] = set()
+    with_a_suspect: list[set[str]] = []
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        if broken:
+            raise ConnectionError
+        in_work.add(event.order_id)
+        if any(order.startswith("suspect") for order in in_work):
+            with_a_suspect.append(set(in_work))
+        await ctx.session.execute(service.write(event.order_id))
+        in_work.discard(event.order_id)
+
+    await service.install(engine)
+    names = [f"{kind} {n:02}" for kind in ("suspect", "innocent") for n in range(20)]
+    await send(broker, service, *(an_event(OrderPlaced(name)) for name in names))
+    later = RetryPolicy(
+        quick=0, attempts=9, backoff=Backoff(base=timedelta(hours=1), cap=timedelta(hours=1), jitter=0)
+    )
+    async with running(service, engine, broker, retry=later, concurrency=1) as consumer:
+        await consumer.settled(40)
+    moments, parked = Moments(engine.dialect.name, SystemClock()), service.tables.parked
+    async with engine.begin() as connection:
+        await connection.execute(update(parked).values(next_attempt_at=moments.after(-timedelta(minutes=1))))
+        suspects = select(parked.c.id).order_by(parked.c.id).limit(20)
+        earlier = moments.after(-timedelta(minutes=2))
+        await connection.execute(
+            update(parked).where(parked.c.id.in_(suspects)).values(claimed=1, next_attempt_at=earlier)
+        )
+    broken = False
+    async with running(service, engine, broker, retry=later, concurrency=4, max_crashes=3) as consumer:
+        await consumer.seen.until(obs.Handled, 40)
+    kinds = [name.split()[0] for name in await service.written(engine)]
+    assert sorted(kinds) == ["innocent"] * 20 + ["suspect"] * 20
+    # Neither kind waited for the other to be all done.
+    assert kinds.index("innocent") < 20 > kinds.index("suspect")
+    assert len(set(kinds[:10])) == 2
+    assert with_a_suspect
+    assert [together for together in with_a_suspect if len(together) > 1] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -411,12 +412,31 @@ def test_an_unknown_database_is_refused_when_the_consumer_is_made() -> None:
         insert_once(InboxTables().seen, "oracle")
 
 
-async def test_what_is_delivered_never_shares_a_transaction_with_what_is_parked_in_order() -> None:
-    """It comes after what is parked of its key, whichever was fed to the workers first."""
+async def test_who_may_share_a_transaction_in_order() -> None:
+    """What was delivered comes after what is parked of its key, whichever was fed first, and not with it.
 
-    def message(parking: Parking | None) -> Message:
-        return Message(an_event(OrderPlaced("1"), key="k"), "orders", b"key", (), None, parking=parking)
+    Of a key that has one which must go alone, all do: none overtakes another. Other keys are not held up by it.
+    """
 
+    def too_old(_message: Message) -> None:
+        return None
+
+    dispatcher: Any = SimpleNamespace(too_old=too_old)
     unused: Any = None
-    together = Together(unused, unused, unused, ordered=True)
-    assert not await together.handle(unused, [message(None), message(Parking(1, 1))])
+    together = Together(dispatcher, unused, unused, ordered=True)
+    handler: Any = object()
+
+    def message(key: str | None, parking: int | None = None, *, attempts: int = 0) -> Message:
+        event = an_event(OrderPlaced("1"), key=key)
+        place = None if parking is None else Parking(parking, 1)
+        return Message(event, "orders", b"key", (handler,), None, parking=place, attempts=attempts)
+
+    delivered, first, second = message("a"), message("a", 1), message("a", 3)
+    failed, behind_it = message("b", 2, attempts=1), message("b", 4)
+    other, keyless = message("c"), message(None)
+    groups, rest = together.split([delivered, second, failed, first, behind_it, other, keyless])
+    assert [[id(each) for each in group] for group in groups] == [
+        [id(first), id(second)],
+        [id(keyless), id(delivered), id(other)],
+    ]
+    assert [id(each) for each in rest] == [id(failed), id(behind_it)]

@@ -17,6 +17,7 @@ from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.moments import Moments
+from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.retention import Pruner, Retention
 from sagapost.inbox.retries import Retries
@@ -60,15 +61,8 @@ def assemble(
     moments = Moments(dialect, clock)
     dedup = Dedup(tables, dialect=dialect, consumer=number)
     attempts = Attempts(tables, moments, consumer=number)
-    lot = ParkingLot(
-        tables,
-        dedup,
-        moments,
-        dialect=dialect,
-        consumer=number,
-        ordered=inbox.ordered,
-        on_dead=settings.on_dead,
-    )
+    order = ParkedOrder(tables, moments, dialect=dialect, consumer=number, on_dead=settings.on_dead)
+    lot = ParkingLot(tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=inbox.ordered)
     tools = Toolbox(
         inbox,
         database,

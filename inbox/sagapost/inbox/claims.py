@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection
 
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.dedup import Dedup
-from sagapost.inbox.message import Message
+from sagapost.inbox.message import Message, Parking
 from sagapost.inbox.parking import ParkingLot
 
-__all__ = ["Claim", "Claims"]
+__all__ = ["Claim", "ClaimedGroup", "Claims"]
 
 Claim: TypeAlias = Literal["claimed", "seen", "behind"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedGroup:
+    """What the open transaction has made of several messages; whoever is neither was seen before."""
+
+    own: set[bytes] = field(default_factory=set[bytes])
+    """Dedup keys of those to be handled now."""
+    behind: list[Message] = field(default_factory=list[Message])
+    """Parked in the transaction: an earlier message of their ordering key is."""
 
 
 class Claims:
@@ -37,38 +48,56 @@ class Claims:
         if place is not None:
             if not self._lot.take_out(connection, [place]):
                 return "seen"
-            return "behind" if self._ordered and key and self._lot.is_blocked(connection, key, place.id) else "claimed"
+            return "behind" if self._ordered and key and self._blocked(connection, key, place.id) else "claimed"
         if not self._dedup.claim(connection, message.key):
             return "seen"
-        return "behind" if self._ordered and key and self._lot.is_blocked(connection, key) else "claimed"
+        return "behind" if self._ordered and key and self._blocked(connection, key) else "claimed"
 
-    def claim_all(self, connection: Connection, messages: Sequence[Message]) -> set[bytes] | None:
-        """Claim messages together; return the dedup keys of those that are this transaction's own.
+    def claim_all(self, connection: Connection, messages: Sequence[Message]) -> ClaimedGroup | None:
+        """Claim messages together, and park those that must wait for a parked message of their ordering key.
 
         In an ordered inbox all of them are delivered, or all parked and in the order of parking.
 
-        None: some must wait behind a parked message, so they cannot be handled together.
+        None: a parked message that is not among them goes before some, so they cannot be handled together.
         """
         recorded = [message.key for message in messages if message.recorded]
         if recorded:
             self._attempts.clear(connection, *recorded)
         delivered = [message for message in messages if message.parking is None]
         parked = {message.parking: message for message in messages if message.parking is not None}
-        own = self._dedup.claim_all(connection, {message.key for message in delivered}) if delivered else set[bytes]()
-        fresh = bool(own)
+        claimed = ClaimedGroup()
         if parked:
             taken = self._lot.take_out(connection, parked)
-            own |= {message.key for place, message in parked.items() if place.id in taken}
-        if self._ordered:
-            # After the claim, which may have waited for another replica to park one of them.
-            keys = {message.event.partitionkey for message in delivered if message.event.partitionkey}
-            if fresh and keys and self._lot.any_blocked(connection, keys):
+            if self._ordered and self._has_gap(connection, parked):
                 return None
-            # Those taken out are gone here: whatever is left before the last of them is missing in between.
-            last: dict[str, int] = {}
-            for place, message in parked.items():
-                if key := message.event.partitionkey:
-                    last[key] = max(place.id, last.get(key, place.id))
-            if any(self._lot.is_blocked(connection, key, before) for key, before in last.items()):
-                return None
-        return own
+            claimed.own.update(message.key for place, message in parked.items() if place.id in taken)
+        if delivered:
+            claimed.own.update(self._dedup.claim_all(connection, {message.key for message in delivered}))
+            if self._ordered and claimed.own:
+                self._park_behind(connection, delivered, claimed)
+        return claimed
+
+    def _blocked(self, connection: Connection, key: str, before: int | None = None) -> bool:
+        return self._lot.order.is_blocked(connection, key, before)
+
+    def _has_gap(self, connection: Connection, parked: Mapping[Parking, Message]) -> bool:
+        """Tell whether a message that was not taken out goes before one that was."""
+        last: dict[str, int] = {}
+        for place, message in parked.items():
+            if key := message.event.partitionkey:
+                last[key] = max(place.id, last.get(key, place.id))
+        # Those taken out are gone here: whatever is left before the last of them is missing in between.
+        firsts = self._lot.order.firsts(connection, last) if last else {}
+        return any(first < last[key] for key, first in firsts.items())
+
+    def _park_behind(self, connection: Connection, delivered: Sequence[Message], claimed: ClaimedGroup) -> None:
+        # After the claim, which may have waited for another replica to park one of them.
+        keys = {key for message in delivered if message.key in claimed.own and (key := message.event.partitionkey)}
+        blocked = self._lot.order.firsts(connection, keys) if keys else {}
+        for message in delivered if blocked else ():
+            if message.key in claimed.own and message.event.partitionkey in blocked:
+                # Of two copies the first.
+                claimed.own.discard(message.key)
+                claimed.behind.append(message)
+        if claimed.behind:
+            self._lot.park_behind(connection, claimed.behind)

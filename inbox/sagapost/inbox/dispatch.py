@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, assert_never
@@ -18,13 +19,13 @@ from sagapost.inbox.keys import dedup_key, malformed_key
 from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
 from sagapost.inbox.outcomes import Duplicate, Failed, Outcome, TooOld
-from sagapost.inbox.parking import Due, Parked, ParkingLot
+from sagapost.inbox.parking import BEHIND, Due, Parked, ParkingLot
 from sagapost.inbox.screening import Screening
 from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.settlement import Settlement
 from sagapost.inbox.suspects import Suspects
 from sagapost.inbox.transaction import Toolbox, Transactions
-from sagapost.inbox.verdicts import describe, policy_for, verdict
+from sagapost.inbox.verdicts import describe, killer, policy_for, undecodable, unhandled, verdict
 
 __all__ = ["Dispatcher"]
 
@@ -111,7 +112,7 @@ class Dispatcher:
             unended = await self._suspects.begin(message)
             # The first time it was in hand is not on record: nothing made it suspect then.
             if unended + 2 > self._settings.max_crashes:
-                await self._park(message, self._killer(unended + 1))
+                await self._park(message, killer(unended + 1))
                 return
         await self._handle(link, message)
 
@@ -216,11 +217,11 @@ class Dispatcher:
     def _unfit(self, due: Due) -> Parked | None:
         """Return how a due message is parked that cannot be tried; None: it can."""
         if isinstance(due.content, Malformed):
-            return self._undecodable(due.content)
+            return undecodable(due.content)
         if due.crashes >= self._settings.max_crashes:
-            return self._killer(due.crashes, due.attempts)
+            return killer(due.crashes, due.attempts)
         if not self._inbox.calls(due.content.type, due.topic):
-            return self._unhandled(due.content.type)
+            return unhandled(self._consumer, due.content.type)
         return None
 
     async def handle_parked(self, link: Link, message: Message) -> None:
@@ -231,7 +232,9 @@ class Dispatcher:
         if anyio.current_time() > message.begin_by:
             # It came behind others that took long. Claimed by somebody else meanwhile, it would count as a crash.
             await link.give_back()
-            await self._database.run(lambda connection: self._lot.call_off(connection, [place]))
+            await self._database.run(lambda connection: self._lot.stand_back(connection, place))
+            if self._inbox.ordered and key is not None:
+                await self.promote([key])
             return
         outcome = await self._attempt(link, message)
         parked = await self._verdict(link, message, outcome)
@@ -241,7 +244,7 @@ class Dispatcher:
         elif parked is not None:
             await self._park_again(place, message.event, parked)
         if self._inbox.ordered and key is not None and not isinstance(outcome, Duplicate):
-            await self.promote(key)
+            await self.promote([key])
 
     # --- park ---
 
@@ -261,7 +264,12 @@ class Dispatcher:
         self._notify_parked(event.id, event.type, done)
         if done.state == "behind" and event.partitionkey is not None:
             # What it waits for may have gone between the look and the commit.
-            await self.promote(event.partitionkey)
+            await self.promote([event.partitionkey])
+
+    def parked_behind(self, messages: Sequence[Message]) -> None:
+        """Report messages that were parked in a group's transaction."""
+        for message in messages:
+            self._notify_parked(message.event.id, message.event.type, BEHIND)
 
     async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> None:
         held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
@@ -271,7 +279,7 @@ class Dispatcher:
 
     async def _park_unreadable(self, arrival: Unreadable) -> None:
         content, topic = arrival.content, arrival.topic
-        parked, key = self._undecodable(content), malformed_key(content)
+        parked, key = undecodable(content), malformed_key(content)
         fresh = await self._database.run(
             lambda connection: self._lot.park_malformed(connection, content, key, topic, parked)
         )
@@ -291,42 +299,22 @@ class Dispatcher:
                 self._observer.notify(obs.Ignored(self._consumer, event.id, event.type))
                 return "refuse"
             case "park":
-                await self._park(message, self._unhandled(event.type))
+                await self._park(message, unhandled(self._consumer, event.type))
                 return "ack"
             case _ as never:
                 assert_never(never)
 
-    async def promote(self, key: str) -> None:
-        """Let the first parked message of an ordering key go, if it waits behind nothing any more."""
-        promoted = await self._database.run(lambda connection: self._lot.promote(connection, key))
-        if promoted:
-            self._observer.notify(obs.Promoted(self._consumer, 1))
-
-    async def promote_all(self) -> None:
-        """Promote whatever a crash kept from being promoted."""
-        promoted = await self._database.run(self._lot.promote_all)
+    async def promote(self, keys: Collection[str]) -> None:
+        """Let the first parked message of each ordering key go, if it waits behind nothing any more."""
+        promoted = await self._database.run(lambda connection: self._lot.order.promote(connection, keys))
         if promoted:
             self._observer.notify(obs.Promoted(self._consumer, promoted))
 
-    def _undecodable(self, content: Malformed) -> Parked:
-        return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
-
-    def _unhandled(self, event_type: str) -> Parked:
-        return Parked(
-            "dead",
-            "unknown-type",
-            f"No handler of inbox {self._consumer!r} takes events of type {event_type!r}. Declare one and redrive, or "
-            "discard it.",
-        )
-
-    def _killer(self, crashes: int, attempts: int = 0) -> Parked:
-        return Parked(
-            "dead",
-            "killed-process",
-            f"The process died {crashes} times while this message was being handled, so it is not tried again. Find "
-            "out why (memory, a native library, a hard exit), correct it, then redrive.",
-            attempts=attempts,
-        )
+    async def promote_all(self) -> None:
+        """Promote whatever a crash kept from being promoted."""
+        promoted = await self._database.run(self._lot.order.promote_all)
+        if promoted:
+            self._observer.notify(obs.Promoted(self._consumer, promoted))
 
     def _notify_parked(self, event_id: str | None, event_type: str | None, parked: Parked) -> None:
         self._observer.notify(

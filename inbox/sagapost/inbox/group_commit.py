@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import anyio
 from sqlalchemy import Connection
@@ -23,7 +24,16 @@ from sagapost.inbox.execution import Execution, Progress, decode
 from sagapost.inbox.message import Message
 from sagapost.inbox.transaction import Toolbox, sole
 
-__all__ = ["GroupCommit"]
+__all__ = ["GroupCommit", "Grouped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """What came of messages that shared a transaction; those not counted here were handled."""
+
+    duplicates: int
+    behind: Sequence[Message]
+    """Parked: an earlier message of their ordering key is."""
 
 
 class GroupCommit:
@@ -34,8 +44,8 @@ class GroupCommit:
         self._observer = tools.observer
         self._consumer = tools.inbox.name
 
-    async def run(self, link: Link, messages: Sequence[Message]) -> int | None:
-        """Handle all of the messages, or none; return how many were duplicates. None: none was, run them one by one.
+    async def run(self, link: Link, messages: Sequence[Message]) -> Grouped | None:
+        """Bring all of the messages to their end, or none. None: none was, run them one by one.
 
         :raises StoreUnavailableError: if the database went away; as for `Transactions.run`.
         """
@@ -61,7 +71,7 @@ class GroupCommit:
 
     def _run(
         self, connection: Connection, outer: AsyncConnection, messages: Sequence[Message], progress: Progress
-    ) -> int | None:
+    ) -> Grouped | None:
         try:
             payloads = {id(message): decode(message) for message in messages}
         except DecodingError:
@@ -69,21 +79,22 @@ class GroupCommit:
         began = time.perf_counter()
         self._observer.notify(obs.GroupStarted(self._consumer, len(messages)))
         try:
-            fresh = self._tools.claims.claim_all(connection, messages)
+            claimed = self._tools.claims.claim_all(connection, messages)
         except SQLAlchemyError as error:
             if not is_conflict(error):
                 raise
             connection.rollback()
             return None
+        if claimed is None:
+            connection.rollback()
+            return None
+        fresh, behind = claimed.own, claimed.behind
+        if fresh or behind:
+            self._observer.notify(obs.GroupClaimed(self._consumer, len(messages), len(fresh) + len(behind)))
         if not fresh:
-            if fresh is None:
-                # Some must wait behind a parked message.
-                connection.rollback()
-                return None
-            # Nothing is written, but maybe attempts struck from the record.
+            # No handler has anything to do; but messages may be parked, or attempts struck from the record.
             connection.commit()
-            return self._all_duplicates(messages)
-        self._observer.notify(obs.GroupClaimed(self._consumer, len(messages), len(fresh)))
+            return self._ended([], behind, len(messages), began)
         execution = self._tools.execution(connection, outer, progress)
         handled: list[Message] = []
         try:
@@ -104,25 +115,24 @@ class GroupCommit:
             execution.undo()
             self._observer.notify(obs.GroupUndone(self._consumer, len(messages), type(cause).__name__))
             return None
-        self._notify_handled(handled, len(messages) - len(handled), began)
-        return len(messages) - len(handled)
+        return self._ended(handled, behind, len(messages), began)
 
     def _call(self, execution: Execution, message: Message, payloads: Sequence[object]) -> None:
         for call, payload in zip(message.calls, payloads, strict=True):
             execution.call(call, payload, message, message.attempts + 1)
 
-    def _all_duplicates(self, messages: Sequence[Message]) -> int:
-        self._observer.notify(obs.GroupHandled(self._consumer, {}, len(messages), 0.0, 0.0))
-        return len(messages)
-
-    def _notify_handled(self, handled: Sequence[Message], duplicates: int, began: float) -> None:
-        oldest = min(message.event.time for message in handled)
-        self._observer.notify(
-            obs.GroupHandled(
-                self._consumer,
-                Counter(message.event.type for message in handled),
-                duplicates,
-                seconds=time.perf_counter() - began,
-                lag_seconds=(self._tools.clock.now() - oldest).total_seconds(),
+    def _ended(self, handled: Sequence[Message], behind: Sequence[Message], messages: int, began: float) -> Grouped:
+        duplicates = messages - len(handled) - len(behind)
+        if handled or duplicates:
+            now = self._tools.clock.now()
+            oldest = min((message.event.time for message in handled), default=now)
+            self._observer.notify(
+                obs.GroupHandled(
+                    self._consumer,
+                    Counter(message.event.type for message in handled),
+                    duplicates,
+                    seconds=time.perf_counter() - began if handled else 0.0,
+                    lag_seconds=(now - oldest).total_seconds(),
+                )
             )
-        )
+        return Grouped(duplicates, behind)

@@ -2,9 +2,7 @@
 
 So a retry needs no topology of the broker's, survives every restart, and can be seen and decided upon by a person.
 
-In an ordered inbox later messages of a key park behind the first (`behind`). The first one of a key that is left is
-promoted to `waiting` in a statement of its own, after the commit that removed its predecessor, and again after the
-commit that parked it: whichever commit comes last, its promotion sees both.
+In an ordered inbox later messages of a key park behind the first; see `parked_order`.
 """
 
 from __future__ import annotations
@@ -12,22 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Integer,
-    String,
-    and_,
-    delete,
-    exists,
-    func,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, null, or_, select, update
 
 from sagapost.core.broker import Malformed
 from sagapost.core.event import Event
@@ -36,16 +21,12 @@ from sagapost.inbox.envelope import envelope_of, restore, shown, shown_columns
 from sagapost.inbox.message import Message, Parking
 from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import ParkReason
-from sagapost.inbox.settings import DeadLetterPolicy
+from sagapost.inbox.parked_order import ORDERED, WAITING, ParkedOrder
 from sagapost.inbox.tables import InboxTables
 
-__all__ = ["Due", "Parked", "ParkingLot", "State"]
+__all__ = ["BEHIND", "Due", "Parked", "ParkingLot", "State"]
 
 State = Literal["waiting", "behind", "dead"]
-
-# Literals and no parameters: PostgreSQL must be able to tell that these are the conditions of the partial indexes.
-_ORDERED: ColumnElement[int] = literal_column("1", Integer)
-_WAITING: ColumnElement[str] = literal_column("'waiting'", String)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +40,10 @@ class Parked:
     attempts: int = 0
     retry_in: timedelta | None = None
     """Set if, and only if, the state is `waiting`."""
+
+
+BEHIND = Parked("behind", "behind", "An earlier message of its ordering key is parked.")
+"""How what must wait for a parked message is parked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +66,19 @@ class ParkingLot:
         tables: InboxTables,
         dedup: Dedup,
         moments: Moments,
+        order: ParkedOrder,
         *,
         dialect: str,
         consumer: int,
         ordered: bool,
-        on_dead: DeadLetterPolicy,
     ) -> None:
+        self.order = order
         self._table = tables.parked
         self._dedup = dedup
         self._moments = moments
         self._consumer = consumer
         self._ordered = ordered
         self._insert = insert_once(tables.parked, dialect)
-        columns = self._table.c
-        # What holds the later messages of its ordering key back.
-        self._holds: list[ColumnElement[bool]] = [columns.consumer == consumer, columns.ordered == _ORDERED]
-        self._skip_dead = on_dead == "skip"
-        if self._skip_dead:
-            self._holds.append(columns.state != "dead")
 
     # --- in ---
 
@@ -116,13 +96,17 @@ class ParkingLot:
             return None
         key = message.event.partitionkey
         if parked.state != "dead" and self._ordered and key is not None:
-            blocked = self.is_blocked(connection, key)
-            if blocked:
+            if self.order.is_blocked(connection, key):
                 parked = replace(parked, state="behind", retry_in=None)
             elif parked.state == "behind":
                 parked = replace(parked, state="waiting", retry_in=timedelta(0))
         added = self._add(connection, message.event, message.key, message.topic, parked)
         return parked if added else None
+
+    def park_behind(self, connection: Connection, messages: Sequence[Message]) -> None:
+        """Park delivered messages whose dedup keys the open transaction has written, in this order."""
+        values = [self._values(message.event, message.key, message.topic, BEHIND) for message in messages]
+        connection.execute(self._insert, values)
 
     def park_malformed(
         self, connection: Connection, content: Malformed, key: bytes, topic: str, parked: Parked
@@ -154,50 +138,6 @@ class ParkingLot:
         )
         return connection.execute(statement).rowcount == 1
 
-    # --- order ---
-
-    def is_blocked(self, connection: Connection, key: str, before: int | None = None) -> bool:
-        """Tell whether a message of this ordering key is parked (and, with `before`, was so earlier)."""
-        columns = self._table.c
-        conditions = [*self._holds, columns.partitionkey == shown(key)]
-        if before is not None:
-            conditions.append(columns.id < before)
-        return bool(connection.execute(select(exists().where(*conditions))).scalar())
-
-    def any_blocked(self, connection: Connection, keys: Collection[str]) -> bool:
-        """Tell whether a message of any of these ordering keys is parked."""
-        columns = self._table.c
-        some = columns.partitionkey.in_([shown(key) for key in keys])
-        return bool(connection.execute(select(exists().where(*self._holds, some))).scalar())
-
-    def promote(self, connection: Connection, key: str) -> bool:
-        """Let the first parked message of an ordering key go, if it waits behind nothing any more."""
-        columns = self._table.c
-        first = select(func.min(columns.id)).where(*self._holds, columns.partitionkey == shown(key)).scalar_subquery()
-        return self._promote(connection, columns.id == first) > 0
-
-    def promote_all(self, connection: Connection) -> int:
-        """Let every message go that waits behind nothing any more: what a crash kept from being promoted."""
-        columns, earlier = self._table.c, self._table.alias("earlier")
-        conditions = [
-            earlier.c.consumer == self._consumer,
-            earlier.c.ordered == _ORDERED,
-            earlier.c.partitionkey == columns.partitionkey,
-            earlier.c.id < columns.id,
-        ]
-        if self._skip_dead:
-            conditions.append(earlier.c.state != "dead")
-        return self._promote(connection, ~exists().where(*conditions))
-
-    def _promote(self, connection: Connection, which: ColumnElement[bool]) -> int:
-        columns = self._table.c
-        statement = (
-            update(self._table)
-            .where(columns.consumer == self._consumer, columns.ordered == _ORDERED, columns.state == "behind", which)
-            .values(state="waiting", next_attempt_at=self._moments.now())
-        )
-        return connection.execute(statement).rowcount
-
     # --- out ---
 
     def claim_due(
@@ -206,43 +146,31 @@ class ParkingLot:
         """Claim messages that are due, oldest due first, each for one round of at most `lease`.
 
         A message that was in hand when a process died comes alone, so that the innocent are told from the killer; and
-        only if `suspects` are asked for, because nothing else is in hand.
+        only if `suspects` are asked for, because nothing else is in hand. Then it comes before all others; else they
+        do not wait for it.
 
-        :param train: with messages that have not failed yet, some of those behind them: so many for each, counting
-            itself. Let go one by one, those of a key in demand would be fewer than those that park meanwhile.
+        :param train: with messages that have not failed yet, some of those behind them: so many for each,
+            counting itself. Let go one by one, those of a key in demand would be fewer than those that park meanwhile.
         """
         columns = self._table.c
-        due = connection.execute(
-            select(
-                columns.id, columns.crashes, columns.claimed, columns.attempts, columns.ordered, columns.partitionkey
-            )
-            .where(
-                columns.consumer == self._consumer,
-                columns.state == _WAITING,
-                columns.next_attempt_at <= self._moments.now(),
-            )
-            .order_by(columns.next_attempt_at, columns.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        ).all()
-        chosen = _innocent_or_one_suspect([(row.id, row.crashes + row.claimed) for row in due], suspects=suspects)
-        if not chosen:
+        marks = columns.crashes + columns.claimed
+        due = self._due(connection, marks > 0, limit=1) if suspects else []
+        if not due:
+            due = self._due(connection, marks == 0, limit=limit)
+        if not due:
             return []
+        chosen = [row.id for row in due]
         # One that has failed before may well fail again: it goes on its own.
-        heads = [
-            row.partitionkey
-            for row in due
-            if row.id in chosen and row.ordered and not (row.attempts or row.crashes or row.claimed)
-        ]
+        heads = [row.partitionkey for row in due if row.ordered and not (row.attempts or row.crashes or row.claimed)]
         if train > 1 and heads:
-            chosen += self._followers(connection, heads, (train - 1) * len(heads))
+            chosen += self.order.followers(connection, heads, (train - 1) * len(heads))
         connection.execute(
             update(self._table)
             .where(columns.id.in_(chosen))
             .values(
                 crashes=columns.crashes + columns.claimed,
                 claimed=1,
-                state=_WAITING,
+                state=WAITING,
                 token=columns.token + 1,
                 next_attempt_at=self._moments.after(lease),
             )
@@ -282,26 +210,41 @@ class ParkingLot:
                 )
             )
 
+    def stand_back(self, connection: Connection, place: Parking) -> None:
+        """Give a claim back that may lapse before its round ends. What was parked in order stands in line again.
+
+        Left due, what is not the first of its key would be claimed in place of the first of others.
+        """
+        columns = self._table.c
+        in_line = and_(columns.ordered == ORDERED, columns.partitionkey.is_not(None))
+        connection.execute(
+            update(self._table)
+            .where(*self._mine(place))
+            .values(
+                claimed=0,
+                state=case((in_line, "behind"), else_="waiting"),
+                next_attempt_at=case((in_line, null()), else_=self._moments.now()),
+            )
+        )
+
     # --- inside ---
 
-    def _followers(self, connection: Connection, keys: Sequence[str], limit: int) -> list[int]:
-        """Lock and return up to `limit` messages that wait behind others of these ordering keys."""
+    def _due(self, connection: Connection, which: ColumnElement[bool], *, limit: int) -> Sequence[Any]:
         columns = self._table.c
-        statement = (
-            select(columns.id)
+        return connection.execute(
+            select(
+                columns.id, columns.crashes, columns.claimed, columns.attempts, columns.ordered, columns.partitionkey
+            )
             .where(
                 columns.consumer == self._consumer,
-                columns.ordered == _ORDERED,
-                columns.partitionkey.in_(keys),
-                columns.state == "behind",
-                # Nobody had it in hand when a process died.
-                columns.crashes + columns.claimed == 0,
+                columns.state == WAITING,
+                columns.next_attempt_at <= self._moments.now(),
+                which,
             )
-            .order_by(columns.id)
+            .order_by(columns.next_attempt_at, columns.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
-        )
-        return list(connection.execute(statement).scalars())
+        ).all()
 
     def _mine(self, place: Parking) -> tuple[ColumnElement[bool], ...]:
         columns = self._table.c
@@ -319,7 +262,19 @@ class ParkingLot:
     ) -> bool:
         if parked.retry_in is not None:
             at = self._moments.after(parked.retry_in)
-        values = {
+        values = self._values(content, key, topic, parked, at=at)
+        return connection.execute(self._insert.values(values)).rowcount == 1
+
+    def _values(
+        self,
+        content: Event | Malformed,
+        key: bytes,
+        topic: str,
+        parked: Parked,
+        *,
+        at: ColumnElement[datetime] | None = None,
+    ) -> dict[str, object]:
+        return {
             "consumer": self._consumer,
             "key": key,
             "state": parked.state,
@@ -333,10 +288,3 @@ class ParkingLot:
             "envelope": envelope_of(content),
             **shown_columns(content),
         }
-        return connection.execute(self._insert.values(values)).rowcount == 1
-
-
-def _innocent_or_one_suspect(due: Sequence[tuple[int, int]], *, suspects: bool) -> list[int]:
-    """Return the ids of the unsuspected; if there are none, the first suspect alone, where one is wanted."""
-    innocent = [id_ for id_, crashes in due if not crashes]
-    return innocent or ([id_ for id_, _ in due[:1]] if suspects else [])

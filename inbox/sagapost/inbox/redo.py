@@ -10,6 +10,7 @@ from sagapost.core.event import Event
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.moments import Moments
+from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.tables import InboxTables
 
@@ -41,15 +42,9 @@ def redo(
     if number is None:
         return f"this database knows no inbox {consumer!r}, so the event cannot be handled again here."
     dialect = connection.dialect.name
-    lot = ParkingLot(
-        tables,
-        Dedup(tables, dialect=dialect, consumer=number),
-        moments,
-        dialect=dialect,
-        consumer=number,
-        ordered=False,
-        on_dead="skip",
-    )
+    dedup = Dedup(tables, dialect=dialect, consumer=number)
+    order = ParkedOrder(tables, moments, dialect=dialect, consumer=number, on_dead="skip")
+    lot = ParkingLot(tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=False)
     at = moments.now() if until is None else literal(until.astimezone(UTC), DateTime(timezone=True))
     if not lot.park_anew(connection, event, dedup_key(event), topic or event.type, why=why, at=at):
         return f"event {event.id} is parked in the inbox {consumer!r} already. See: sagapost parked list {consumer}"

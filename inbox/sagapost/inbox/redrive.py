@@ -18,12 +18,11 @@ from sagapost.core.clock import Clock
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.inbox import observations as obs
-from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.editing import edited
 from sagapost.inbox.envelope import envelope_of, restore, shown
 from sagapost.inbox.inspection import Inspection
 from sagapost.inbox.moments import aware
-from sagapost.inbox.parking import ParkingLot
+from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.selection import Selection
 from sagapost.inbox.settings import DeadLetterPolicy
 from sagapost.inbox.tables import InboxTables
@@ -299,17 +298,8 @@ class ParkedMessages(Inspection):
 
         def promote(connection: Connection, consumer: int) -> None:
             dialect = self._database.dialect
-            lot = ParkingLot(
-                self._tables,
-                Dedup(self._tables, dialect=dialect, consumer=consumer),
-                self._moments,
-                dialect=dialect,
-                consumer=consumer,
-                ordered=True,
-                on_dead=self._on_dead,
-            )
-            for key in keys:
-                lot.promote(connection, key)
+            order = ParkedOrder(self._tables, self._moments, dialect=dialect, consumer=consumer, on_dead=self._on_dead)
+            order.promote(connection, keys)
 
         if keys:
             await self._run(promote, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,14 +17,15 @@ from sagapost.inbox.workers import Workers
 __all__ = ["Retries"]
 
 _SWEEP_EVERY = 30
-"""Rounds between two looks for messages that a crash left behind nothing."""
+"""Polling intervals between two looks for messages that a crash left behind nothing."""
 
 
 class Retries:
     """Looks for due messages and feeds them to the workers; takes no more while `limit` are in hand.
 
     Claiming more than can be worked on would only let the claims lapse. But those in hand are not waited for as one:
-    a message that is stuck (behind a lock, in a slow handler) holds up nobody else.
+    a message that is stuck (behind a lock, in a slow handler) holds up nobody else. What was in hand when a process
+    died has turns of its own, with nothing else in hand, so that neither waits for the other to be all done.
     """
 
     def __init__(
@@ -47,6 +49,9 @@ class Retries:
         self._in_hand: set[Parking] = set()
         self._alone = False
         """A suspect is in hand; nothing else may be until it has come to its end."""
+        self._suspects_at = -math.inf
+        """When a suspect is looked for."""
+        self._others_first = False
         self._news = anyio.Event()
 
     async def run(self) -> None:
@@ -56,14 +61,14 @@ class Retries:
             await self._look_and_wait()
 
     async def _look_and_wait(self) -> None:
-        looks = 0
+        sweep_at = -math.inf
         while not self._stop.is_set():
             # Before the look: what ends during it is news.
             self._news = anyio.Event()
             try:
-                if self._ordered and looks % _SWEEP_EVERY == 0:
+                if self._ordered and anyio.current_time() >= sweep_at:
                     await self._dispatcher.promote_all()
-                looks += 1
+                    sweep_at = anyio.current_time() + _SWEEP_EVERY * self._interval
                 await self._look()
             except StoreUnavailableError as error:
                 await self._availability.restored(error)
@@ -74,9 +79,16 @@ class Retries:
         room = self._limit - len(self._in_hand)
         if self._alone or room <= 0:
             return
-        for message in await self._dispatcher.claim_due(limit=room, suspects=not self._in_hand):
-            self._alone = message.suspect
+        turn = self._suspects_turn() and not self._in_hand
+        self._others_first = False
+        for message in await self._dispatcher.claim_due(limit=room, suspects=turn):
+            self._alone = self._others_first = message.suspect
             self._feed(message)
+        if turn and not self._alone:
+            self._suspects_at = anyio.current_time() + self._interval
+
+    def _suspects_turn(self) -> bool:
+        return anyio.current_time() >= self._suspects_at and not self._others_first
 
     def _feed(self, message: Message) -> None:
         place = message.parking
@@ -93,11 +105,15 @@ class Retries:
         self._workers.feed(message)
 
     async def _wait(self) -> None:
-        """Wait until half of what may be in hand has ended; or for the interval, if there is room for more."""
+        """Wait until half of what may be in hand has ended, or all where a suspect has its turn.
+
+        Or for the interval, if there is room for more.
+        """
+        few = 0 if self._suspects_turn() else self._limit // 2
         with anyio.move_on_after(self._interval):
             while True:
                 await self._news.wait()
-                if self._stop.is_set() or len(self._in_hand) <= self._limit // 2:
+                if self._stop.is_set() or len(self._in_hand) <= few:
                     return
                 self._news = anyio.Event()
 

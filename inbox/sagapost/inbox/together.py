@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import anyio
 
@@ -24,20 +24,44 @@ class Together:
         self._suspects = suspects
         self._ordered = ordered
 
-    def may(self, arrival: Arrival) -> bool:
-        """Tell whether an arrival may share a transaction with others."""
-        if not isinstance(arrival, Message) or not arrival.calls:
+    def split(self, arrivals: Sequence[Arrival]) -> tuple[list[list[Message]], list[Arrival]]:
+        """Return those that may share a transaction, in groups, and the rest, which is to be handled one by one.
+
+        In an ordered inbox, with the groups handled first and in turn, no message comes before another of its key.
+        """
+        parked: list[Message] = []
+        delivered: list[Message] = []
+        rest: list[Arrival] = []
+        for lane in self._lanes(arrivals):
+            sharing = [arrival for arrival in lane if isinstance(arrival, Message) and self._may(arrival)]
+            if len(sharing) < len(lane):
+                rest += lane
+                continue
+            # What was delivered comes after what is parked of its key, whichever was fed to the workers first.
+            parked += [message for message in sharing if message.parking is not None]
+            delivered += [message for message in sharing if message.parking is None]
+        return [group for group in (sorted(parked, key=_place), delivered) if group], rest
+
+    def _lanes(self, arrivals: Sequence[Arrival]) -> Iterable[Sequence[Arrival]]:
+        """Return together what one of has to wait for another of."""
+        lanes: dict[str, list[Arrival]] = {}
+        for arrival in arrivals:
+            key = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
+            if key is None:
+                yield [arrival]
+            else:
+                lanes.setdefault(key, []).append(arrival)
+        yield from lanes.values()
+
+    def _may(self, arrival: Message) -> bool:
+        if not arrival.calls:
             return False
         if arrival.parking is None:
             return self._dispatcher.too_old(arrival) is None
         return not (arrival.suspect or arrival.attempts) and anyio.current_time() <= arrival.begin_by
 
     async def handle(self, link: Link, messages: Sequence[Message]) -> bool:
-        """Bring messages to their end in one transaction; False, and nothing has happened, if that cannot be."""
-        if self._ordered and len({message.parking is None for message in messages}) > 1:
-            # What was delivered comes after what is parked of its key, whichever was fed to the workers first.
-            return False
-        messages = sorted(messages, key=_place)
+        """Bring a group to its end in one transaction; False, and nothing has happened, if that cannot be."""
         suspects = [message for message in messages if message.redelivered]
         if not suspects:
             return await self._handle(link, messages)
@@ -53,17 +77,18 @@ class Together:
             return done
 
     async def _handle(self, link: Link, messages: Sequence[Message]) -> bool:
-        duplicates = await self._groups.run(link, messages)
-        if duplicates is None:
+        ended = await self._groups.run(link, messages)
+        if ended is None:
             return False
-        if duplicates:
+        if ended.duplicates:
             self._dispatcher.found_duplicate()
-        keys = {message.event.partitionkey for message in messages if message.parking is not None}
+        self._dispatcher.parked_behind(ended.behind)
+        # What they waited for may have gone between the look and the commit, as for one that is parked alone.
+        moved = [*ended.behind, *(message for message in messages if message.parking is not None)]
+        keys = {key for message in moved if (key := message.event.partitionkey) is not None}
         if self._ordered and keys:
             await link.give_back()
-            for key in keys:
-                if key is not None:
-                    await self._dispatcher.promote(key)
+            await self._dispatcher.promote(keys)
         return True
 
 

@@ -6,6 +6,7 @@ import traceback
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from sagapost.core.broker import Malformed
 from sagapost.inbox.database import sqlstate_of
 from sagapost.inbox.message import Message
 from sagapost.inbox.outcomes import (
@@ -22,10 +23,10 @@ from sagapost.inbox.outcomes import (
     Snoozed,
     TooOld,
 )
-from sagapost.inbox.parking import Parked
+from sagapost.inbox.parking import BEHIND, Parked
 from sagapost.inbox.settings import RetryPolicy
 
-__all__ = ["describe", "policy_for", "verdict"]
+__all__ = ["describe", "killer", "policy_for", "undecodable", "unhandled", "verdict"]
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
@@ -66,9 +67,35 @@ def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: da
         case TooOld(error=sentence):
             return Parked("dead", "too-old", sentence)
         case Behind():
-            return Parked("behind", "behind", "An earlier message of its ordering key is parked.")
+            return BEHIND
         case _:
             assert_never(outcome)
+
+
+def undecodable(content: Malformed) -> Parked:
+    """Return how a message is parked that is no event."""
+    return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
+
+
+def unhandled(consumer: str, event_type: str) -> Parked:
+    """Return how an event is parked that no handler takes."""
+    return Parked(
+        "dead",
+        "unknown-type",
+        f"No handler of inbox {consumer!r} takes events of type {event_type!r}. Declare one and redrive, or "
+        "discard it.",
+    )
+
+
+def killer(crashes: int, attempts: int = 0) -> Parked:
+    """Return how a message is parked that was in hand so often when the process died."""
+    return Parked(
+        "dead",
+        "killed-process",
+        f"The process died {crashes} times while this message was being handled, so it is not tried again. Find "
+        "out why (memory, a native library, a hard exit), correct it, then redrive.",
+        attempts=attempts,
+    )
 
 
 def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> Parked:

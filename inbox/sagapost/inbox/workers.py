@@ -100,20 +100,25 @@ class Workers:
 
     async def _finish_all(self, link: Link, arrivals: Sequence[Arrival]) -> None:
         """Bring what was taken to its end: together where that is possible, else one by one in order."""
-        if len(arrivals) > 1:
-            together = [a for a in arrivals if isinstance(a, Message) and self._together.may(a)]
-            # Leaving some out must not let a message overtake another of its key.
-            whole = len(together) == len(arrivals)
-            if (whole or not self._ordered) and len(together) > 1 and await self._finish_together(link, together):
-                grouped = {id(message) for message in together}
-                arrivals = [arrival for arrival in arrivals if id(arrival) not in grouped]
+        groups, rest = self._together.split(arrivals) if len(arrivals) > 1 else ([], arrivals)
+        for index, group in enumerate(groups):
+            if len(group) > 1 and await self._finish_together(link, group):
+                continue
+            if not await self._finish_each(link, group):
+                self.unfinished += sum(map(len, groups[index + 1 :])) + len(rest)
+                return
+        await self._finish_each(link, rest)
+
+    async def _finish_each(self, link: Link, arrivals: Sequence[Arrival]) -> bool:
+        """Bring messages to their end one by one in order; False if stopped during an outage of the database."""
         for index, arrival in enumerate(arrivals):
             try:
                 if not await self._finish(link, arrival):
                     self.unfinished += len(arrivals) - index
-                    return
+                    return False
             finally:
                 _let_go(arrival)
+        return True
 
     async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
         """Try a group commit; False if the messages are to be run one by one."""
