@@ -15,6 +15,8 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.errors import ConfigurationError, SchemaError, TopologyConflictError
 from sagapost.inbox import Consumer, Context
 from sagapost.inbox import observations as obs
+from sagapost.inbox.keys import dedup_key
+from sagapost.inbox.registry import register_consumer
 from tests.inbox.harness import FAST, NEVER, OrderPlaced, Recorder, Service, an_event, quick_settings, running, send
 from tests.servers.fixtures import OwnPostgreSQL
 
@@ -280,6 +282,31 @@ async def test_stop_finishes_what_runs_and_gives_back_the_rest(engine: AsyncEngi
     assert len(broker.waiting("warehouse")) == 4
     (released,) = consumer.seen.of(obs.Released)
     assert released.messages == 4
+
+
+async def test_what_waits_for_a_lock_when_stopped_has_the_drain_budget(
+    postgresql_engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """A replica nobody hears of any more holds the dedup key: the database answers, so that is no outage."""
+    service, engine = Service(), postgresql_engine
+    writing(service)
+    await service.install(engine)
+    async with engine.begin() as connection:
+        number = await connection.run_sync(register_consumer, service.tables, service.inbox.name)
+    event = an_event(OrderPlaced("o-1"))
+    await send(broker, service, event)
+    short = timedelta(milliseconds=300)
+    async with engine.connect() as elsewhere:
+        await elsewhere.execute(service.tables.seen.insert().values(consumer=number, key=dedup_key(event)))
+        async with running(service, engine, broker, handler_timeout=short, database_timeout=short) as consumer:
+            await consumer.seen.until(obs.StoreLost)
+            consumer.consumer.stop()
+            tries = len(consumer.seen.of(obs.Started))
+            await consumer.seen.until(obs.Started, tries + 1)
+            await elsewhere.rollback()
+            (stopped,) = await consumer.seen.until(obs.ConsumerStopped)
+    assert stopped.unfinished == 0
+    assert await service.written(engine) == ["o-1"]
 
 
 async def test_a_handler_over_the_drain_budget_is_called_off(

@@ -56,30 +56,38 @@ class Availability:
         return began is not None and self._lost_at == began
 
     async def restored(self, error: StoreUnavailableError) -> bool:
-        """Wait until the database answers; False if the consumer is to stop before."""
+        """Wait until the database answers; False if the consumer is to stop and it does not.
+
+        One that is to stop, and whose database answers, has what is left of its drain budget to try again.
+        """
         seen = self._recoveries
         async with self._lock:
             if self._recoveries > seen:
                 # Somebody else waited for the same outage while this task waited for the lock.
-                return not self._stop.is_set()
+                return True
             self._lost_at = self._clock.monotonic()
             self._lost.set()
-            while not self._stop.is_set():
+            while True:
                 self._attempt += 1
                 delay = self._backoff.seconds(self._attempt)
                 self._observer.notify(
                     StoreLost(self._consumer, self._database.address, str(error), self._attempt, delay)
                 )
-                with anyio.move_on_after(delay):
-                    await self._stop.wait()
+                if not self._stop.is_set():
+                    with anyio.move_on_after(delay):
+                        await self._stop.wait()
                 try:
                     await self._database.ping()
                 except StoreUnavailableError as still:
                     error = still
-                else:
-                    self._recoveries += 1
-                    self._lost_at = None
-                    self._lost = anyio.Event()
-                    self._observer.notify(StoreReady(self._consumer, self._database.address))
-                    break
-        return not self._stop.is_set()
+                    if self._stop.is_set():
+                        return False
+                    continue
+                self._recoveries += 1
+                self._lost_at = None
+                self._lost = anyio.Event()
+                self._observer.notify(StoreReady(self._consumer, self._database.address))
+                if self._stop.is_set():
+                    # It was a statement of ours that failed: not again at full speed.
+                    await anyio.sleep(delay)
+                return True

@@ -339,6 +339,7 @@ class StoreReady(Consuming):
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStopped(Consuming):
-    """The consumer has ended; `unfinished` messages were given back because the drain budget ran out."""
+    """The consumer has ended; `unfinished` messages were given back: the drain budget ran out, or the database was
+    away."""
 
     unfinished: int

@@ -107,7 +107,7 @@ class Daemon:
                 _log.error("the drain budget of %g s ended with work in flight, which is done again", self._budget)
             elif self._left:
                 self._code = ExitCode.DRAIN_EXCEEDED
-                _log.error("stopped with %d in flight when the drain budget ended, which is done again", self._left)
+                _log.error("stopped with %d in flight, which is done again", self._left)
             else:
                 _log.info("stopped; nothing was left in flight")
         return self._code

@@ -35,8 +35,8 @@ class ExitCode(IntEnum):
     """The database or the broker cannot be reached, and this command does not wait for it (`--fail-fast`, or a
     command that runs once). Starting again later helps."""
     DRAIN_EXCEEDED = 6
-    """Asked to stop, but work was still in flight when the budget ended. Nothing is lost: it is published or delivered
-    again, under the same ids."""
+    """Asked to stop, but work was still in flight when the budget ended, or the database went away. Nothing is lost:
+    it is published or delivered again, under the same ids."""
     INTERRUPTED = 128 + signal.SIGINT
     """A second signal arrived while draining, and it was SIGINT (Ctrl-C): stopped at once. As after `DRAIN_EXCEEDED`,
     nothing is lost. Also Ctrl-C in a command that runs once."""
