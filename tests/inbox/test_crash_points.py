@@ -27,21 +27,26 @@ ORDERS = [f"{key}-{n}" for n in range(6) for key in ("a", "b", "retry", "c")]
 """Four keys with six messages each; those of `retry` fail in their first two rounds and hold each other back."""
 
 
+BEHIND = [f"wait-{n}" for n in range(10)]
+"""A key whose first message waits for a second round, and with a batch of 8 others that find it parked."""
+
+
 async def _kill_and_recover(victim: Victim, step: str) -> None:
-    await victim.prepare(ORDERS, [an_event({"x": 1}, type="nobody.takes-this.v1")], copies=2)
+    orders = [*BEHIND, *ORDERS] if step == obs.GroupParked.__name__ else ORDERS
+    await victim.prepare(orders, [an_event({"x": 1}, type="nobody.takes-this.v1")], copies=2)
     if step == obs.AttemptBegun.__name__:
         # Reached only by what was in hand when a process died before.
         assert await victim.run(die_at=obs.Written.__name__) == -signal.SIGKILL
     assert await victim.run(die_at=step) == -signal.SIGKILL, f"the scenario never came to {step}"
     assert await victim.run() == 0
     written = await victim.written()
-    lost, doubled = set(ORDERS) - set(written), len(written) - len(set(written))
+    lost, doubled = set(orders) - set(written), len(written) - len(set(written))
     assert (lost, doubled) == (set(), 0)
-    assert await victim.published() == len(ORDERS)
+    assert await victim.published() == len(orders)
     by_key: dict[str, list[str]] = defaultdict(list)
     for order in written:
         by_key[order.rpartition("-")[0]].append(order)
-    assert all(orders == sorted(orders) for orders in by_key.values()), by_key
+    assert all(of_key == sorted(of_key) for of_key in by_key.values()), by_key
     assert await victim.parked() == []
     assert await victim.attempts_on_record() == 0
 

@@ -20,7 +20,7 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Event, Observation
 from sagapost.core.broker import Broker, Outgoing
-from sagapost.inbox import Consumer, Context
+from sagapost.inbox import Consumer, Context, Retry
 from sagapost.inbox.observations import ConsumerReady
 from tests.inbox.harness import FAST, OrderPlaced, Service, StockReserved, quick_settings
 
@@ -76,6 +76,8 @@ def service_of(script: str) -> Service:
         await ctx.publish(StockReserved(order), key=order)
         if order == "kill" and (script == "killer" or ctx.attempt > 1):
             die()
+        if order == "wait-0" and ctx.attempt == 1:
+            raise Retry(timedelta(seconds=1), reason="the others are to find it parked")
         if order.startswith(("retry", "kill")) and ctx.attempt < 3:
             raise ConnectionError(order)
 

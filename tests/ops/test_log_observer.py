@@ -32,6 +32,7 @@ SILENT: set[type[Observation]] = {
     inbox.GroupClaimed,
     inbox.GroupReturned,
     inbox.GroupWritten,
+    inbox.GroupParked,
 }
 
 SAMPLES: dict[str, Any] = {

@@ -123,6 +123,8 @@ class GroupCommit:
 
     def _ended(self, handled: Sequence[Message], behind: Sequence[Message], messages: int, began: float) -> Grouped:
         duplicates = messages - len(handled) - len(behind)
+        if behind:
+            self._observer.notify(obs.GroupParked(self._consumer, len(behind)))
         if handled or duplicates:
             now = self._tools.clock.now()
             oldest = min((message.event.time for message in handled), default=now)

@@ -225,6 +225,13 @@ class GroupWritten(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupParked(Step):
+    """Of a group that is committed, so many were parked behind others of their keys. None is promoted yet."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupHandled(Step):
     """Committed together. Not yet acknowledged."""
 
