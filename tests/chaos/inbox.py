@@ -104,7 +104,8 @@ async def run(
             await writers.ended()
             committed = await ledger(postgresql.dsn(WRITERS))
             say(f"{len(committed):,} events committed, {await stage.handled():,} handled so far")
-            await _wait_for_the_rest(plan, stage, len(committed) + plan.strangers * len(KINDS))
+            if not await _came_to_its_end(plan, stage, len(committed) + plan.strangers * len(KINDS)):
+                say("\n  ".join(("stuck:", *await stage.stuck())))
             tasks.cancel_scope.cancel()
         await stage.consumers.stop_all()
         ended = [*faults.ended, *stage.consumers.ended, *stage.relays.dead()]
@@ -142,8 +143,8 @@ async def _calm(plan: Plan, stage: Stage) -> float:
     return begun
 
 
-async def _wait_for_the_rest(plan: Plan, stage: Stage, expected: int) -> None:
-    """Wait until everything has come to its end, while anything still does; and until the queue is empty."""
+async def _came_to_its_end(plan: Plan, stage: Stage, expected: int) -> bool:
+    """Wait until everything has, while anything still does, and until the queue is empty; False if it got stuck."""
     handled, quiet_since = await stage.handled(), time.monotonic()
     while handled < expected or (await stage.queues())["queue"]:
         await anyio.sleep(0.2)
@@ -151,7 +152,8 @@ async def _wait_for_the_rest(plan: Plan, stage: Stage, expected: int) -> None:
         if now > handled:
             handled, quiet_since = now, time.monotonic()
         if time.monotonic() - quiet_since > plan.patience:
-            return
+            return False
+    return True
 
 
 def _arrivals(found: Found, downtimes: list[tuple[float, float]]) -> Arrivals:

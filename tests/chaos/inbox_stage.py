@@ -74,6 +74,21 @@ class Stage:
         finally:
             await connection.close()
 
+    async def stuck(self) -> list[str]:
+        """The parked messages that should have gone first, one of each key."""
+        connection = await asyncpg.connect(self.postgresql.dsn(READERS))
+        try:
+            rows = await connection.fetch(
+                """
+                SELECT DISTINCT ON (partitionkey) partitionkey, id, state, reason, attempts, crashes, claimed,
+                       next_attempt_at - clock_timestamp() AS due_in, count(*) OVER (PARTITION BY partitionkey) AS rows
+                FROM inbox_parked WHERE state <> 'dead' ORDER BY partitionkey, id LIMIT 20
+                """
+            )
+        finally:
+            await connection.close()
+        return [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
+
     async def queues(self) -> dict[str, int]:
         """How many messages wait in the service's queue, and in that of its dead letters at the broker."""
         name = service.ordered.name

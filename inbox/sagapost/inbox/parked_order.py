@@ -7,16 +7,20 @@ its predecessor, and again after the commit that parked it: whichever commit com
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from msgspec import json
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     FromClause,
     Integer,
     ScalarSelect,
+    Select,
     String,
     Text,
+    any_,
     bindparam,
     column,
     exists,
@@ -84,8 +88,7 @@ class ParkedOrder:
 
     def promote(self, connection: Connection, keys: Collection[str]) -> int:
         """Let the first parked message of each ordering key go, if it waits behind nothing any more."""
-        firsts = select(self._first).select_from(self._keys)
-        return self._promote(connection, self._table.c.id.in_(firsts), self._parameters(keys))
+        return self._promote(connection, select(self._first).select_from(self._keys), self._parameters(keys))
 
     def promote_all(self, connection: Connection) -> int:
         """Let every message go that waits behind nothing any more: what a crash kept from being promoted.
@@ -94,7 +97,7 @@ class ParkedOrder:
         """
         columns = self._table.c
         firsts = select(func.min(columns.id)).where(*self._holds).group_by(columns.partitionkey)
-        return self._promote(connection, columns.id.in_(firsts), {})
+        return self._promote(connection, firsts, {})
 
     def followers(self, connection: Connection, keys: Sequence[str], limit: int) -> list[int]:
         """Lock and return up to `limit` messages that wait behind others of these ordering keys."""
@@ -115,8 +118,13 @@ class ParkedOrder:
         )
         return list(connection.execute(statement).scalars())
 
-    def _promote(self, connection: Connection, which: ColumnElement[bool], parameters: Mapping[str, object]) -> int:
+    def _promote(self, connection: Connection, firsts: Select[Any], parameters: Mapping[str, object]) -> int:
         columns = self._table.c
+        if self._arrays:
+            # Looked for once. Without statistics of a table that has just grown, a join does so for each of its rows.
+            which = columns.id == any_(func.array(firsts.scalar_subquery(), type_=postgresql.ARRAY(BigInteger)))
+        else:
+            which = columns.id.in_(firsts)
         statement = (
             update(self._table)
             .where(columns.consumer == self._consumer, columns.ordered == ORDERED, columns.state == "behind", which)
