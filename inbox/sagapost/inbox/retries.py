@@ -52,6 +52,7 @@ class Retries:
         self._suspects_at = -math.inf
         """When a suspect is looked for."""
         self._others_first = False
+        """A suspect had the last turn."""
         self._news = anyio.Event()
 
     async def run(self) -> None:
