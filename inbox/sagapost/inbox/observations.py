@@ -1,7 +1,6 @@
 """What a consumer tells its observers.
 
-A `Step` is one step of the way from a delivery to its acknowledgement; the tests kill the process at every one of
-them, by the list of the classes here.
+A `Step` is one on the way from a delivery to its acknowledgement. The tests kill the process at each class here.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ __all__ = [
     "Handled",
     "GroupClaimed",
     "GroupHandled",
+    "GroupParked",
     "GroupReturned",
     "GroupStarted",
     "GroupUndone",
@@ -84,13 +84,11 @@ class Screened(Step):
 
 @dataclass(frozen=True, slots=True)
 class AttemptBegun(Step):
-    """A message that was handed out before is about to be handled, and this is on record.
-
-    `unended`: how many recorded attempts before this one never ended.
-    """
+    """A message that was handed out before is about to be handled, and this is on record."""
 
     event_id: str
     unended: int
+    """How many recorded attempts before this one never ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +344,6 @@ class StoreReady(Consuming):
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStopped(Consuming):
-    """The consumer has ended; `unfinished` messages were given back: the drain budget ran out, or the database was
-    away."""
+    """The consumer has ended; `unfinished` messages were given back, over budget or without a database."""
 
     unfinished: int
