@@ -27,22 +27,28 @@ FAILED = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta
 DEAD = Parked("dead", "failed", "it failed", attempts=9)
 
 
-async def test_what_must_wait_is_parked_with_the_group_that_is_handled(
-    engine: AsyncEngine, broker: MemoryBroker
-) -> None:
-    """One transaction for those of a blocked key and those of others; nobody is run one by one."""
+async def with_a_dead_letter(engine: AsyncEngine, broker: MemoryBroker, *, key: str) -> Service:
+    """Return an ordered service that fails at orders called poison, and has given one of this key up."""
     service = Service(ordered=True)
 
     @service.inbox.on(OrderPlaced)
     async def reserve(event: OrderPlaced, ctx: Context) -> None:
-        if event.order_id == "poison":
+        if event.order_id.startswith("poison"):
             raise ConnectionError
         await ctx.session.execute(service.write(event.order_id))
 
     await service.install(engine)
-    await send(broker, service, an_event(OrderPlaced("poison"), key="blocked"))
+    await send(broker, service, an_event(OrderPlaced("poison"), key=key))
     async with running(service, engine, broker, retry=NEVER) as consumer:
         await consumer.settled(1)
+    return service
+
+
+async def test_what_must_wait_is_parked_with_the_group_that_is_handled(
+    engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """One transaction for those of a blocked key and those of others; nobody is run one by one."""
+    service = await with_a_dead_letter(engine, broker, key="blocked")
     events = [an_event(OrderPlaced(f"{n:02}"), key=key) for n in range(20) for key in ("blocked", "free")]
     await send(broker, service, *events, events[0])
     async with running(service, engine, broker, retry=NEVER, batch=10, concurrency=1) as consumer:
@@ -63,18 +69,7 @@ async def test_what_must_wait_is_parked_with_the_group_that_is_handled(
 
 async def test_a_group_that_fails_parks_nobody_twice(engine: AsyncEngine, broker: MemoryBroker) -> None:
     """Undone with everything else in it; then each finds its own end."""
-    service = Service(ordered=True)
-
-    @service.inbox.on(OrderPlaced)
-    async def reserve(event: OrderPlaced, ctx: Context) -> None:
-        if event.order_id.startswith("poison"):
-            raise ConnectionError
-        await ctx.session.execute(service.write(event.order_id))
-
-    await service.install(engine)
-    await send(broker, service, an_event(OrderPlaced("poison"), key="a"))
-    async with running(service, engine, broker, retry=NEVER) as consumer:
-        await consumer.settled(1)
+    service = await with_a_dead_letter(engine, broker, key="a")
     later = [("1", "a"), ("2", "b"), ("poison-2", "c"), ("3", "a"), ("4", "b")]
     await send(broker, service, *(an_event(OrderPlaced(order), key=key) for order, key in later))
     async with running(service, engine, broker, retry=NEVER, batch=5, concurrency=1) as consumer:

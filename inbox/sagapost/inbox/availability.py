@@ -73,9 +73,8 @@ class Availability:
                 self._observer.notify(
                     StoreLost(self._consumer, self._database.address, str(error), self._attempt, delay)
                 )
-                if not self._stop.is_set():
-                    with anyio.move_on_after(delay):
-                        await self._stop.wait()
+                with anyio.move_on_after(delay):
+                    await self._stop.wait()
                 try:
                     await self._database.ping()
                 except StoreUnavailableError as still:
