@@ -36,7 +36,11 @@ class NullObserver:
 
 
 class Observers:
-    """Fans out to several observers; one that raises is reported in the log and never disturbs the work."""
+    """Fans out to several observers; one that raises is reported in the log and never disturbs the work.
+
+    Whatever it raises: `notify` is a plain call, so a `CancelledError` out of it is not a cancellation of ours, and a
+    `SystemExit` is no decision for an exporter. Only Ctrl-C, which Python may raise anywhere, goes through.
+    """
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers: Sequence[Observer] = tuple(observers)
@@ -46,5 +50,7 @@ class Observers:
         for observer in self._observers:
             try:
                 observer.notify(event)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 _log.exception("observer %r failed on %s; the work goes on", observer, type(event).__name__)

@@ -1,0 +1,269 @@
+"""One life for what runs: how a relay, a consumer, a compensator or a tracker starts, waits out outages, and stops.
+
+A part that runs implements `Runnable` and is built on a `Runtime`, which knows its name, whom to tell, and when to
+stop. It never writes a reconnect loop of its own: `Runtime.until_available` repeats one call, `Runtime.every` takes
+turns, `Runtime.keep` holds something up that lives as long as a connection. All three wait the same way, report the
+same way (`ServerLost`, `ServerReady`), and end within a moment of `Stop.set`.
+
+`Signal` is how one task tells another that there is something to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from sagapost.core.backoff import Backoff
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.errors import BrokerError, BrokerUnavailableError, SagapostError, StoreUnavailableError
+from sagapost.core.observer import Observation, Observer, Observers
+
+__all__ = ["Runnable", "Runtime", "Server", "ServerLost", "ServerReady", "Signal", "Stop"]
+
+T = TypeVar("T")
+
+Server: TypeAlias = Literal["broker", "database"]
+"""What a part can lose."""
+
+_OUTAGES: tuple[type[SagapostError], ...] = (BrokerUnavailableError, StoreUnavailableError)
+
+_RECONNECT = Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=10))
+
+
+class Runnable(Protocol):
+    """A part that runs until it is told to stop. Used for one run."""
+
+    async def run(self) -> None:
+        """Run until `stop`, then finish what is in flight and return.
+
+        Outages are waited out. It returns without `stop` never: what no waiting can mend is raised.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Ask `run` to finish and return. Idempotent; may be called before `run`, and from a signal handler's task."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLost(Observation):
+    """A server went away, or is not there yet; nothing is lost, and the part goes on when it answers."""
+
+    part: str
+    """The part that waits, for example ``relay`` or ``inbox warehouse``."""
+    server: Server
+    reason: str
+    attempt: int
+    """Failed attempts in a row, this one included."""
+    retry_in: float
+    """Seconds until the next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReady(Observation):
+    """A server that was lost answers again."""
+
+    part: str
+    server: Server
+
+
+class Signal:
+    """Wakes whoever waits; set before the wait, it ends the wait at once. Nothing set between two waits is lost.
+
+    `wait` clears it, so there is nothing to re-arm and no moment in which it is not armed. All tasks that wait when it
+    is set wake. A wait that is cancelled leaves it set. For one event loop; may be made outside of it.
+    """
+
+    __slots__ = ("_is_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiters: anyio.Event | None = None
+
+    def set(self) -> None:
+        """Wake whoever waits, or else the next who does."""
+        self._is_set = True
+        if self._waiters is not None:
+            self._waiters.set()
+            self._waiters = None
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait until set, for at most `seconds`; clear it and return whether it was set."""
+        if self._is_set:
+            # A turn for others, as at every wait: a loop whose signal is always set must not starve them.
+            await anyio.lowlevel.checkpoint()
+            self._is_set = False
+            return True
+        waiters = self._waiters
+        if waiters is None:
+            waiters = self._waiters = anyio.Event()
+        if seconds is None:
+            await waiters.wait()
+        else:
+            with anyio.move_on_after(seconds):
+                await waiters.wait()
+        if not waiters.is_set():
+            return False
+        self._is_set = False
+        return True
+
+
+class Stop:
+    """Set once, when a part is to stop; stays set."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Ask for the stop. Idempotent."""
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Return whether the stop was asked for."""
+        return self._event.is_set()
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the stop, for at most `seconds`; return whether it was asked for."""
+        if seconds is None:
+            await self._event.wait()
+        else:
+            with anyio.move_on_after(seconds):
+                await self._event.wait()
+        return self._event.is_set()
+
+
+class Runtime:
+    """What every running part has: a name, an observer that cannot hurt it, a clock, a backoff, and a stop.
+
+    :param name: the part's name in logs and metrics, for example ``inbox warehouse``.
+    :param observer: told what happens; what it raises is logged and goes no further.
+    :param backoff: waits between attempts to reach a server.
+    :param stop: shared by the parts that stop together; default: one of its own.
+    """
+
+    __slots__ = ("backoff", "clock", "name", "observer", "stop")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+        backoff: Backoff = _RECONNECT,
+        stop: Stop | None = None,
+    ) -> None:
+        self.name = name
+        self.observer: Observer = Observers(() if observer is None else (observer,))
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.backoff = backoff
+        self.stop = stop if stop is not None else Stop()
+
+    async def until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Repeat `call` while a server it needs cannot be reached; return its result, or None if stopped before."""
+        outage = _Waiting(self)
+        while not self.stop.is_set():
+            try:
+                result = await call()
+            except _OUTAGES as error:
+                await outage.wait(error)
+            else:
+                outage.over()
+                return result
+        return None
+
+    async def every(
+        self,
+        interval: timedelta,
+        turn: Callable[[], Awaitable[timedelta | None]],
+        *,
+        wake: Signal | None = None,
+    ) -> None:
+        """Take turns until stopped; a turn that meets an outage comes again after the backoff.
+
+        :param interval: the wait between two turns.
+        :param turn: one turn; may return how long to wait this time instead (zero: go on at once).
+        :param wake: ends the wait early.
+        """
+        outage = _Waiting(self)
+        while not self.stop.is_set():
+            try:
+                pause = await turn()
+            except _OUTAGES as error:
+                await outage.wait(error)
+                continue
+            outage.over()
+            seconds = (interval if pause is None else pause).total_seconds()
+            if seconds <= 0:
+                await anyio.lowlevel.checkpoint()
+            elif wake is None:
+                await self.stop.wait(seconds)
+            else:
+                await self._wait_for(wake, seconds)
+
+    async def keep(self, cycle: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        """Run `cycle`, which lives as long as its connections, again after each outage, until stopped.
+
+        The cycle returns when it sees the stop. It calls the function it is given whenever something worked: the next
+        outage is then waited for from the shortest wait on.
+        """
+        outage = _Waiting(self)
+        while not self.stop.is_set():
+            try:
+                await cycle(outage.over)
+            except _OUTAGES as error:
+                await outage.wait(error)
+            except BaseExceptionGroup as group:
+                # Task groups wrap; an outage seen by several tasks at once is one outage.
+                lost, others = group.split(_OUTAGES)
+                if others is not None or lost is None:
+                    raise
+                await outage.wait(_first(lost))
+
+    async def _wait_for(self, wake: Signal, seconds: float) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def end_on_stop() -> None:
+                await self.stop.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(end_on_stop)
+            await wake.wait(seconds)
+            tasks.cancel_scope.cancel()
+
+
+class _Waiting:
+    """One loop's memory of an outage: how many attempts failed in a row, and of which server."""
+
+    __slots__ = ("_attempt", "_runtime", "_server")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._attempt = 0
+        self._server: Server | None = None
+
+    async def wait(self, error: BaseException) -> None:
+        runtime = self._runtime
+        self._attempt += 1
+        self._server = "broker" if isinstance(error, BrokerError) else "database"
+        seconds = runtime.backoff.seconds(self._attempt)
+        runtime.observer.notify(ServerLost(runtime.name, self._server, str(error), self._attempt, seconds))
+        await runtime.stop.wait(seconds)
+
+    def over(self) -> None:
+        if self._server is not None:
+            self._runtime.observer.notify(ServerReady(self._runtime.name, self._server))
+        self._attempt, self._server = 0, None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
