@@ -103,20 +103,44 @@ def test_what_is_exported_is_there_once() -> None:
     assert wrong == {}
 
 
+def _imports_of(path: Path) -> dict[str, list[str]]:
+    """Return the names that a package's `__init__` imports from modules of its own, by module."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{dotted(path)}."):
+            module = (node.module or "").removeprefix(f"{dotted(path)}.")
+            found.setdefault(module, []).extend(alias.asname or alias.name for alias in node.names)
+    return found
+
+
 def test_a_package_exports_all_it_imports() -> None:
     """What a package's `__init__` imports is there for users, so `__all__` lists it."""
     forgotten: dict[str, list[str]] = {}
     for path in (path for path in LIBRARY if path.name == "__init__.py"):
         exported: list[str] = getattr(importlib.import_module(dotted(path)), "__all__", [])
-        imported = [
-            alias.asname or alias.name
-            for node in parse(path).body
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sagapost")
-            for alias in node.names
-        ]
+        imported = [name for names in _imports_of(path).values() for name in names]
         if names := [name for name in imported if not name.startswith("_") and name not in exported]:
             forgotten[name_of(path)] = names
     assert forgotten == {}
+
+
+def _lazy_names(path: Path) -> dict[str, list[str]] | None:
+    """Return what a package gives lazily, by module; None if it gives nothing so."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazily":
+            given: dict[str, str] = ast.literal_eval(node.args[1])
+            return {module: names.split() for module, names in given.items()}
+    return None
+
+
+def test_lazy_names_are_those_that_type_checkers_see() -> None:
+    """A package that imports late says so twice, and both say the same; no name is hidden by a module of its name."""
+    lazy = {path: names for path in LIBRARY if path.name == "__init__.py" and (names := _lazy_names(path))}
+    assert len(lazy) > 5
+    for path, names in lazy.items():
+        assert names == _imports_of(path), name_of(path)
+        modules = {each.stem for each in path.parent.iterdir()}
+        assert not modules & {name for given in names.values() for name in given}, name_of(path)
 
 
 def _postpones(tree: ast.Module) -> bool:

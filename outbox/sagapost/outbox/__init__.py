@@ -1,10 +1,26 @@
 """The write side (events in your own transaction) and the relay (publishes them)."""
 
-from sagapost.outbox.aggregates import Recorder
-from sagapost.outbox.handles import AsyncHandle, SyncHandle
-from sagapost.outbox.options import PublishOptions
-from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
-from sagapost.outbox.tables import OutboxTables, key_hash
+from typing import TYPE_CHECKING
+
+from sagapost.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from sagapost.outbox.aggregates import Recorder
+    from sagapost.outbox.handles import AsyncHandle, SyncHandle
+    from sagapost.outbox.options import PublishOptions
+    from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
+    from sagapost.outbox.tables import OutboxTables, key_hash
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "aggregates": "Recorder",
+            "handles": "AsyncHandle SyncHandle",
+            "options": "PublishOptions",
+            "outbox": "DEFAULT_MAX_BYTES Outbox",
+            "tables": "OutboxTables key_hash",
+        },
+    )
 
 __all__ = [
     "Outbox",

@@ -1,15 +1,36 @@
 """Choreographed sagas: started, undone, timed, and declared."""
 
-from sagapost.sagas.compensations import NotYet
-from sagapost.sagas.compensator import Compensator, CompensatorSettings
-from sagapost.sagas.context import CompensationContext, StepContext
-from sagapost.sagas.declaration import DeadlineDeclaration, manifest_of
-from sagapost.sagas.http import join_request, request_headers
-from sagapost.sagas.sagas import Sagas
-from sagapost.sagas.start import join, start
-from sagapost.sagas.tables import SagaTables
-from sagapost.sagas.task_desk import Task, TaskDesk
-from sagapost.sagas.tasks import Close, Emit, Escalate, RetryStep, RollBack
+from typing import TYPE_CHECKING
+
+from sagapost.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from sagapost.sagas.beginning import join, start
+    from sagapost.sagas.compensations import NotYet
+    from sagapost.sagas.compensator import Compensator, CompensatorSettings
+    from sagapost.sagas.context import CompensationContext, StepContext
+    from sagapost.sagas.declaration import DeadlineDeclaration, manifest_of
+    from sagapost.sagas.http import join_request, request_headers
+    from sagapost.sagas.sagas import Sagas
+    from sagapost.sagas.tables import SagaTables
+    from sagapost.sagas.task_desk import Task, TaskDesk
+    from sagapost.sagas.tasks import Close, Emit, Escalate, RetryStep, RollBack
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "compensations": "NotYet",
+            "compensator": "Compensator CompensatorSettings",
+            "context": "CompensationContext StepContext",
+            "declaration": "DeadlineDeclaration manifest_of",
+            "http": "join_request request_headers",
+            "sagas": "Sagas",
+            "beginning": "join start",
+            "tables": "SagaTables",
+            "task_desk": "Task TaskDesk",
+            "tasks": "Close Emit Escalate RetryStep RollBack",
+        },
+    )
 
 __all__ = [
     "start",

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from sagapost.core.context import SagaContext, bind, current
 from sagapost.core.ids import new_id
-from sagapost.sagas.start import valid_id
+from sagapost.sagas.beginning import valid_id
 
 __all__ = ["join_request", "request_headers"]
 

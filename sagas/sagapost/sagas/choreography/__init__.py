@@ -1,24 +1,46 @@
 """The choreography as declared in code: manifests, the map, and what is wrong with it."""
 
-from sagapost.sagas.choreography.acceptances import Acceptance, read_acceptances
-from sagapost.sagas.choreography.asyncapi import to_asyncapi
-from sagapost.sagas.choreography.bpmn import to_bpmn
-from sagapost.sagas.choreography.dot import to_dot
-from sagapost.sagas.choreography.findings import Finding, Rule, Severity
-from sagapost.sagas.choreography.graph import graph_of
-from sagapost.sagas.choreography.lint import lint
-from sagapost.sagas.choreography.manifest import (
-    Choreography,
-    Compensation,
-    Deadline,
-    Manifest,
-    Step,
-    read_manifest,
-    write_manifest,
-)
-from sagapost.sagas.choreography.mermaid import to_mermaid
-from sagapost.sagas.choreography.rules import RULES, STALE
-from sagapost.sagas.choreography.svg import to_svg
+from typing import TYPE_CHECKING
+
+from sagapost.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from sagapost.sagas.choreography.acceptances import Acceptance, read_acceptances
+    from sagapost.sagas.choreography.asyncapi import to_asyncapi
+    from sagapost.sagas.choreography.bpmn import to_bpmn
+    from sagapost.sagas.choreography.dot import to_dot
+    from sagapost.sagas.choreography.findings import Finding, Rule, Severity
+    from sagapost.sagas.choreography.graph import graph_of
+    from sagapost.sagas.choreography.linting import lint
+    from sagapost.sagas.choreography.manifest import (
+        Choreography,
+        Compensation,
+        Deadline,
+        Manifest,
+        Step,
+        read_manifest,
+        write_manifest,
+    )
+    from sagapost.sagas.choreography.mermaid import to_mermaid
+    from sagapost.sagas.choreography.rules import RULES, STALE
+    from sagapost.sagas.choreography.svg import to_svg
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "acceptances": "Acceptance read_acceptances",
+            "asyncapi": "to_asyncapi",
+            "bpmn": "to_bpmn",
+            "dot": "to_dot",
+            "findings": "Finding Rule Severity",
+            "graph": "graph_of",
+            "linting": "lint",
+            "manifest": "Choreography Compensation Deadline Manifest Step read_manifest write_manifest",
+            "mermaid": "to_mermaid",
+            "rules": "RULES STALE",
+            "svg": "to_svg",
+        },
+    )
 
 __all__ = [
     "Manifest",
