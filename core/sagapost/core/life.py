@@ -3,7 +3,7 @@
 A part that runs implements `Runnable` and is built on a `Runtime`, which knows its name, whom to tell, and when to
 stop. It never writes a reconnect loop of its own: `Runtime.until_available` repeats one call, `Runtime.every` takes
 turns, `Runtime.keep` holds something up that lives as long as a connection. All three wait the same way, report the
-same way (`ServerLost`, `ServerReady`), and end within a moment of `Stop.set`.
+same way (`ServerLost`, `ServerReady`), and end within a moment of `StopSignal.set`.
 
 `Signal` is how one task tells another that there is something to look at.
 """
@@ -23,7 +23,7 @@ from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.errors import BrokerError, BrokerUnavailableError, SagapostError, StoreUnavailableError
 from sagapost.core.observer import Observation, Observer, Observers
 
-__all__ = ["Runnable", "Runtime", "Server", "ServerLost", "ServerReady", "Signal", "Stop"]
+__all__ = ["Runnable", "Runtime", "Server", "ServerLost", "ServerReady", "Signal", "StopSignal"]
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ class Signal:
         return True
 
 
-class Stop:
+class StopSignal:
     """Set once, when a part is to stop; stays set."""
 
     __slots__ = ("_event",)
@@ -157,13 +157,13 @@ class Runtime:
         observer: Observer | None = None,
         clock: Clock | None = None,
         backoff: Backoff = _RECONNECT,
-        stop: Stop | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.name = name
         self.observer: Observer = Observers(() if observer is None else (observer,))
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.backoff = backoff
-        self.stop = stop if stop is not None else Stop()
+        self.stop = stop if stop is not None else StopSignal()
 
     async def until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Repeat `call` while a server it needs cannot be reached; return its result, or None if stopped before."""
