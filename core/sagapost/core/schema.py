@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, DateTime, Integer, MetaData, String, Table, delete, func, insert, inspect
 from sqlalchemy import select as sql_select
-from sqlalchemy.schema import CreateSchema, ExecutableDDLElement
+from sqlalchemy.schema import ExecutableDDLElement
 
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import SchemaError
 
 __all__ = [
@@ -26,9 +27,6 @@ __all__ = [
 ]
 
 SCHEMA_TABLE = "sagapost_schema"
-
-_INSTALL_LOCK = int.from_bytes(b"sagapost")
-"""Advisory lock of installers, one per database; eight bytes that nobody else is likely to take."""
 
 
 class Supplement(ExecutableDDLElement):
@@ -93,16 +91,11 @@ def missing_supplements(connection: Connection, part: SchemaPart) -> list[str]:
 def install_schema(connection: Connection, versions: Table, parts: Sequence[SchemaPart]) -> list[str]:
     """Create what is missing, in the caller's transaction; return the names of the parts that changed. Idempotent.
 
-    Several processes may do so at once (replicas that start together): on PostgreSQL they take turns.
+    Several processes may do so at once (replicas that start together): they take turns.
 
     :raises SchemaError: if the database holds a part in a newer version than this release knows.
     """
-    if connection.dialect.name == "postgresql":
-        # IF NOT EXISTS does not help two transactions that create the same name: the second fails on the catalogue's
-        # unique index. The lock ends with the caller's transaction.
-        connection.execute(sql_select(func.pg_advisory_xact_lock(_INSTALL_LOCK)))
-        if versions.schema is not None:
-            connection.execute(CreateSchema(versions.schema, if_not_exists=True))
+    kit_of(connection).prepare_install(connection, versions.schema)
     versions.create(connection, checkfirst=True)
     changed: list[str] = []
     for part in parts:

@@ -1,0 +1,282 @@
+"""PostgreSQL, through asyncpg, psycopg, or any driver whose errors carry a SQLSTATE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Executable,
+    FromClause,
+    Insert,
+    Select,
+    Table,
+    any_,
+    bindparam,
+    column,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
+from sqlalchemy.engine import URL
+from sqlalchemy.schema import CreateSchema
+from sqlalchemy.types import TypeEngine
+
+from sagapost.core.clock import Clock
+from sagapost.core.databases.failures import (
+    Conflict,
+    Failure,
+    MissingTable,
+    Other,
+    ReadOnly,
+    Refused,
+    Unavailable,
+    driver_error,
+    is_lost,
+    of_the_socket,
+)
+from sagapost.core.databases.kit import Batch, DatabaseKit
+
+__all__ = ["PostgreSQL", "quoting", "sqlstate"]
+
+quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
+"""Quotes names where no connection is at hand."""
+
+_INSTALL_LOCK: Final = int.from_bytes(b"sagapost")
+"""Advisory lock of installers, one per database; eight bytes that nobody else is likely to take."""
+
+_POOLER = (
+    "a pooler between here and the server mixes up prepared statements: use sagapost's own connections, or switch "
+    "statement names off in your engine (docs/operations.md, Poolers)"
+)
+_UNAVAILABLE: Final[Mapping[str, str]] = {
+    "25P03": "it ended a connection that was idle in its transaction for longer than "
+    "idle_in_transaction_session_timeout",
+    "25P04": "it ended a connection whose transaction took longer than transaction_timeout",
+    "53100": "its disk is full",
+    "53200": "it is out of memory",
+    "53300": "it has no connection left: raise max_connections or the limit of the role or database, or use fewer",
+    "57014": "it cancelled the statement (statement_timeout, or by hand)",
+    "57P01": "it ended the connection: a shutdown, or by hand",
+    "57P02": "it ended the connection: another backend crashed",
+    "57P03": "it is starting up or shutting down",
+    "57P05": "it ended a connection that was idle for longer than idle_session_timeout",
+    "26000": _POOLER,  # the prepared statement is not there
+    "42P05": _POOLER,  # it is there already
+    "34000": _POOLER,  # nor is the portal
+    "40003": "whether the statement took effect is unknown",
+}
+"""SQLSTATE -> what to tell an operator."""
+
+_UNAVAILABLE_CLASSES: Final = frozenset({"08", "53", "55", "57", "58"})
+"""Connection, resources, object not in the right state (starting up), operator intervention, system error."""
+
+_CONFLICTS: Final = frozenset({"40000", "40001", "40P01", "55P03"})
+"""Rolled back, serialisation failure, deadlock, and a lock that was not to be had in time."""
+
+_MISSING: Final = frozenset({"42P01", "42703", "3F000"})
+"""Undefined table, undefined column, no such schema: no tables of ours, or those of another release."""
+
+_REFUSALS: Final[Mapping[str, str]] = {
+    "28P01": "the password is wrong",
+    "28000": "this user may not log in to this database from here (pg_hba.conf, or the role may not log in)",
+    "3D000": "there is no such database",
+    "42501": "this user lacks a privilege",
+}
+_REFUSED_CLASSES: Final = frozenset({"28", "3D"})
+
+# Errors without a SQLSTATE, which clients raise themselves: by the names that PEP 249 and asyncpg give their classes.
+_BROKEN_CLIENT: Final = frozenset({"InterfaceError", "OperationalError", "InternalClientError"})
+_BAD_ARGUMENT: Final = frozenset({"DataError", "UnsupportedClientFeatureError", "UnsupportedServerFeatureError"})
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the five-character SQLSTATE behind an error, or an empty string where the server sent none."""
+    code: object = None
+    cause = driver_error(error)
+    for attribute in ("sqlstate", "pgcode"):
+        code = code or getattr(cause, attribute, None)
+    return code if isinstance(code, str) else ""
+
+
+class PostgreSQL(DatabaseKit):
+    """PostgreSQL, 14 or later."""
+
+    name = "postgresql"
+    title = "PostgreSQL"
+    notifies = True
+    writes_in_with = True
+    overrides_identity = "OVERRIDING SYSTEM VALUE "
+    # The ping of a standby, and of a server that a fail-over has set to read-only, is no answer that helps a writer.
+    probe = "SELECT current_setting('transaction_read_only') = 'off'"
+
+    def classify(self, error: BaseException) -> Failure:
+        """See `DatabaseKit.classify`."""
+        code = sqlstate(error)
+        found = _by_sqlstate(code) if code else _by_class(driver_error(error))
+        if isinstance(found, Other) and is_lost(error):
+            return Unavailable(found.code, "the connection broke")
+        return found
+
+    def lacks(self, error: BaseException, connection: Connection, table: Table) -> bool:
+        """See `DatabaseKit.lacks`. The code says so."""
+        del connection, table
+        return isinstance(self.classify(error), MissingTable)
+
+    def address(self, url: URL) -> str:
+        """See `DatabaseKit.address`: host, port and database."""
+        host = url.host or url.query.get("host") or "local socket"
+        return f"{host if isinstance(host, str) else ','.join(host)}:{url.port or 5432}/{url.database or ''}"
+
+    # --- statements ---
+
+    def quote(self, table: Table) -> str:
+        """See `DatabaseKit.quote`."""
+        return quoting.format_table(table)
+
+    def insert_once(self, table: Table) -> Insert:
+        """See `DatabaseKit.insert_once`."""
+        return postgresql.insert(table).on_conflict_do_nothing().inline()
+
+    def insert_missing(
+        self, table: Table, column_: Column[Any], fixed: Mapping[str, object]
+    ) -> Callable[[Connection, Sequence[Any]], set[Any]]:
+        """See `DatabaseKit.insert_missing`: one statement, and one text of it for any number of values."""
+        incoming = self.elements("values", type(column_.type))
+        constants = [literal(value, table.c[name].type) for name, value in fixed.items()]
+        statement = (
+            postgresql.insert(table)
+            .from_select([*fixed, column_.name], select(*constants, incoming.c.value))
+            .on_conflict_do_nothing()
+            .returning(column_)
+        )
+
+        def write(connection: Connection, values: Sequence[Any]) -> set[Any]:
+            return set(connection.execute(statement, {"values": list(values)}).scalars())
+
+        return write
+
+    def batch_once(self, table: Table) -> Batch:
+        """See `DatabaseKit.batch_once`."""
+        return _Arrays(table, _of_arrays(table).on_conflict_do_nothing().returning(_key(table)))
+
+    def batch_versions(self, table: Table, version: Column[int]) -> Batch:
+        """See `DatabaseKit.batch_versions`."""
+        insert = _of_arrays(table)
+        new = insert.excluded
+        upsert = insert.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={each.name: new[each.name] for each in table.columns if not each.primary_key},
+            where=version == new[version.name] - 1,
+        )
+        return _Arrays(table, upsert.returning(_key(table)))
+
+    def upsert(self, table: Table, values: Mapping[str, object]) -> Executable:
+        """See `DatabaseKit.upsert`."""
+        keys = list(table.primary_key.columns)
+        replaced = {name: value for name, value in values.items() if not table.c[name].primary_key}
+        return postgresql.insert(table).values(dict(values)).on_conflict_do_update(index_elements=keys, set_=replaced)
+
+    def is_any(self, column_: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """See `DatabaseKit.is_any`: the values are one array."""
+        return column_ == func.any(bindparam(name, type_=ARRAY(column_.type)))
+
+    def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
+        """See `DatabaseKit.elements`."""
+        array = func.unnest(bindparam(name, type_=ARRAY(of)))
+        return array.table_valued(column("value", of), name="incoming").render_derived()
+
+    def listed(self, values: Sequence[Any]) -> object:
+        """See `DatabaseKit.listed`."""
+        return list(values)
+
+    def among(self, column_: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+        """See `DatabaseKit.among`.
+
+        As an array: without statistics of a table that has just grown, a join looks anew for each of its rows.
+        """
+        return column_ == any_(func.array(found.scalar_subquery(), type_=ARRAY(of)))
+
+    def begin_writing(self, connection: Connection) -> None:
+        """See `DatabaseKit.begin_writing`: the driver does it."""
+
+    def prepare_install(self, connection: Connection, schema: str | None) -> None:
+        """See `DatabaseKit.prepare_install`.
+
+        IF NOT EXISTS does not help two transactions that create the same name: the second fails on the catalogue's
+        unique index. The lock ends with the caller's transaction.
+        """
+        connection.execute(select(func.pg_advisory_xact_lock(_INSTALL_LOCK)))
+        if schema is not None:
+            connection.execute(CreateSchema(schema, if_not_exists=True))
+
+    # --- time ---
+
+    def now(self, clock: Clock) -> ColumnElement[datetime]:
+        """See `DatabaseKit.now`: the clock that every replica shares."""
+        del clock
+        return func.clock_timestamp(type_=DateTime(timezone=True))
+
+    def after(self, clock: Clock, delay: timedelta) -> ColumnElement[datetime]:
+        """See `DatabaseKit.after`."""
+        return self.now(clock) + delay
+
+
+class _Arrays(Batch):
+    """Rows go in as one array for each column, so that text and plan are the same for every number of them."""
+
+    def __init__(self, table: Table, statement: Executable) -> None:
+        self._columns = [each.name for each in table.columns]
+        self._statement = statement
+
+    def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
+        """See `Batch.execute`."""
+        parameters = {name: [row[name] for row in rows] for name in self._columns}
+        return set(connection.execute(self._statement, parameters).scalars())
+
+
+def _of_arrays(table: Table) -> postgresql.Insert:
+    columns = list(table.columns)
+    arrays = [func.unnest(bindparam(each.name, type_=ARRAY(each.type))).label(each.name) for each in columns]
+    return postgresql.insert(table).from_select([each.name for each in columns], select(*arrays))
+
+
+def _key(table: Table) -> Column[Any]:
+    return next(iter(table.primary_key.columns))
+
+
+def _by_sqlstate(code: str) -> Failure:
+    if code == "25006":
+        return ReadOnly(code)
+    if code in _CONFLICTS:
+        return Conflict(code)
+    if code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES:
+        return Unavailable(code, _UNAVAILABLE.get(code, ""))
+    if code in _MISSING:
+        return MissingTable(code)
+    if code in _REFUSALS or code[:2] in _REFUSED_CLASSES:
+        return Refused(code, _REFUSALS.get(code, ""))
+    return Other(code)
+
+
+def _by_class(error: BaseException) -> Failure:
+    """Classify an error that no server has sent."""
+    found = of_the_socket(error)
+    if found is not None:
+        return found
+    name, classes = type(error).__name__, {each.__name__ for each in type(error).__mro__}
+    if name == "TargetServerAttributeNotMatched":
+        return ReadOnly(name, "none of the hosts is what target_session_attrs asks for")
+    if name == "ClientConfigurationError":
+        return Refused(name)
+    if name in _BAD_ARGUMENT or isinstance(error, ValueError | TypeError):
+        return Other(name)
+    return Unavailable(name, "the connection is closed or broken") if classes & _BROKEN_CLIENT else Other(name)
