@@ -16,7 +16,7 @@ import anyio
 from benchmarks.ceiling import CHUNK, EXCHANGE, sample_event
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Confirmation, Confirmed, Outgoing, Queue
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 
 async def publish(broker: RabbitMQBroker, options: argparse.Namespace) -> dict[str, float]:

@@ -25,7 +25,7 @@ from pamqp.header import ProtocolHeader
 
 from sagapost.adapters.rabbitmq.frames import PublishEncoder
 from sagapost.core.broker import Outgoing
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 
 __all__ = ["EXCHANGE", "BenchQueue", "publish_ceiling", "sample_event"]

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Outgoing
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 from sagapost.core.observer import Observation
 from sagapost.sagas.choreography import Choreography, Compensation, Deadline, Manifest, Step

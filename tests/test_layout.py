@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PORTIONS = ("core", "outbox", "inbox", "sagas", "adapters", "ops")
-LIBRARY = sorted(path for portion in PORTIONS for path in (ROOT / portion).rglob("*.py"))
+FRONT = ROOT / "front" / "sagapost"
+PORTIONS = ("core", "outbox", "inbox", "sagas", "service", "adapters", "ops")
+LIBRARY = [FRONT / "__init__.py", *sorted(path for portion in PORTIONS for path in (ROOT / portion).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 AROUND = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 MODULES = [*LIBRARY, *TESTS, *AROUND]
@@ -44,14 +45,24 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-# --- the namespace ---
+# --- the package and its portions ---
 
 
-@pytest.mark.parametrize("portion", PORTIONS)
-def test_the_namespace_has_no_init(portion: str) -> None:
-    """One `sagapost/__init__.py` in any root would hide the other five portions (docs/adr/0001)."""
-    assert not (ROOT / portion / "sagapost" / "__init__.py").exists()
-    assert not (ROOT / portion / "__init__.py").exists()
+def test_one_root_holds_the_package_and_the_others_its_portions() -> None:
+    """`front` alone has `sagapost/__init__.py`; one in any other root would hide all but that (docs/adr/0013)."""
+    assert (FRONT / "__init__.py").is_file()
+    assert [root for root in PORTIONS if (ROOT / root / "sagapost" / "__init__.py").exists()] == []
+    assert [root for root in ("front", *PORTIONS) if (ROOT / root / "__init__.py").exists()] == []
+
+
+def test_the_front_holds_its_init_and_a_link_to_each_portion() -> None:
+    """pyright and import-linter look no further than the first `sagapost/__init__.py`, and find all of it there."""
+    held = {path.name: path for path in FRONT.iterdir() if path.name != "__pycache__"}
+    assert set(held) == {"__init__.py", "py.typed", *PORTIONS}
+    wrong = [
+        portion for portion in PORTIONS if held[portion].resolve() != (ROOT / portion / "sagapost" / portion).resolve()
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("portion", PORTIONS)
@@ -63,17 +74,24 @@ def test_each_root_holds_its_own_portion_and_is_typed(portion: str) -> None:
 
 
 def test_every_tool_knows_the_same_roots() -> None:
-    """Build, type checkers, linter and import contracts list the same six roots."""
+    """Build, type checkers, linter and import contracts list the same roots."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    roots = list(PORTIONS)
+    portions, roots = list(PORTIONS), ["front", *PORTIONS]
+    front = ["front/sagapost/__init__.py", "front/sagapost/py.typed"]
+    targets = project["hatch"]["build"]["targets"]
     assert project["hatch"]["build"]["dev-mode-dirs"] == roots
-    assert project["hatch"]["build"]["targets"]["wheel"]["sources"] == roots
-    assert project["hatch"]["build"]["targets"]["wheel"]["only-include"] == [f"{root}/sagapost" for root in roots]
-    assert set(roots) <= set(project["hatch"]["build"]["targets"]["sdist"]["only-include"])
-    assert set(roots) <= set(project["mypy"]["mypy_path"]) & set(project["mypy"]["files"])
-    assert set(roots) <= set(project["pyright"]["extraPaths"]) & set(project["pyright"]["include"])
+    assert targets["wheel"]["sources"] == roots
+    assert targets["wheel"]["only-include"] == [*front, *(f"{root}/sagapost" for root in portions)]
+    assert {*front, *portions} <= set(targets["sdist"]["only-include"])
+    assert set(roots) <= set(project["mypy"]["mypy_path"])
+    assert {front[0], *portions} <= set(project["mypy"]["files"])
+    assert {front[0], *portions} <= set(project["pyright"]["include"])
+    places = {each["root"]: each["extraPaths"] for each in project["pyright"]["executionEnvironments"]}
+    assert places.pop(".") == portions
+    assert places == {"front": [], **{root: ["front", "."] for root in ("examples", "tests", "benchmarks")}}
     assert set(roots) <= set(project["ruff"]["src"])
-    assert project["importlinter"]["root_packages"] == [f"sagapost.{root}" for root in roots]
+    layers = project["importlinter"]["contracts"][0]["layers"]
+    assert {*layers, "sagapost.adapters"} == {f"sagapost.{portion}" for portion in portions}
 
 
 # --- modules ---
@@ -103,12 +121,29 @@ def test_what_is_exported_is_there_once() -> None:
     assert wrong == {}
 
 
+COMMANDS = ROOT / "ops/sagapost/ops/commands/__init__.py"
+"""Puts the command line together from functions and modules of the commands' names; nobody imports from it."""
+
+
+def test_a_name_is_either_a_module_or_what_is_exported() -> None:
+    """No package exports something under the name of one of its modules, which could then be reached by neither."""
+    both: dict[str, list[str]] = {}
+    for path in (path for path in LIBRARY if path.name == "__init__.py" and path != COMMANDS):
+        exported: list[str] = getattr(importlib.import_module(dotted(path)), "__all__", [])
+        modules = {found.stem if found.suffix == ".py" else found.name for found in path.parent.iterdir()}
+        if names := sorted(modules & set(exported)):
+            both[name_of(path)] = names
+    assert both == {}
+
+
 def _imports_of(path: Path) -> dict[str, list[str]]:
     """Return the names that a package's `__init__` imports from modules of its own, by module."""
     found: dict[str, list[str]] = {}
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{dotted(path)}."):
             module = (node.module or "").removeprefix(f"{dotted(path)}.")
+            if module == "core.lazy":
+                continue  # the front stands above core, and takes the means from there
             found.setdefault(module, []).extend(alias.asname or alias.name for alias in node.names)
     return found
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from hypothesis import strategies as st
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 __all__ = ["events", "texts"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_headers, read_message
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from tests.adapters.strategies import events
 
 NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)

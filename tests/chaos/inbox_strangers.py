@@ -8,7 +8,7 @@ import aiormq
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Confirmed, Outgoing
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 from tests.chaos.writer import TYPE
 

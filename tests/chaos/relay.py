@@ -24,8 +24,8 @@ import msgspec
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
+from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerError
-from sagapost.core.event import Event
 from tests.chaos.nursery import Nursery
 from tests.chaos.rates import Arrivals, Recovery
 from tests.chaos.relay_processes import RelayProcesses

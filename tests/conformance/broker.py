@@ -33,8 +33,8 @@ from sagapost.core.broker import (
     Subscription,
     Unknown,
 )
+from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError, TopologyConflictError
-from sagapost.core.event import Event
 from sagapost.core.ids import new_id
 
 __all__ = [

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 
 from sagapost.core.context import SagaContext, bind, continue_from, current, new_saga
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 SAGA = SagaContext(correlationid="saga-1", causationid="event-1")
 OTHER = SagaContext(correlationid="saga-2")

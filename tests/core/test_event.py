@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sagapost.core.envelope import MAX_KEY_LENGTH, MAX_NAME_LENGTH, Event, utc_iso, validate_event
 from sagapost.core.errors import InvalidEventError
-from sagapost.core.event import MAX_KEY_LENGTH, MAX_NAME_LENGTH, Event, utc_iso, validate_event
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.broker import Malformed
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.inbox import Context
 from sagapost.inbox import observations as obs
 from sagapost.inbox.redrive import ParkedMessages

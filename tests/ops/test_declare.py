@@ -13,7 +13,7 @@ import pytest
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Confirmed, Outgoing, Queue, Returned
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from tests.ops.processes import invoke
 from tests.ops.services import TYPE, write_service
 

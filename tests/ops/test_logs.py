@@ -20,7 +20,7 @@ import anyio.to_thread
 import pytest
 
 from sagapost.core.context import SagaContext, bind
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.ops.log_format import HumanFormatter, JsonFormatter
 from sagapost.ops.logs import SagaContextFilter, configure_logging
 
@@ -140,7 +140,7 @@ def test_extras_become_fields_of_their_own(stream: io.StringIO) -> None:
     assert line["took"] == 1.5
     assert line["uuid"] == "00000000-0000-0000-0000-000000000001"
     assert line["nested"] == {"keys": ["a", "b"], "1": [None, True]}
-    assert line["event"] == "<sagapost.core.event.Event>"
+    assert line["event"] == "<sagapost.core.envelope.Event>"
     assert line["extra_time"] == "not ours"
     assert line["failure"] == "ValueError: bad"
     assert "payload" not in stream.getvalue()

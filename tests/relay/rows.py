@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.outbox_store import OutboxRow, Partition, Position
 
 __all__ = ["TOPIC", "make_row"]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker, Queue
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.observer import Observation
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event, utc_iso
+from sagapost.core.envelope import Event, utc_iso
 
 __all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_message"]
 

@@ -4,8 +4,8 @@ from sagapost.core.backoff import Backoff
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.codec import decode_data, encode_data
 from sagapost.core.context import SagaContext, bind, continue_from, current
+from sagapost.core.envelope import Event, validate_event
 from sagapost.core.errors import SagapostError
-from sagapost.core.event import Event, validate_event
 from sagapost.core.ids import new_id, new_uuid
 from sagapost.core.naming import event, event_type_of
 from sagapost.core.observer import Observation, Observer, Observers

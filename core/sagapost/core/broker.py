@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, TypeAlias
 
 import msgspec
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 __all__ = [
     "Broker",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 
 __all__ = ["SagaContext", "bind", "continue_from", "current"]

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 __all__ = [
     "Claims",

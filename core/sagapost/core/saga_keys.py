@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import quote, unquote
 
+from sagapost.core.envelope import Event
 from sagapost.core.errors import InvalidEventError
-from sagapost.core.event import Event
 
 __all__ = ["SAGA_KEYS", "encode_keys", "keys_of"]
 

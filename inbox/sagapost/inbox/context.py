@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Iterable, MutableMapping
+from collections.abc import Coroutine, Iterable, MutableMapping
 from typing import Any, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.outbox import Outbox, PublishOptions
 
 __all__ = ["Context", "Delivered", "SyncContext"]
@@ -99,17 +99,19 @@ class Context(Delivered):
         super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic)
         self.session = session
 
-    def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Awaitable[Event]:
+    def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Coroutine[Any, Any, Event]:
         """Publish an event in this transaction, within the saga of the event being handled; see `Outbox.publish`."""
         return self.outbox.publish(self.session, payload, **options)
 
-    def publish_all(self, payloads: Iterable[object], /, **options: Unpack[PublishOptions]) -> Awaitable[list[Event]]:
+    def publish_all(
+        self, payloads: Iterable[object], /, **options: Unpack[PublishOptions]
+    ) -> Coroutine[Any, Any, list[Event]]:
         """Publish several events in this transaction; see `Outbox.publish_all`."""
         return self.outbox.publish_all(self.session, payloads, **options)
 
     def cancel(
         self, *, event_id: str | None = None, correlationid: str | None = None, name: str | None = None
-    ) -> Awaitable[int]:
+    ) -> Coroutine[Any, Any, int]:
         """Take back a scheduled event in this transaction; see `Outbox.cancel`."""
         return self.outbox.cancel(self.session, event_id=event_id, correlationid=correlationid, name=name)
 

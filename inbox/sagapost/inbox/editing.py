@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from sagapost.core.broker import Malformed
+from sagapost.core.envelope import Event, validate_event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event, validate_event
 
 __all__ = ["EDITABLE", "edited"]
 

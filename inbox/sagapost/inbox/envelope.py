@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 __all__ = ["envelope_of", "is_malformed", "restore", "shown", "shown_columns", "shown_time"]
 

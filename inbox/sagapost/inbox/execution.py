@@ -13,8 +13,8 @@ from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is i
 
 from sagapost.core.codec import decode_data
 from sagapost.core.context import bind, continue_from
+from sagapost.core.envelope import Event
 from sagapost.core.errors import DecodingError, HandlerError
-from sagapost.core.event import Event
 from sagapost.inbox.context import Context
 from sagapost.inbox.database import Database
 from sagapost.inbox.handlers import Call

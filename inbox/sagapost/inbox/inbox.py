@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from sagapost.core.broker import Queue
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.context import Context, SyncContext
 from sagapost.inbox.handlers import (

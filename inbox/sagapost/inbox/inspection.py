@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Malformed
 from sagapost.core.clock import Clock, SystemClock
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.database import Database
 from sagapost.inbox.envelope import restore
 from sagapost.inbox.moments import Moments, aware

@@ -12,7 +12,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 __all__ = ["KEY_BYTES", "dedup_key", "malformed_key"]
 

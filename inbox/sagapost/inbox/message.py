@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sagapost.core.broker import Delivery, Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.handlers import Call
 from sagapost.inbox.settlement import Settlement
 

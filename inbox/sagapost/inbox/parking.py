@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, null, or_, select, update
 
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.dedup import Dedup, insert_once
 from sagapost.inbox.envelope import envelope_of, restore, shown, shown_columns
 from sagapost.inbox.message import Message, Parking

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, DateTime, literal, select
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.moments import Moments

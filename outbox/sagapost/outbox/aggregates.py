@@ -14,8 +14,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, object_session, scoped_session, sessionmaker
 
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.session import withdraw_pending
 

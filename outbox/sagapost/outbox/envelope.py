@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from sagapost.core.clock import Clock
 from sagapost.core.codec import encode_data
 from sagapost.core.context import SagaContext, current
+from sagapost.core.envelope import MAX_NAME_LENGTH, Event, validate_event
 from sagapost.core.errors import EventTooLargeError, InvalidEventError
-from sagapost.core.event import MAX_NAME_LENGTH, Event, validate_event
 from sagapost.core.ids import new_id
 from sagapost.core.naming import event_type_of
 from sagapost.core.saga_keys import SAGA_KEYS

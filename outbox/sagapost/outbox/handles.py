@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from collections.abc import Awaitable, Coroutine, Generator
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -55,7 +55,7 @@ def write(handle: SyncHandle | AsyncHandle, rows: Rows) -> Awaitable[None] | Non
             return insert_rows_asyncpg(raw, rows)
 
 
-def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int | Awaitable[int]:
+def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int | Coroutine[Any, Any, int]:
     """Take back scheduled events in the handle's transaction.
 
     :raises NotInTransactionError: if no transaction is open; checked before anything is awaited.
@@ -80,10 +80,16 @@ def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int 
             return cancellation.on_asyncpg(raw)
 
 
-def after(written: Awaitable[None], result: T) -> Awaitable[T]:
-    """Return an awaitable of `result` once the rows are written."""
-    # Nothing is pending for an AsyncSession, and an object without a coroutine makes a forgotten await harmless.
-    return _Done(result) if isinstance(written, _Done) else _result_after(written, result)
+def after(written: Awaitable[None], result: T, *, method: str) -> Coroutine[Any, Any, T]:
+    """Return a coroutine of `result` once the rows are written.
+
+    :param method: what was called, for Python's warning of a coroutine that was never awaited.
+    """
+    if isinstance(written, _Done):
+        return _Done(result)
+    coroutine = _result_after(written, result)
+    coroutine.__qualname__ = method  # type: ignore[attr-defined]  # it is a types.CoroutineType
+    return coroutine
 
 
 async def _result_after(written: Awaitable[None], result: T) -> T:
@@ -91,8 +97,11 @@ async def _result_after(written: Awaitable[None], result: T) -> T:
     return result
 
 
-class _Done(Generic[T]):
-    """An awaitable that is done already."""
+class _Done(Coroutine[Any, Any, T]):
+    """A coroutine that is done already: nothing is pending for an AsyncSession, and a forgotten await is harmless.
+
+    A coroutine and not any awaitable, since type checkers complain of a coroutine that is not awaited.
+    """
 
     __slots__ = ("_result",)
 
@@ -102,6 +111,17 @@ class _Done(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         yield from ()
         return self._result
+
+    def send(self, _value: Any, /) -> NoReturn:
+        """End at once, with the result."""
+        raise StopIteration(self._result)
+
+    def throw(self, *error: Any) -> NoReturn:
+        """Raise, as a coroutine that has not begun does."""
+        raise error[-1] if isinstance(error[-1], BaseException) else error[0]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _resolve(handle: object) -> _Handle:

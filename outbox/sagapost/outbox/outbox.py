@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 import msgspec
 
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.envelope import MAX_NAME_LENGTH, Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import MAX_NAME_LENGTH, Event
 from sagapost.outbox.aggregates import SessionSource, capture
 from sagapost.outbox.envelope import seal, validate_topic
 from sagapost.outbox.handles import AsyncHandle, SyncHandle, after, cancel, write
@@ -68,11 +68,11 @@ class Outbox:
     @overload
     def publish(
         self, handle: AsyncHandle, payload: object, /, **options: Unpack[PublishOptions]
-    ) -> Awaitable[Event]: ...
+    ) -> Coroutine[Any, Any, Event]: ...
 
     def publish(
         self, handle: SyncHandle | AsyncHandle, payload: object, /, **options: Unpack[PublishOptions]
-    ) -> Event | Awaitable[Event]:
+    ) -> Event | Coroutine[Any, Any, Event]:
         """Publish one event in the transaction that is open on `handle`; see `PublishOptions` for the arguments.
 
         Nothing is flushed, committed or begun. Through a session the row is pending like the session's objects and
@@ -93,7 +93,7 @@ class Outbox:
         """
         (event,), rows = self._seal([payload], **options)
         written = write(handle, rows)
-        return event if written is None else after(written, event)
+        return event if written is None else after(written, event, method="Outbox.publish")
 
     @overload
     def publish_all(
@@ -103,18 +103,18 @@ class Outbox:
     @overload
     def publish_all(
         self, handle: AsyncHandle, payloads: Iterable[object], /, **options: Unpack[PublishOptions]
-    ) -> Awaitable[list[Event]]: ...
+    ) -> Coroutine[Any, Any, list[Event]]: ...
 
     def publish_all(
         self, handle: SyncHandle | AsyncHandle, payloads: Iterable[object], /, **options: Unpack[PublishOptions]
-    ) -> list[Event] | Awaitable[list[Event]]:
+    ) -> list[Event] | Coroutine[Any, Any, list[Event]]:
         """Publish several events that share their options, in this order; all of them or none.
 
         Through a connection they are written by one INSERT. Otherwise as `publish`, which also says what it raises.
         """
         events, rows = self._seal(payloads, **options)
         written = write(handle, rows)
-        return events if written is None else after(written, events)
+        return events if written is None else after(written, events, method="Outbox.publish_all")
 
     @overload
     def cancel(
@@ -136,7 +136,7 @@ class Outbox:
         event_id: str | None = None,
         correlationid: str | None = None,
         name: str | None = None,
-    ) -> Awaitable[int]: ...
+    ) -> Coroutine[Any, Any, int]: ...
 
     def cancel(
         self,
@@ -146,7 +146,7 @@ class Outbox:
         event_id: str | None = None,
         correlationid: str | None = None,
         name: str | None = None,
-    ) -> int | Awaitable[int]:
+    ) -> int | Coroutine[Any, Any, int]:
         """Take back a scheduled event, by id or by saga and name, in the transaction open on `handle`.
 
         Takes effect when that transaction commits. Unlike `publish` it sends its statement at once, so the await of

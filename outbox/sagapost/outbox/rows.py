@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Insert, Table, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, key_hash
 
 __all__ = ["RowValues", "Rows", "Target", "row_values"]

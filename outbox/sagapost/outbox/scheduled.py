@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy import Connection, delete
 from sqlalchemy.orm import Session
 
+from sagapost.core.envelope import MAX_NAME_LENGTH, Event
 from sagapost.core.errors import InvalidEventError
-from sagapost.core.event import MAX_NAME_LENGTH, Event
 from sagapost.outbox.asyncpg import AsyncpgConnection
 from sagapost.outbox.rows import RowValues, Target
 from sagapost.outbox.session import withdraw_pending

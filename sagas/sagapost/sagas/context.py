@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.context import current
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.context import Context
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import Outbox

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.inbox.context import Context
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.outcomes import Exhausted, LastResort
@@ -93,7 +93,6 @@ class Sagas:
             one before renaming the function.
         :raises ConfigurationError: if the name is taken or the function cannot be one.
         """
-
         emitted = tuple(emits)
 
         def register(function: _F) -> _F:
@@ -170,6 +169,10 @@ class Sagas:
         async def start_rollback(_payload: object, ctx: StepContext) -> None:
             await ctx.roll_back(f"{ctx.event.type} from {ctx.event.source}")
 
+        if events:
+            self.rollback_events += type_names(events)
+            inbox.on(*type_names(events))(start_rollback)
+
         async def rollback_requested(payload: RollbackRequested, ctx: StepContext) -> None:
             await ctx.roll_back(f"{payload.reason} (asked for by {payload.by})")
 
@@ -179,11 +182,9 @@ class Sagas:
             await ctx.session.execute(ledger.retry(ctx.saga))
             await ctx.session.execute(ledger.resume(ctx.saga))
 
-        if events:
-            self.rollback_events += type_names(events)
-            inbox.on(*type_names(events))(start_rollback)
-        inbox.on(RollbackRequested)(rollback_requested)
-        inbox.on(RetryRequested)(retry_requested)
+        if not any(RollbackRequested in handler.accepts.values() for handler in inbox.handlers):
+            inbox.on(RollbackRequested)(rollback_requested)
+            inbox.on(RetryRequested)(retry_requested)
 
     def pivots_on(self, inbox: Inbox, *events: type | str) -> None:
         """From the arrival of one of these events on, this service does not roll the saga back by itself.

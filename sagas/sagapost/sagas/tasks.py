@@ -18,8 +18,8 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.codec import encode_data
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.context import Context
 from sagapost.inbox.envelope import envelope_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sagapost.adapters.rabbitmq.confirms import ConfirmLedger, PendingBatch
 from sagapost.core.broker import Confirmed, Outgoing, PublishResult, Rejected, Returned, Unknown
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 EXCHANGE = "sagapost"
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

@@ -19,7 +19,7 @@ from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_heade
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming, read_message_id
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
 from sagapost.core.broker import Outgoing
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from tests.adapters.strategies import events, names
 
 FULL = Event(

@@ -33,7 +33,7 @@ async def test_an_async_connection_without_a_transaction(database: Database) -> 
     """Refused by the call, before anything is awaited."""
     async with database.async_engine.connect() as connection:
         with pytest.raises(NotInTransactionError, match=r"an AsyncConnection .*async with engine\.begin\(\)"):
-            outbox.publish(connection, placed(1))  # pyright: ignore[reportUnusedCoroutine]
+            _ = outbox.publish(connection, placed(1))
         async with connection.begin():
             await outbox.publish(connection, placed(2))
     assert database.events() == [2]
@@ -64,7 +64,7 @@ async def test_an_async_connection_in_autocommit(database: Database) -> None:
     engine = create_async_engine(database.async_engine.url, isolation_level="AUTOCOMMIT")
     async with engine.begin() as connection:
         with pytest.raises(NotInTransactionError, match="AUTOCOMMIT"):
-            outbox.publish(connection, placed(1))  # pyright: ignore[reportUnusedCoroutine]
+            _ = outbox.publish(connection, placed(1))
     await engine.dispose()
     assert database.events() == []
 
@@ -80,7 +80,7 @@ async def test_a_raw_connection_without_a_transaction(on_postgresql: Database) -
     connection = await asyncpg.connect(on_postgresql.dsn)
     try:
         with pytest.raises(NotInTransactionError, match=r"asyncpg connection .*connection\.transaction\(\)"):
-            outbox.publish(connection, placed(1))  # pyright: ignore[reportUnusedCoroutine]
+            _ = outbox.publish(connection, placed(1))
         async with connection.transaction():
             await outbox.publish(connection, placed(2))
     finally:

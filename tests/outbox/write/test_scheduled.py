@@ -187,4 +187,4 @@ async def test_a_cancellation_needs_a_transaction(on_sqlite: Database) -> None:
         outbox.cancel(connection, event_id=str(uuid4()))
     async with AsyncSession(on_sqlite.async_engine, autobegin=False) as session:
         with pytest.raises(NotInTransactionError):
-            outbox.cancel(session, event_id=str(uuid4()))  # pyright: ignore[reportUnusedCoroutine]
+            _ = outbox.cancel(session, event_id=str(uuid4()))

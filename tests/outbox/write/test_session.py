@@ -347,8 +347,8 @@ async def test_a_forgotten_await_loses_nothing(database: Database) -> None:
         warnings.simplefilter("error")
         async with AsyncSession(database.async_engine) as session, session.begin():
             session.add(Order(id=1))
-            outbox.publish(session, placed(1))
-            outbox.publish_all(session, [placed(2), placed(3)])
+            _ = outbox.publish(session, placed(1))
+            _ = outbox.publish_all(session, [placed(2), placed(3)])
             gc.collect()
     assert database.events() == [1, 2, 3]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 from sagapost.core.naming import event_type_of
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker, Outgoing, Queue
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.events import CompensationDone, RollbackStarted, RolledBack
 from sagapost.sagas.testing.clock import VirtualClock

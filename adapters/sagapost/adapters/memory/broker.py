@@ -23,8 +23,8 @@ from sagapost.core.broker import (
     Returned,
     Subscription,
 )
+from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError, TopologyConflictError
-from sagapost.core.event import Event
 
 __all__ = ["MemoryBroker"]
 

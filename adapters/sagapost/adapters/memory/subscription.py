@@ -11,8 +11,8 @@ import anyio.lowlevel
 
 from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, read_message
 from sagapost.core.broker import Delivery, Malformed
+from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError
-from sagapost.core.event import Event
 
 if TYPE_CHECKING:
     from sagapost.adapters.memory.queue import MemoryQueue

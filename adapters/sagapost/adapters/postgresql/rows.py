@@ -10,7 +10,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.outbox_store import OutboxRow
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sagapost.adapters.cloudevents import read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming
 from sagapost.core.broker import Malformed
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 
 if TYPE_CHECKING:
     from sagapost.adapters.rabbitmq.consumer import RabbitMQSubscription

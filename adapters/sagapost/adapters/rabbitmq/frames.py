@@ -11,7 +11,7 @@ from datetime import UTC
 from struct import Struct
 
 from sagapost.core.broker import Outgoing
-from sagapost.core.event import Event, utc_iso
+from sagapost.core.envelope import Event, utc_iso
 
 __all__ = ["FRAME_OVERHEAD", "PublishEncoder", "UnencodableError"]
 

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.outbox_store import OutboxRow, Partition, Position
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 

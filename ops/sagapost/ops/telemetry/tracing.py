@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 
+from sagapost.core.envelope import Event
 from sagapost.core.errors import MissingExtraError
-from sagapost.core.event import Event
 from sagapost.inbox.outcomes import BusinessFailure, Retry, Snooze
 
 try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.outbox.options import PublishOptions
 from sagapost.sagas.events import IslandEnded, IslandStarted, IslandStepChanged
 from sagapost.sagas.orchestration.declaration import IslandStep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.inbox.handlers import topic_regex
 from sagapost.sagas.choreography.manifest import Choreography, Manifest, sayings
 

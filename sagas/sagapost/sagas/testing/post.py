@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import anyio
 
 from sagapost.core.broker import BrokerCapabilities, Delivery, Publisher, Queue, Subscription
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.event import Event
 
 __all__ = ["Handed", "Post"]
 

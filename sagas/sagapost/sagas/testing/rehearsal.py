@@ -20,8 +20,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.core.codec import decode_data, encode_data
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError, MissingExtraError, SagapostError
-from sagapost.core.event import Event
 from sagapost.core.ids import new_id
 from sagapost.core.naming import event_type_of
 from sagapost.inbox import Inbox

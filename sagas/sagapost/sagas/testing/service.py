@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, RetryPolicy

@@ -11,8 +11,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker, Delivery, Malformed, Queue, Subscription
+from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
-from sagapost.core.event import Event
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.sagas.tracker import observations as obs
 from sagapost.sagas.tracker.tracker import Tracker

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.core.saga_keys import keys_of
 
 __all__ = ["LIFECYCLE", "Entry", "Keys", "entry_of", "moment", "pack", "saga_of", "unpack"]

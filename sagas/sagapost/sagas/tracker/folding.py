@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sagapost.core.event import Event
+from sagapost.core.envelope import Event
 from sagapost.sagas.choreography.manifest import Choreography
 from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, saga_of

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.envelope import Event
 from sagapost.core.errors import StoreUnavailableError
-from sagapost.core.event import Event
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox.database import Database, is_conflict
 from sagapost.sagas.choreography.manifest import Choreography
