@@ -14,6 +14,7 @@
     │   └── InvalidEventError         an attribute breaks a rule (key length, empty type, ...)
     ├── DecodingError                 a message cannot be read as the declared class
     ├── SchemaError                   the database lacks the tables or has other ones; run `sagapost db upgrade`
+    │   └── UpgradeBlockedError       others held a table for so long that it could not be changed; run it again
     ├── HandlerError                  a handler broke its contract (committed, closed or leaked the session)
     ├── BrokerError                   the broker failed a call
     │   ├── BrokerUnavailableError    cannot be reached now; retried with backoff
@@ -158,6 +159,21 @@ class SchemaError(SagapostError):
             else "Run `sagapost db upgrade` (or your own migration that creates them) and start again."
         )
         super().__init__(f"{what}. {remedy}")
+
+
+class UpgradeBlockedError(SchemaError):
+    """An upgrade could not change a table, since others held it locked all the time."""
+
+    def __init__(self, *, part: str, what: str, attempts: int) -> None:
+        self.part = part
+        self.what = what
+        self.attempts = attempts
+        SagapostError.__init__(
+            self,
+            f"The upgrade of {part} stopped before this step: {what}. Other transactions held the table in each of "
+            f"{attempts} attempts. What was done by then stays, and everything of the older release goes on. End the "
+            "transactions that are open for long (pg_stat_activity), then run `sagapost db upgrade` again.",
+        )
 
 
 class HandlerError(SagapostError):

@@ -7,7 +7,8 @@ code. Another database is one module with one subclass of `DatabaseKit`, made kn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol, assert_never
 
@@ -85,6 +86,10 @@ class DatabaseKit(ABC):
     """A WITH clause may hold an INSERT ... RETURNING."""
     overrides_identity: ClassVar[str] = ""
     """What INSERT says between its columns and its rows to write an identity column on purpose."""
+    builds_beside_writers: ClassVar[bool] = False
+    """An index can be built, and a constraint validated, while others write (CONCURRENTLY, NOT VALID)."""
+    rebuilds_tables: ClassVar[bool] = False
+    """A table cannot be given a constraint or lose one: it is copied into one of the new form."""
     probe: ClassVar[str] = "SELECT 1"
     """A query that a database which serves answers. If its one value is false, this server takes no writes."""
     advice: ClassVar[str] = "check user, password, database name and privileges in the database URL"
@@ -223,6 +228,43 @@ class DatabaseKit(ABC):
     def create_schema(self, schema: str | None) -> Executable | None:
         """Return the statement that makes the tables' schema, where there is such a thing; for scripts."""
         return None if schema is None else CreateSchema(schema, if_not_exists=True)
+
+    # --- migrations ---
+
+    @contextmanager
+    def turn_of_upgrades(self, connection: Connection) -> Generator[None]:
+        """Let one upgrade at a time run on a database. Nothing where every step of one takes the writer's turn anyway.
+
+        :param connection: without an open transaction, before and after.
+        """
+        del connection
+        yield
+
+    @abstractmethod
+    def begin_step(self, connection: Connection, *, patience: timedelta) -> None:
+        """Begin the transaction of a step that changes a table.
+
+        What it has to wait for a lock, with the writers queued behind it, is limited to `patience`; then it fails with
+        a `Conflict`, and may be tried again.
+        """
+
+    def index_is_valid(self, connection: Connection, name: str) -> bool:
+        """Return whether an index that exists is usable: its building may have been cut off.
+
+        :param name: quoted, with its schema.
+        """
+        del connection, name
+        return True
+
+    def check_is_validated(self, connection: Connection, table: Table, name: str) -> bool:
+        """Return whether the rows that were there before a CHECK have been held against it."""
+        del connection, table, name
+        return True
+
+    def table_as_created(self, connection: Connection, table: Table) -> str | None:
+        """Return the CREATE TABLE statement of a table, where the database keeps it."""
+        del connection, table
+        return None
 
     # --- time ---
 

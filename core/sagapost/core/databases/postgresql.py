@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
@@ -212,11 +214,51 @@ class PostgreSQL(DatabaseKit):
         """See `DatabaseKit.prepare_install`.
 
         IF NOT EXISTS does not help two transactions that create the same name: the second fails on the catalogue's
-        unique index. The lock ends with the caller's transaction.
+        unique index. The lock ends with the caller's transaction; it is waited for as in `turn_of_upgrades`.
         """
-        connection.execute(select(func.pg_advisory_xact_lock(_INSTALL_LOCK)))
+        wait = text(f"SELECT pg_try_advisory_xact_lock({_INSTALL_LOCK}) OR pg_sleep(0.1) IS NULL")
+        while not connection.execute(wait).scalar_one():
+            pass
         if schema is not None:
             connection.execute(CreateSchema(schema, if_not_exists=True))
+
+    # --- migrations ---
+
+    builds_beside_writers = True
+
+    @contextmanager
+    def turn_of_upgrades(self, connection: Connection) -> Generator[None]:
+        """See `DatabaseKit.turn_of_upgrades`: a lock of the session, so that it holds over several transactions.
+
+        Waited for in short statements: an index that is built concurrently waits for every older statement, and would
+        wait for ever for one that waits for its builder.
+        """
+        wait = text(f"SELECT pg_try_advisory_lock({_INSTALL_LOCK}) OR pg_sleep(0.2) IS NULL")
+        while not connection.execute(wait).scalar_one():
+            connection.rollback()
+        connection.commit()
+        try:
+            yield
+        finally:
+            connection.rollback()
+            connection.execute(select(func.pg_advisory_unlock(_INSTALL_LOCK)))
+            connection.commit()
+
+    def begin_step(self, connection: Connection, *, patience: timedelta) -> None:
+        """See `DatabaseKit.begin_step`."""
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{int(patience.total_seconds() * 1000)}ms'")
+
+    def index_is_valid(self, connection: Connection, name: str) -> bool:
+        """See `DatabaseKit.index_is_valid`."""
+        valid = text("SELECT indisvalid FROM pg_catalog.pg_index WHERE indexrelid = to_regclass(:name)")
+        return bool(connection.execute(valid, {"name": name}).scalar_one_or_none())
+
+    def check_is_validated(self, connection: Connection, table: Table, name: str) -> bool:
+        """See `DatabaseKit.check_is_validated`."""
+        valid = text(
+            "SELECT convalidated FROM pg_catalog.pg_constraint WHERE conname = :name AND conrelid = to_regclass(:of)"
+        )
+        return bool(connection.execute(valid, {"name": name, "of": self.quote(table)}).scalar_one_or_none())
 
     # --- time ---
 

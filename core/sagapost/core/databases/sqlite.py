@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     inspect,
     literal,
+    text,
     update,
 )
 from sqlalchemy.dialects import sqlite
@@ -188,6 +189,21 @@ class SQLite(DatabaseKit):
         """See `DatabaseKit.create_schema`."""
         del schema
         return None
+
+    # --- migrations ---
+
+    rebuilds_tables = True
+
+    def begin_step(self, connection: Connection, *, patience: timedelta) -> None:
+        """See `DatabaseKit.begin_step`. The connection's own busy timeout limits the wait."""
+        del patience
+        self.begin_writing(connection)
+
+    def table_as_created(self, connection: Connection, table: Table) -> str | None:
+        """See `DatabaseKit.table_as_created`."""
+        kept = text("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = :name")
+        found: str | None = connection.execute(kept, {"name": table.name}).scalar_one_or_none()
+        return found
 
     # --- time ---
 
