@@ -6,9 +6,10 @@ meanwhile, and the calls of the library between the receipt of a message and the
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -67,7 +68,7 @@ def _stack(frame: FrameType | None) -> list[str]:
 
 
 @contextmanager
-def _noting(journey: Journey) -> Iterator[None]:
+def _noting(journey: Journey) -> Generator[None]:
     def note(frame: FrameType, event: str, _argument: object) -> None:
         if event != "call":
             return
@@ -112,7 +113,7 @@ async def _follow(folder: Path) -> Journey:
 
     @inbox.on("orders.placed.v1")
     async def reserve(_placed: dict[str, object], ctx: Context) -> None:
-        journey.calls += _stack(sys._getframe())
+        journey.calls += _stack(inspect.currentframe())
 
     url = f"sqlite+aiosqlite:///{folder / 'shop.db'}"
     engine, tracking = create_async_engine(url), create_async_engine(f"sqlite+aiosqlite:///{folder / 'tracker.db'}")
