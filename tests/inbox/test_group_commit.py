@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
+from sagapost.core.databases import kit_of
 from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
@@ -19,7 +20,6 @@ from sagapost.inbox.claims import ClaimedGroup, Claims
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.message import Message
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import Parked, ParkingLot
 from sagapost.inbox.registry import register_consumer
@@ -191,10 +191,10 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
     ]
     async with engine.begin() as connection:
         consumer = await connection.run_sync(register_consumer, service.tables, service.inbox.name)
-    moments = Moments("postgresql", SystemClock())
-    dedup = Dedup(service.tables, dialect="postgresql", consumer=consumer)
-    order = ParkedOrder(service.tables, moments, dialect="postgresql", consumer=consumer, on_dead="block")
-    lot = ParkingLot(service.tables, dedup, moments, order, dialect="postgresql", consumer=consumer, ordered=True)
+    moments = kit_of("postgresql").moments(SystemClock())
+    dedup = Dedup(service.tables, moments.kit, consumer=consumer)
+    order = ParkedOrder(service.tables, moments, consumer=consumer, on_dead="block")
+    lot = ParkingLot(service.tables, dedup, moments, order, consumer=consumer, ordered=True)
     claims = Claims(dedup, lot, Attempts(service.tables, moments, consumer=consumer), ordered=True)
     waiting = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
     claimed: list[object] = []

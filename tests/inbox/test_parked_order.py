@@ -11,12 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
+from sagapost.core.databases import kit_of
 from sagapost.inbox import Context
 from sagapost.inbox import observations as obs
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.message import Message
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import BEHIND, Parked, ParkingLot
 from sagapost.inbox.registry import register_consumer
@@ -87,12 +87,12 @@ class Lot:
     """The parked messages of one consumer, without a consumer."""
 
     def __init__(self, service: Service, connection: Connection, *, on_dead: DeadLetterPolicy = "block") -> None:
-        tables, dialect = service.tables, connection.dialect.name
+        tables = service.tables
         number = register_consumer(connection, tables, service.inbox.name)
-        moments = Moments(dialect, SystemClock())
-        dedup = Dedup(tables, dialect=dialect, consumer=number)
-        self.order = ParkedOrder(tables, moments, dialect=dialect, consumer=number, on_dead=on_dead)
-        self._lot = ParkingLot(tables, dedup, moments, self.order, dialect=dialect, consumer=number, ordered=True)
+        moments = kit_of(connection).moments(SystemClock())
+        dedup = Dedup(tables, moments.kit, consumer=number)
+        self.order = ParkedOrder(tables, moments, consumer=number, on_dead=on_dead)
+        self._lot = ParkingLot(tables, dedup, moments, self.order, consumer=number, ordered=True)
         self._connection = connection
 
     def park(self, key: str, parked: Parked) -> None:

@@ -8,13 +8,11 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.inbox import Context
 from sagapost.inbox import observations as obs
-from sagapost.inbox.database import is_conflict
 from tests.inbox.harness import OrderPlaced, Service, an_event, running, send
 from tests.inbox.killing import Victim
 from tests.servers.fixtures import OwnPostgreSQL
@@ -124,24 +122,6 @@ async def test_a_serialisation_failure_is_tried_again(postgresql_url: str, broke
         assert [failed.error for failed in consumer.seen.of(obs.HandlerFailed)]
     assert sorted(await service.written(engine)) == ["a", "b"]
     await engine.dispose()
-
-
-class _GermanError(Exception):
-    """A driver's error as a server with another language sends it: only the code tells."""
-
-    def __init__(self, code: str) -> None:
-        self.sqlstate = code
-        super().__init__("FEHLER:  Verklemmung entdeckt")
-
-
-@pytest.mark.parametrize(("code", "conflict"), [("40P01", True), ("40001", True), ("23505", False)])
-def test_conflicts_are_told_by_code_and_never_by_text(code: str, conflict: bool) -> None:
-    """A server that speaks German is understood as well, and "deadlock" in a text means nothing."""
-    assert is_conflict(DBAPIError("UPDATE deadlock detected", None, _GermanError(code))) is conflict
-    wrapped = RuntimeError("deadlock detected")
-    wrapped.__cause__ = DBAPIError("UPDATE", None, _GermanError(code))
-    assert is_conflict(wrapped) is conflict
-    assert not is_conflict(RuntimeError("deadlock detected"))
 
 
 async def test_duplicates_are_recognised_whatever_the_server_speaks(

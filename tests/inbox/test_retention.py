@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
+from sagapost.core.databases import kit_of
 from sagapost.core.ids import new_uuid
 from sagapost.inbox import Consumer, Context
 from sagapost.inbox import observations as obs
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.redrive import ParkedMessages
 from sagapost.inbox.registry import register_consumer
 from sagapost.inbox.retention import Retention
@@ -72,7 +72,7 @@ async def test_two_pruners_at_once_beside_a_busy_consumer(
     engine = postgresql_engine
     await service.install(engine)
     number = await remember(service, engine, 5_000, age=WINDOW * 2)
-    moments = Moments("postgresql", SystemClock())
+    moments = kit_of("postgresql").moments(SystemClock())
     counts = [0, 0]
 
     async def prune(index: int) -> None:
@@ -102,7 +102,7 @@ async def test_a_locked_row_does_not_hold_pruning_up(postgresql_engine: AsyncEng
     engine = postgresql_engine
     await service.install(engine)
     number = await remember(service, engine, 10, age=WINDOW * 2)
-    retention = Retention(service.tables, Moments("postgresql", SystemClock()), consumer=number, window=WINDOW)
+    retention = Retention(service.tables, kit_of("postgresql").moments(SystemClock()), consumer=number, window=WINDOW)
     seen = service.tables.seen
     async with engine.connect() as holder:
         await holder.execute(select(seen.c.key).order_by(seen.c.seen_at).limit(3).with_for_update())

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff, Event, SystemClock
 from sagapost.core.broker import Delivery
+from sagapost.core.databases import kit_of
 from sagapost.inbox import Context, RetryPolicy
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
@@ -19,7 +20,6 @@ from sagapost.inbox.claims import Claims
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
 from sagapost.inbox.message import Message
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
@@ -207,14 +207,14 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
     await send(broker, service, *(an_event(OrderPlaced(str(n)), key="k") for n in range(5)))
     async with running(service, engine, broker, retry=FAST) as consumer:
         await consumer.settled(5)
-    moments, dialect = Moments(engine.dialect.name, SystemClock()), engine.dialect.name
+    moments = kit_of(engine).moments(SystemClock())
 
     def look(connection: Connection) -> tuple[list[str], int | None, int | None]:
         number = connection.execute(service.tables.consumers.select()).one().id
-        dedup = Dedup(service.tables, dialect=dialect, consumer=number)
+        dedup = Dedup(service.tables, moments.kit, consumer=number)
         attempts = Attempts(service.tables, moments, consumer=number)
-        order = ParkedOrder(service.tables, moments, dialect=dialect, consumer=number, on_dead="block")
-        lot = ParkingLot(service.tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=True)
+        order = ParkedOrder(service.tables, moments, consumer=number, on_dead="block")
+        lot = ParkingLot(service.tables, dedup, moments, order, consumer=number, ordered=True)
         claims = Claims(dedup, lot, attempts, ordered=True)
         parked = service.tables.parked
         # As if the first had only been called off.
@@ -264,7 +264,7 @@ async def test_what_a_process_died_of_and_other_retries_take_turns(engine: Async
     )
     async with running(service, engine, broker, retry=later, concurrency=1) as consumer:
         await consumer.settled(40)
-    moments, parked = Moments(engine.dialect.name, SystemClock()), service.tables.parked
+    moments, parked = kit_of(engine).moments(SystemClock()), service.tables.parked
     async with engine.begin() as connection:
         await connection.execute(update(parked).values(next_attempt_at=moments.after(-timedelta(minutes=1))))
         suspects = select(parked.c.id).order_by(parked.c.id).limit(20)

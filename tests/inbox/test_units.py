@@ -22,7 +22,6 @@ from sagapost.core.broker import Malformed
 from sagapost.core.errors import ConfigurationError, UnnamedEventError
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox import ConsumerSettings, Context, Inbox, InboxTables, RetryPolicy, SyncContext
-from sagapost.inbox.dedup import insert_once
 from sagapost.inbox.envelope import envelope_of, restore, shown, shown_time
 from sagapost.inbox.handlers import topic_regex
 from sagapost.inbox.keys import KEY_BYTES, dedup_key, malformed_key
@@ -404,12 +403,6 @@ def test_tables_install_and_pass_the_check(prefix: str) -> None:
         names = set(inspect(connection).get_table_names())
     assert {f"{prefix}inbox_{name}" for name in ("seen", "parked", "attempts", "consumers", "audit")} < names
     engine.dispose()
-
-
-def test_an_unknown_database_is_refused_when_the_consumer_is_made() -> None:
-    """Rather than by an error in the first transaction."""
-    with pytest.raises(ConfigurationError, match="oracle"):
-        insert_once(InboxTables().seen, "oracle")
 
 
 async def test_who_may_share_a_transaction_in_order() -> None:

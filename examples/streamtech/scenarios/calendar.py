@@ -9,7 +9,7 @@ from sqlalchemy import Column, Table, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from examples.streamtech.deployment import Deployment
-from sagapost.inbox.moments import aware
+from sagapost.core.databases import aware
 
 _WAITING = frozenset({"deliver_at", "next_attempt_at", "due_at"})
 """The columns in which sagapost keeps when something is to happen."""

@@ -16,7 +16,6 @@ from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.group_commit import GroupCommit
 from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.retention import Pruner, Retention
@@ -57,12 +56,11 @@ def assemble(
     stop: anyio.Event,
 ) -> Parts:
     """Build the parts; opens nothing."""
-    tables, dialect = inbox.tables, database.dialect
-    moments = Moments(dialect, clock)
-    dedup = Dedup(tables, dialect=dialect, consumer=number)
+    tables, moments = inbox.tables, database.kit.moments(clock)
+    dedup = Dedup(tables, database.kit, consumer=number)
     attempts = Attempts(tables, moments, consumer=number)
-    order = ParkedOrder(tables, moments, dialect=dialect, consumer=number, on_dead=settings.on_dead)
-    lot = ParkingLot(tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=inbox.ordered)
+    order = ParkedOrder(tables, moments, consumer=number, on_dead=settings.on_dead)
+    lot = ParkingLot(tables, dedup, moments, order, consumer=number, ordered=inbox.ordered)
     tools = Toolbox(
         inbox,
         database,

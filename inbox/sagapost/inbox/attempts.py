@@ -12,8 +12,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from sagapost.inbox.dedup import insert_once
-from sagapost.inbox.moments import Moments
+from sagapost.core.databases import Moments
 from sagapost.inbox.tables import InboxTables
 
 __all__ = ["Attempts"]
@@ -50,7 +49,7 @@ class Attempts:
             return False
         # In one order everywhere: another replica may have copies of the same messages.
         rows = [{"consumer": self._consumer, "key": key, "started": 1} for key in sorted(keys)]
-        connection.execute(insert_once(self._table, connection.dialect.name).values(rows))
+        connection.execute(self._moments.kit.insert_once(self._table).values(rows))
         return True
 
     def clear(self, connection: Connection, *keys: bytes) -> None:

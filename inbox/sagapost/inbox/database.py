@@ -1,81 +1,27 @@
-"""The inbox's side of the user's engine: connections, their limits, and what a database error means."""
+"""The inbox's side of the user's engine: connections and their limits."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import anyio
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import QueuePool
 
+from sagapost.core.databases import Other, drop_useless_connections, kit_of, wrapped
 from sagapost.core.errors import ConfigurationError, SagapostError, StoreUnavailableError
 
-__all__ = ["Database", "Link", "concerns_availability", "is_conflict", "sqlstate", "sqlstate_of"]
+__all__ = ["Database", "Link"]
 
 T = TypeVar("T")
 
 HOUSEKEEPING = 3
 """Connections beside those of the transactions: retries, pruning, screening."""
-
-_CONFLICTS = frozenset({"40001", "40P01"})
-"""Serialisation failure and deadlock: the transaction was fine and may be run again."""
-
-_UNAVAILABLE_CLASSES = frozenset({"08", "53", "58"})
-"""Connection, resources, system error."""
-
-_UNAVAILABLE_CODES = frozenset({"57P01", "57P02", "57P03", "57P05", "25006"})
-"""Shutdown, crash, starting up, idle session ended, and read-only: a failover in progress."""
-
-_SQLITE_CONFLICTS = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED: another connection is writing
-
-
-def sqlstate(error: DBAPIError) -> str:
-    """Return the five-character SQLSTATE of a database error, or an empty string where there is none."""
-    for attribute in ("sqlstate", "pgcode"):
-        code = getattr(error.orig, attribute, None)
-        if isinstance(code, str):
-            return code
-    return ""
-
-
-def sqlstate_of(error: BaseException) -> str:
-    """Return the SQLSTATE behind any exception, or an empty string where there is none."""
-    found = _database_error(error)
-    return sqlstate(found) if found is not None else ""
-
-
-def _database_error(error: BaseException) -> DBAPIError | None:
-    """Return the database error behind an exception, which a handler may have wrapped."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, DBAPIError):
-            return seen
-        seen = seen.__cause__
-    return None
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Tell whether the database undid a transaction for the sake of another one. By code, never by text."""
-    found = _database_error(error)
-    if found is None:
-        return False
-    primary = getattr(found.orig, "sqlite_errorcode", 0) & 0xFF
-    return sqlstate(found) in _CONFLICTS or primary in _SQLITE_CONFLICTS
-
-
-def concerns_availability(error: BaseException) -> bool:
-    """Tell whether an error may mean that the database cannot serve now."""
-    found = _database_error(error)
-    if found is None:
-        return False
-    code = sqlstate(found)
-    return found.connection_invalidated or code in _UNAVAILABLE_CODES or code[:2] in _UNAVAILABLE_CLASSES
 
 
 class Database:
@@ -86,11 +32,11 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, *, concurrency: int, timeout: timedelta) -> None:
         self.engine = engine
-        self.dialect = engine.dialect.name
+        self.kit = kit_of(engine)
+        drop_useless_connections(engine)
         self.timeout = timeout.total_seconds()
-        # SQLite has one writer; taking turns here is fairer than its busy timeout, and an in-memory database has but
-        # one connection.
-        self._turn = anyio.Lock() if self.dialect == "sqlite" else None
+        # Taking turns here is fairer than SQLite's busy timeout, and an in-memory database has but one connection.
+        self._turn = anyio.Lock() if self.kit.one_writer else None
         self.concurrency = 1 if self._turn is not None else concurrency
         self._require_pool(concurrency)
 
@@ -109,17 +55,18 @@ class Database:
     @property
     def address(self) -> str:
         """Where it is, for logs and errors; without credentials."""
-        url = self.engine.url
-        return f"{url.host}:{url.port}/{url.database}" if url.host else f"{self.dialect}:{url.database or 'memory'}"
+        return self.kit.address(self.engine.url)
 
     def unavailable(self, error: BaseException) -> StoreUnavailableError:
-        """Return the error for a call that did not work out."""
-        what = "did not answer in time" if isinstance(error, TimeoutError) else "cannot serve now"
-        detail = type(error).__name__
-        found = _database_error(error)
-        if found is not None:
-            detail = f"{type(found.orig).__name__}, SQLSTATE {sqlstate(found) or 'none'}"
-        return StoreUnavailableError(f"The database at {self.address} {what} ({detail}); it is tried again.")
+        """Return the error for a call of ours that did not work out, whatever the reason: it is made again."""
+        return StoreUnavailableError(self.kit.sentence(error, where=self.address))
+
+    def concerns(self, error: BaseException) -> bool:
+        """Return whether an error of a handler may mean that the database cannot serve now.
+
+        An outage of anything else that a handler calls is the handler's.
+        """
+        return wrapped(error) is not None and self.kit.is_outage(error)
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None]:
@@ -146,8 +93,11 @@ class Database:
         try:
             with self.undisturbed(), anyio.fail_after(self.timeout):
                 return await self.engine.connect()
-        except (OSError, TimeoutError, EOFError, PoolTimeoutError, SQLAlchemyError) as error:
-            raise self.unavailable(error) from error
+        except Exception as error:
+            # SQLAlchemy passes on as they are what some drivers raise while connecting.
+            if isinstance(error, SQLAlchemyError) or not isinstance(self.kit.classify(error), Other):
+                raise self.unavailable(error) from error
+            raise
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run statements of ours in one transaction; commits, unless it raises.
@@ -159,9 +109,14 @@ class Database:
     async def ping(self) -> None:
         """Ask for an answer on a connection.
 
-        :raises StoreUnavailableError: if there is none.
+        :raises StoreUnavailableError: if there is none, or the server takes no writes.
         """
-        await self._on_connection(lambda connection: connection.execute(text("SELECT 1")))
+        await self._on_connection(self._probe)
+
+    async def _probe(self, connection: AsyncConnection) -> None:
+        if not (await connection.execute(text(self.kit.probe))).scalar_one():
+            await connection.invalidate()
+            raise StoreUnavailableError(f"The database at {self.address} takes no writes; it is tried again.")
 
     async def _in_transaction(self, connection: AsyncConnection, work: Callable[[Connection], T]) -> T:
         result = await connection.run_sync(work)
@@ -169,16 +124,19 @@ class Database:
         return result
 
     async def _on_connection(self, use: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with self.turn(), AsyncExitStack() as stack:
+        async with self.turn():
             connection = await self.connect()
-            stack.push_async_callback(close, connection)
+            broken = False
             try:
                 with self.undisturbed(), anyio.fail_after(self.timeout):
                     return await use(connection)
             except SagapostError:
                 raise
             except (OSError, TimeoutError, EOFError, SQLAlchemyError) as error:
+                broken = self.kit.is_outage(error)
                 raise self.unavailable(error) from error
+            finally:
+                await close(connection, broken=broken)
 
 
 async def close(connection: AsyncConnection, *, broken: bool = False) -> None:

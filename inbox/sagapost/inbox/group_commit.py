@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.core.errors import DecodingError
 from sagapost.inbox import observations as obs
-from sagapost.inbox.database import Link, concerns_availability, is_conflict
+from sagapost.inbox.database import Link
 from sagapost.inbox.execution import Execution, Progress, decode
 from sagapost.inbox.message import Message
 from sagapost.inbox.transaction import Toolbox, sole
@@ -81,7 +81,7 @@ class GroupCommit:
         try:
             claimed = self._tools.claims.claim_all(connection, messages)
         except SQLAlchemyError as error:
-            if not is_conflict(error):
+            if not self._tools.database.kit.is_conflict(error):
                 raise
             connection.rollback()
             return None
@@ -110,7 +110,7 @@ class GroupCommit:
             execution.commit()
         except Exception as raised:
             cause = sole(raised)
-            if progress.stage == "commit" and concerns_availability(cause):
+            if progress.stage == "commit" and self._tools.database.concerns(cause):
                 raise
             execution.undo()
             self._observer.notify(obs.GroupUndone(self._consumer, len(messages), type(cause).__name__))

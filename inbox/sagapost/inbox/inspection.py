@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Malformed
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.databases import aware
 from sagapost.core.envelope import Event
 from sagapost.inbox.database import Database
 from sagapost.inbox.envelope import restore
-from sagapost.inbox.moments import Moments, aware
 from sagapost.inbox.outcomes import ParkReason
 from sagapost.inbox.parking import State
 from sagapost.inbox.registry import find_consumer
@@ -86,7 +86,7 @@ class Inspection:
         self._tables = tables
         self._table = tables.parked
         self._name = consumer
-        self._moments = Moments(self._database.dialect, clock if clock is not None else SystemClock())
+        self._moments = self._database.kit.moments(clock if clock is not None else SystemClock())
 
     async def list(
         self, selection: Selection | None = None, *, limit: int = 100, after: int = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from msgspec import json
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -20,19 +19,15 @@ from sqlalchemy import (
     Select,
     String,
     Text,
-    any_,
-    bindparam,
-    column,
     exists,
     func,
     literal_column,
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql
 
+from sagapost.core.databases import Moments
 from sagapost.inbox.envelope import shown
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.settings import DeadLetterPolicy
 from sagapost.inbox.tables import InboxTables
 
@@ -49,9 +44,7 @@ class ParkedOrder:
     With policy `skip` a dead letter holds nothing back, and is never the first.
     """
 
-    def __init__(
-        self, tables: InboxTables, moments: Moments, *, dialect: str, consumer: int, on_dead: DeadLetterPolicy
-    ) -> None:
+    def __init__(self, tables: InboxTables, moments: Moments, *, consumer: int, on_dead: DeadLetterPolicy) -> None:
         self._table = tables.parked
         self._moments = moments
         self._consumer = consumer
@@ -59,14 +52,9 @@ class ParkedOrder:
         self._holds: list[ColumnElement[bool]] = [columns.consumer == consumer, columns.ordered == ORDERED]
         if on_dead == "skip":
             self._holds.append(columns.state != "dead")
-        self._arrays = dialect == "postgresql"
+        self._kit = moments.kit
         # One text for any number of keys, so that it is compiled and prepared once.
-        if self._arrays:
-            keys = func.unnest(bindparam("keys", type_=postgresql.ARRAY(Text)))
-        else:
-            keys = func.json_each(bindparam("keys", type_=Text))
-        incoming = keys.table_valued(column("value", Text), name="incoming")
-        self._keys: FromClause = incoming.render_derived() if self._arrays else incoming
+        self._keys: FromClause = self._kit.elements("keys", Text)
         # For each key a look at the end of the index: a join might read every message that is parked.
         first = select(func.min(columns.id)).where(*self._holds, columns.partitionkey == self._keys.c.value)
         self._first: ScalarSelect[int] = first.correlate(self._keys).scalar_subquery()
@@ -120,11 +108,7 @@ class ParkedOrder:
 
     def _promote(self, connection: Connection, firsts: Select[Any], parameters: Mapping[str, object]) -> int:
         columns = self._table.c
-        if self._arrays:
-            # Looked for once. Without statistics of a table that has just grown, a join does so for each of its rows.
-            which = columns.id == any_(func.array(firsts.scalar_subquery(), type_=postgresql.ARRAY(BigInteger)))
-        else:
-            which = columns.id.in_(firsts)
+        which = self._kit.among(columns.id, firsts, BigInteger)
         statement = (
             update(self._table)
             .where(columns.consumer == self._consumer, columns.ordered == ORDERED, columns.state == "behind", which)
@@ -135,4 +119,4 @@ class ParkedOrder:
     def _parameters(self, keys: Collection[str]) -> dict[str, object]:
         # In one order everywhere, so that two transactions with keys in common wait for each other one way only.
         known = sorted({shown(key) or "" for key in keys})
-        return {"keys": known if self._arrays else json.encode(known).decode()}
+        return {"keys": self._kit.listed(known)}

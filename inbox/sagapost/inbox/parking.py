@@ -15,11 +15,11 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, null, or_, select, update
 
 from sagapost.core.broker import Malformed
+from sagapost.core.databases import Moments
 from sagapost.core.envelope import Event
-from sagapost.inbox.dedup import Dedup, insert_once
+from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.envelope import envelope_of, restore, shown, shown_columns
 from sagapost.inbox.message import Message, Parking
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import ParkReason
 from sagapost.inbox.parked_order import ORDERED, WAITING, ParkedOrder
 from sagapost.inbox.tables import InboxTables
@@ -68,7 +68,6 @@ class ParkingLot:
         moments: Moments,
         order: ParkedOrder,
         *,
-        dialect: str,
         consumer: int,
         ordered: bool,
     ) -> None:
@@ -78,7 +77,7 @@ class ParkingLot:
         self._moments = moments
         self._consumer = consumer
         self._ordered = ordered
-        self._insert = insert_once(tables.parked, dialect)
+        self._insert = moments.kit.insert_once(tables.parked)
 
     # --- in ---
 

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, DateTime, literal, select
 
+from sagapost.core.databases import Moments
 from sagapost.core.envelope import Event
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.keys import dedup_key
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
 from sagapost.inbox.tables import InboxTables
@@ -41,10 +41,9 @@ def redo(
     ).scalar_one_or_none()
     if number is None:
         return f"this database knows no inbox {consumer!r}, so the event cannot be handled again here."
-    dialect = connection.dialect.name
-    dedup = Dedup(tables, dialect=dialect, consumer=number)
-    order = ParkedOrder(tables, moments, dialect=dialect, consumer=number, on_dead="skip")
-    lot = ParkingLot(tables, dedup, moments, order, dialect=dialect, consumer=number, ordered=False)
+    dedup = Dedup(tables, moments.kit, consumer=number)
+    order = ParkedOrder(tables, moments, consumer=number, on_dead="skip")
+    lot = ParkingLot(tables, dedup, moments, order, consumer=number, ordered=False)
     at = moments.now() if until is None else literal(until.astimezone(UTC), DateTime(timezone=True))
     if not lot.park_anew(connection, event, dedup_key(event), topic or event.type, why=why, at=at):
         return f"event {event.id} is parked in the inbox {consumer!r} already. See: sagapost parked list {consumer}"

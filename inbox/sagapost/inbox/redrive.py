@@ -15,13 +15,13 @@ from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.clock import Clock
+from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.editing import edited
 from sagapost.inbox.envelope import envelope_of, restore, shown
 from sagapost.inbox.inspection import Inspection
-from sagapost.inbox.moments import aware
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.selection import Selection
 from sagapost.inbox.settings import DeadLetterPolicy
@@ -297,8 +297,7 @@ class ParkedMessages(Inspection):
         """Let the next message of each key go, after the commit that removed the one before."""
 
         def promote(connection: Connection, consumer: int) -> None:
-            dialect = self._database.dialect
-            order = ParkedOrder(self._tables, self._moments, dialect=dialect, consumer=consumer, on_dead=self._on_dead)
+            order = ParkedOrder(self._tables, self._moments, consumer=consumer, on_dead=self._on_dead)
             order.promote(connection, keys)
 
         if keys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select
 
-from sagapost.inbox.dedup import insert_once
+from sagapost.core.databases import kit_of
 from sagapost.inbox.tables import InboxTables
 
 __all__ = ["find_consumer", "register_consumer"]
@@ -21,7 +21,7 @@ def register_consumer(connection: Connection, tables: InboxTables, name: str) ->
     """Return the number of a consumer, giving it one the first time. Safe for several replicas that start at once."""
     found = find_consumer(connection, tables, name)
     if found is None:
-        connection.execute(insert_once(tables.consumers, connection.dialect.name).values(name=name))
+        connection.execute(kit_of(connection).insert_once(tables.consumers).values(name=name))
         found = find_consumer(connection, tables, name)
     if found is None:
         raise RuntimeError(f"The consumer {name!r} was inserted and is not there.")

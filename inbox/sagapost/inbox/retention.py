@@ -8,13 +8,13 @@ import anyio
 from sqlalchemy import Connection, Row, delete, select
 
 from sagapost.core.clock import Clock
+from sagapost.core.databases import Moments
 from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.observer import Observer
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.availability import Availability
 from sagapost.inbox.database import Database
 from sagapost.inbox.dispatch import Dispatcher
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.observations import PrunedKeys
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.inbox.tables import InboxTables

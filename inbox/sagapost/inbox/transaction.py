@@ -20,7 +20,7 @@ from sagapost.core.errors import DecodingError, HandlerError
 from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.claims import Claims
-from sagapost.inbox.database import Database, Link, concerns_availability, is_conflict
+from sagapost.inbox.database import Database, Link
 from sagapost.inbox.execution import Execution, Progress, decode
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.message import Message
@@ -109,7 +109,7 @@ class Transactions:
                 if isinstance(error, SQLAlchemyError | OSError | EOFError):
                     raise tools.database.unavailable(error) from error
                 raise
-        if isinstance(outcome, Failed) and concerns_availability(outcome.error):
+        if isinstance(outcome, Failed) and tools.database.concerns(outcome.error):
             # Ours may be gone, or a database that only the handler knows: a fresh connection tells them apart.
             await link.give_back(broken=True)
             await tools.database.ping()
@@ -148,7 +148,7 @@ class Transactions:
             execution.commit()
         except Exception as raised:
             cause = sole(raised)
-            if progress.stage == "commit" and concerns_availability(cause):
+            if progress.stage == "commit" and self._tools.database.concerns(cause):
                 # It may have been committed; whoever runs it again finds the dedup key, or does not.
                 raise
             execution.undo()
@@ -167,7 +167,7 @@ class Transactions:
                 case HandlerError():
                     return Refused("broke-contract", str(cause))
                 case _:
-                    return Failed(cause, conflict=is_conflict(cause))
+                    return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))
         self._notify_handled(message, began)
         return Handled()
 
@@ -178,7 +178,7 @@ class Transactions:
             try:
                 claim = self._tools.claims.claim(connection, message)
             except SQLAlchemyError as error:
-                if not is_conflict(error):
+                if not self._tools.database.kit.is_conflict(error):
                     raise
                 connection.rollback()
                 return Failed(error, conflict=True)
@@ -221,10 +221,10 @@ class Transactions:
             progress.stage = "commit"
             connection.commit()
         except Exception as error:
-            if concerns_availability(error):
+            if self._tools.database.concerns(error):
                 raise
             connection.rollback()
-            return Failed(error, conflict=is_conflict(error))
+            return Failed(error, conflict=self._tools.database.kit.is_conflict(error))
         self._notify_handled(message, began, failure=published.type)
         return BusinessFailed(published.type)
 
@@ -250,12 +250,12 @@ class Transactions:
             execution.commit()
         except Exception as raised:
             cause = sole(raised)
-            if progress.stage == "commit" and concerns_availability(cause):
+            if progress.stage == "commit" and self._tools.database.concerns(cause):
                 raise
             execution.undo()
             if isinstance(cause, HandlerError):
                 return Refused("broke-contract", str(cause))
-            return Failed(cause, conflict=is_conflict(cause))
+            return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))
         self._notify_handled(message, began)
         return Handled()
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from sagapost.core.broker import Malformed
-from sagapost.inbox.database import sqlstate_of
+from sagapost.core.databases import code_of
 from sagapost.inbox.message import Message
 from sagapost.inbox.outcomes import (
     Behind,
@@ -133,5 +133,5 @@ def _another_round(
 
 def describe(error: BaseException) -> str:
     """Return what may be logged of an error: its kind, never its text, which may quote the message."""
-    code = sqlstate_of(error)
-    return f"{type(error).__name__} (SQLSTATE {code})" if code else type(error).__name__
+    code = code_of(error)
+    return f"{type(error).__name__} ({code})" if code else type(error).__name__

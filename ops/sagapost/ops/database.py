@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,10 +14,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import CreateSchema
 from sqlalchemy.sql import ClauseElement
 
-from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError, StoreUnavailableError
+from sagapost.core.databases import Other, kit_of
+from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
 from sagapost.core.schema import SchemaPart, check_schema, install_schema, missing_supplements
 from sagapost.inbox.database import HOUSEKEEPING
 from sagapost.inbox.tables import InboxTables
@@ -93,9 +92,7 @@ def engine_url(url: SecretUrl) -> URL:
 
 def address_of(url: URL) -> str:
     """Return where the database is, without credentials."""
-    if url.get_backend_name() == "sqlite":
-        return f"the file {url.database}"
-    return f"{url.host or url.query.get('host') or 'local socket'}:{url.port or 5432}/{url.database or ''}"
+    return kit_of(url.get_backend_name()).address(url)
 
 
 def make_engine(url: SecretUrl, **options: Any) -> AsyncEngine:
@@ -148,7 +145,7 @@ async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGener
     :raises StoreRefusedError: if it refuses.
     """
     engine = _command_engine(loaded)
-    file = Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
+    file = kit_of(engine).file(engine.url)
     if file is not None and not create and not file.exists():
         raise SchemaError(found=None, expected=OUTBOX_SCHEMA_VERSION, where=f"There is no file {file}; a new database")
     try:
@@ -157,8 +154,13 @@ async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGener
                 connection = await stack.enter_async_context(engine.connect())
             async with connection.begin():
                 yield connection
-    except (DBAPIError, OSError) as error:
-        raise translate(error, engine.url) from error
+    except SagapostError:
+        raise
+    except Exception as error:
+        kit = kit_of(engine)
+        if isinstance(error, DBAPIError) or not isinstance(kit.classify(error), Other):
+            raise kit.translate(error, where=address_of(engine.url)) from error
+        raise
     finally:
         await engine.dispose()
 
@@ -184,26 +186,6 @@ def _command_engine(loaded: LoadedSettings) -> AsyncEngine:
     return make_engine(url, poolclass=NullPool, connect_args=limits)
 
 
-def translate(error: DBAPIError | OSError, url: URL) -> SagapostError:
-    """Return the sagapost error for what SQLAlchemy, its driver or the socket raised."""
-    where = address_of(url)
-    cause: BaseException = error
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        # SQLAlchemy's asyncpg dialect wraps twice.
-        cause = error.orig.__cause__ or error.orig
-    if not isinstance(cause, Exception):
-        cause = error
-    if isinstance(cause, TimeoutError):
-        return StoreUnavailableError(f"The database at {where} did not answer in time.")
-    if url.get_backend_name() == "sqlite":
-        from sagapost.adapters.sqlite.errors import translate as translate_sqlite
-
-        return translate_sqlite(cause, where=where)
-    from sagapost.adapters.postgresql.errors import translate as translate_postgresql
-
-    return translate_postgresql(cause, where=where)
-
-
 # --- the schema ---
 
 
@@ -212,9 +194,7 @@ async def upgrade(connection: AsyncConnection, tables: Tables) -> list[str]:
 
     :raises SchemaError: if the database is newer than this release.
     """
-    if connection.dialect.name == "sqlite":
-        # The driver opens no transaction for DDL by itself; this one also makes two upgrades take turns.
-        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+    await connection.run_sync(kit_of(connection).begin_writing)
     return await connection.run_sync(install_schema, tables.versions, tables.parts)
 
 
@@ -251,8 +231,9 @@ def ddl(tables: Tables, dialect: str) -> list[str]:
 
     engine = create_mock_engine(f"{dialect}://", note)
     versions = tables.versions
-    if versions.schema is not None and dialect == "postgresql":
-        note(CreateSchema(versions.schema, if_not_exists=True))
+    schema = kit_of(dialect).create_schema(versions.schema)
+    if schema is not None:
+        note(schema)
     versions.create(engine, checkfirst=False)
     for part in tables.parts:
         for table in part.tables:

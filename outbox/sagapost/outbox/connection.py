@@ -6,6 +6,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import NotInTransactionError
 from sagapost.outbox.missing import missing_table
 from sagapost.outbox.rows import Rows
@@ -63,7 +64,7 @@ def insert_rows(connection: Connection, rows: Rows) -> None:
 def _insert(connection: Connection, rows: Rows) -> None:
     dialect = connection.dialect
     translated = connection.get_execution_options().get("schema_translate_map")
-    if dialect.driver == "asyncpg" and not translated:
+    if kit_of(connection).numbers_parameters(dialect.driver) and not translated:
         # One text for any number of rows, so nothing is compiled, looked up or bound by type again.
         connection.exec_driver_sql(*rows.target.raw(rows.values))
     elif len(rows.values) == 1:

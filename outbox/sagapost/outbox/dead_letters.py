@@ -10,6 +10,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, CursorResult, Dialect, TextClause, bindparam, delete, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
 
@@ -102,14 +103,13 @@ class DeadLetters:
     def _put_back(self, dialect: Dialect) -> TextClause:
         """Copy dead letters into the outbox.
 
-        The position is the row's place in its key, so it must be the old one; PostgreSQL wants to be told that an
-        identity column is written on purpose, which SQLAlchemy has no words for.
+        The position is the row's place in its key, so it must be the old one. SQLAlchemy has no words for writing an
+        identity column on purpose.
         """
         quote = dialect.identifier_preparer
         columns = ", ".join(quote.quote(name) for name in ("position", *ENVELOPE_COLUMNS))
-        overriding = "OVERRIDING SYSTEM VALUE " if dialect.name == "postgresql" else ""
         statement = text(
-            f"INSERT INTO {quote.format_table(self._outbox)} ({columns}) {overriding}"  # noqa: S608 - names of ours
+            f"INSERT INTO {quote.format_table(self._outbox)} ({columns}) {kit_of(dialect.name).overrides_identity}"  # noqa: S608 - names of ours
             f"SELECT {columns} FROM {quote.format_table(self._dead)} WHERE position IN :positions ORDER BY position"
         )
         return statement.bindparams(bindparam("positions", expanding=True))

@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, Table, text
-from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
+from sagapost.core.databases import kit_of
+from sagapost.core.databases.postgresql import quoting
 from sagapost.core.schema import Supplement
 
 __all__ = ["CreateDoorbell", "DropDoorbell"]
-
-_quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
 
 _PRESENT = text(
     "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
@@ -45,9 +44,9 @@ class CreateDoorbell(Supplement):
 
     def present(self, connection: Connection) -> bool:
         """Tell whether there is nothing to create."""
-        if connection.dialect.name != "postgresql":
+        if not kit_of(connection).notifies:
             return True
-        outbox = {"outbox": _quoting.format_table(self.outbox), "name": self.name}
+        outbox = {"outbox": quoting.format_table(self.outbox), "name": self.name}
         return bool(connection.execute(_PRESENT, outbox).scalar_one())
 
 
@@ -67,12 +66,12 @@ def _nothing(_element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
 
 @compiles(CreateDoorbell, "postgresql")
 def _create(element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
-    name, relays = _quoting.quote(element.name), _quoting.quote(element.relays.name)
+    name, relays = quoting.quote(element.name), quoting.quote(element.relays.name)
     # Tables without a schema are where the search path of this moment puts them; that of a writer may differ. The
     # trigger is created only where it is missing, since that waits for every open transaction that has written rows.
     return f"""DO $install$
 DECLARE
-    outbox CONSTANT regclass := {_literal(_quoting.format_table(element.outbox))};
+    outbox CONSTANT regclass := {_literal(quoting.format_table(element.outbox))};
     home CONSTANT text := (
         SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = outbox);
@@ -98,8 +97,8 @@ $install$"""  # noqa: S608 - names of our own metadata, quoted
 
 @compiles(DropDoorbell, "postgresql")
 def _drop(element: DropDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
-    name = _quoting.quote(element.name)
-    return f"DROP FUNCTION IF EXISTS {f'{_quoting.quote_schema(element.schema)}.' if element.schema else ''}{name}()"
+    name = quoting.quote(element.name)
+    return f"DROP FUNCTION IF EXISTS {f'{quoting.quote_schema(element.schema)}.' if element.schema else ''}{name}()"
 
 
 def _literal(value: str) -> str:

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import Insert, Table, insert
-from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 
+from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import Event
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, key_hash
 
@@ -31,9 +31,6 @@ _PARAMETER_TYPES = {
 """What is not text. `extensions` travels as text and is cast in the statement, whatever JSON codec is in force."""
 
 
-_quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
-
-
 class Target:
     """A table that events are written to, with its INSERT in every form a handle needs; built once per `Outbox`."""
 
@@ -49,7 +46,7 @@ class Target:
         # once per row.
         self.core_many: Insert = insert(table).returning(table.c.event_id)
 
-        self.name = _quoting.format_table(table)
+        self.name = quoting.format_table(table)
         types = [_PARAMETER_TYPES.get(column, "text") for column in names]
         casts = ["::jsonb" if column == "extensions" else "" for column in names]
         columns = ", ".join(names)

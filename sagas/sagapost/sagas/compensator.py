@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import anyio
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.context import SagaContext, bind
+from sagapost.core.databases import Conflict, Outage, drop_useless_connections, kit_of, wrapped
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.sagas import observations as obs
 from sagapost.sagas.context import CompensationContext
@@ -60,6 +60,8 @@ class Compensator:
         observer: Observer | None = None,
     ) -> None:
         self._sagas = sagas
+        self._kit = kit_of(engine)
+        drop_useless_connections(engine)
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         self._settings = settings if settings is not None else CompensatorSettings()
         self._observer = observer if observer is not None else NullObserver()
@@ -79,7 +81,9 @@ class Compensator:
                 attempt = 0
                 if worked:
                     continue
-            except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
+            except Exception as error:
+                if not isinstance(self._kit.classify(error), Outage | Conflict):
+                    raise
                 attempt += 1
                 pause = self._settings.reconnect.seconds(attempt)
                 self._observer.notify(obs.LedgerUnavailable(self._sagas.service, type(error).__name__, attempt, pause))
@@ -143,12 +147,9 @@ class Compensator:
                 )
                 with anyio.fail_after(self._settings.timeout.total_seconds()):
                     result = await declaration.function(context, **declaration.unpack(intent.arguments))
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise
-            await self._failed(session, ledger, saga, intent, error, tell)
-            return
         except Exception as error:
+            if wrapped(error) is not None and self._kit.is_outage(error):
+                raise
             await self._failed(session, ledger, saga, intent, error, tell)
             return
         if result is not None:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Row, false, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Executable, Row, func, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
-from sagapost.core.clock import Clock
-from sagapost.inbox.moments import Moments
+from sagapost.core.databases import Moments
 from sagapost.sagas.tables import SagaTables
 
 __all__ = ["Intent", "Ledger", "intent_of"]
@@ -36,10 +34,10 @@ class Intent:
 class Ledger:
     """Statements for one service. Builders only: whoever holds the transaction executes them, sync or async."""
 
-    def __init__(self, service: str, tables: SagaTables, *, dialect: str, clock: Clock) -> None:
+    def __init__(self, service: str, tables: SagaTables, moments: Moments) -> None:
         self.service = service
-        self._dialect = dialect
-        self._moments = Moments(dialect, clock)
+        self._kit = moments.kit
+        self._moments = moments
         self.tables = tables
         self._states = tables.states
         self._intents = tables.compensations
@@ -47,9 +45,7 @@ class Ledger:
     def ensure(self, saga: str) -> Executable:
         """Make sure that the saga has a row; changes nothing if it has."""
         values = {"service": self.service, "saga": saga, "state": "running"}
-        if self._dialect == "sqlite":
-            return sqlite.insert(self._states).values(values).on_conflict_do_nothing()
-        return postgresql.insert(self._states).values(values).on_conflict_do_nothing()
+        return self._kit.insert_once(self._states).values(values)
 
     def lock(self, saga: str) -> Executable:
         """Lock the saga's row until the transaction ends, and read its state.
@@ -80,14 +76,13 @@ class Ledger:
 
         One statement instead of three for what nearly every step does. If the row was missing, it is this
         transaction's own, and whoever wants to begin a rollback waits for its end. If not, the caller locks the row
-        after this and reads what has become of the saga. None on SQLite, which has no INSERT in WITH.
+        after this and reads what has become of the saga. None where WITH takes no INSERT (SQLite).
         """
-        if self._dialect == "sqlite":
+        if not self._kit.writes_in_with:
             return None
         created = (
-            postgresql.insert(self._states)
+            self._kit.insert_once(self._states)
             .values(service=self.service, saga=saga, state="running")
-            .on_conflict_do_nothing()
             .returning(self._states.c.state)
             .cte("created")
         )
@@ -148,9 +143,7 @@ class Ledger:
         It has no row locks, and its driver begins a transaction with the first statement that writes: until then reads
         stand alone, and the end of an outermost savepoint is a commit. None where locks do this.
         """
-        if self._dialect != "sqlite":
-            return None
-        return update(self._states).where(false()).values(due_at=None)
+        return self._kit.writers_turn(self._states)
 
     def next_intent(self, saga: str) -> Executable:
         """The newest intent that is not undone: compensations run in reverse order."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.databases import kit_of
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.context import Context
@@ -263,11 +264,11 @@ class Sagas:
 
     def ledger(self, session: AsyncSession) -> Ledger:
         """Return the ledger's statements for the session's database."""
-        dialect = session.get_bind().dialect.name
-        ledger = self._ledgers.get((dialect, self.clock))
+        kit = kit_of(session.get_bind())
+        ledger = self._ledgers.get((kit.name, self.clock))
         if ledger is None:
-            ledger = Ledger(self.service, self.tables, dialect=dialect, clock=self.clock)
-            self._ledgers[dialect, self.clock] = ledger
+            ledger = Ledger(self.service, self.tables, kit.moments(self.clock))
+            self._ledgers[kit.name, self.clock] = ledger
         return ledger
 
     async def record(

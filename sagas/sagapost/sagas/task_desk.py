@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sagapost.core.broker import Malformed
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.context import SagaContext, bind
+from sagapost.core.databases import aware, kit_of
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.envelope import restore
-from sagapost.inbox.moments import Moments, aware
 from sagapost.inbox.redo import redo
 from sagapost.inbox.tables import InboxTables
 from sagapost.outbox.outbox import Outbox
@@ -80,7 +80,7 @@ class TaskDesk:
         clock: Clock | None = None,
     ) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
-        self._moments = Moments(engine.dialect.name, clock if clock is not None else SystemClock())
+        self._moments = kit_of(engine).moments(clock if clock is not None else SystemClock())
         self._clock = clock
         self._saga_tables = sagas
         self._table = sagas.tasks

@@ -18,12 +18,12 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.codec import encode_data
+from sagapost.core.databases import kit_of
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.context import Context
 from sagapost.inbox.envelope import envelope_of
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import Instead
 from sagapost.sagas.events import TaskEnded, TaskOpened
 
@@ -155,7 +155,7 @@ async def open_task(
     table, ledger = sagas.tables.tasks, sagas.ledger(session)
     await session.execute(ledger.ensure(saga))
     running = of_rollback or (await session.execute(ledger.lock(saga))).one().state == "running"
-    moments = Moments(session.get_bind().dialect.name, sagas.clock)
+    moments = kit_of(session.get_bind()).moments(sagas.clock)
     number: int = (
         await session.execute(
             insert(table)
@@ -192,7 +192,7 @@ async def withdraw_tasks(sagas: Sagas, session: AsyncSession, saga: str, *, why:
     The caller holds the lock on the saga's row.
     """
     table = sagas.tables.tasks
-    moments = Moments(session.get_bind().dialect.name, sagas.clock)
+    moments = kit_of(session.get_bind()).moments(sagas.clock)
     mine = (
         table.c.service == sagas.service,
         table.c.saga == saga,
@@ -210,7 +210,7 @@ async def withdraw_tasks(sagas: Sagas, session: AsyncSession, saga: str, *, why:
 async def end_task(sagas: Sagas, session: AsyncSession, saga: str, task: int, *, why: str) -> None:
     """Withdraw one task, if it is still open: what it asks has settled itself. The caller holds the saga's lock."""
     table = sagas.tables.tasks
-    moments = Moments(session.get_bind().dialect.name, sagas.clock)
+    moments = kit_of(session.get_bind()).moments(sagas.clock)
     name = (
         await session.execute(
             update(table)

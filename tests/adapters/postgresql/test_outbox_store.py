@@ -74,12 +74,12 @@ async def test_a_wrong_password_is_refused_and_an_unreachable_server_waited_for(
     nobody = PostgreSQLOutboxStore("postgresql://me:s3cret@127.0.0.1:1/orders")
     no_database = PostgreSQLOutboxStore(postgresql.url("no_such_database"))
     for call in ("check_schema", "partition_count"):
-        with pytest.raises(StoreRefusedError, match="SQLSTATE 28P01"):
+        with pytest.raises(StoreRefusedError, match="28P01"):
             await getattr(wrong, call)()
         with pytest.raises(StoreUnavailableError) as caught:
             await getattr(nobody, call)()
         assert "s3cret" not in str(caught.value)
-        with pytest.raises(StoreRefusedError, match="SQLSTATE 3D000"):
+        with pytest.raises(StoreRefusedError, match="3D000"):
             await getattr(no_database, call)()
     for store in (wrong, nobody, no_database):
         await store.aclose()

@@ -125,7 +125,7 @@ async def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("this is not a database, " * 100)
     store = SQLiteOutboxStore(path)
-    with pytest.raises(StoreRefusedError, match=r"SQLITE_NOTADB.*Check that the path"):
+    with pytest.raises(StoreRefusedError, match=r"SQLITE_NOTADB.*check that the path"):
         await store.backlog()
     with pytest.raises(StoreRefusedError):
         await store.check_schema()

@@ -11,13 +11,15 @@ import anyio
 import asyncpg
 from sqlalchemy.engine import URL, make_url
 
-from sagapost.adapters.postgresql.errors import sqlstate, translate
+from sagapost.core.databases import Outage, PostgreSQL
 from sagapost.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
-__all__ = ["Link", "address_of", "parse_url"]
+__all__ = ["KIT", "Link", "parse_url"]
+
+KIT = PostgreSQL()
 
 
 def parse_url(url: str | URL) -> URL:
@@ -39,12 +41,6 @@ def parse_url(url: str | URL) -> URL:
     return parsed.set(drivername="postgresql")
 
 
-def address_of(url: URL) -> str:
-    """Return host, port and database for logs; never credentials."""
-    host = url.host or url.query.get("host") or "local socket"
-    return f"{host}:{url.port or 5432}/{url.database or ''}"
-
-
 class Link:
     """One connection, used by one task at a time (calls are serialised by a lock).
 
@@ -54,7 +50,7 @@ class Link:
 
     def __init__(self, url: URL, *, purpose: str, timeout: float, connect_timeout: float) -> None:
         self._dsn = url.render_as_string(hide_password=False)
-        self._where = address_of(url)
+        self._where = KIT.address(url)
         self._purpose = purpose
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -77,7 +73,7 @@ class Link:
             except BaseException as error:
                 self._give_up(error)
                 if isinstance(error, Exception):
-                    raise translate(error, where=self._where) from error
+                    raise KIT.translate(error, where=self._where) from error
                 raise
 
     async def fetchrow(self, sql: str, *args: object) -> Record | None:
@@ -99,7 +95,7 @@ class Link:
             except BaseException as error:
                 self._give_up(error)
                 if isinstance(error, Exception):
-                    raise translate(error, where=self._where) from error
+                    raise KIT.translate(error, where=self._where) from error
                 raise
 
     async def connected(self) -> asyncpg.Connection:
@@ -116,8 +112,12 @@ class Link:
         return connection
 
     def _give_up(self, error: BaseException) -> None:
-        """Drop the connection unless the server merely answered with an error of the statement itself."""
-        keep = isinstance(error, asyncpg.PostgresError) and sqlstate(error)[:2] not in {"08", "57"}
+        """Drop the connection unless the server merely answered with an error of the statement itself.
+
+        What is reported as an outage is waited for, and on the same connection that may be for ever: a server that
+        takes no writes any more (a fail-over) keeps its connections open.
+        """
+        keep = isinstance(error, asyncpg.PostgresError) and not isinstance(KIT.classify(error), Outage)
         if not keep:
             self.drop()
 

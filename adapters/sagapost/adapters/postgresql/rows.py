@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy import Table
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.sql.compiler import IdentifierPreparer
 
+from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import Event
 from sagapost.core.outbox_store import OutboxRow
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from asyncpg import Record
 
 __all__ = ["ENVELOPE", "ROW_COLUMNS", "decode_rows", "qualified"]
-
-_preparer: IdentifierPreparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call] # unannotated upstream
 
 ENVELOPE = ", ".join(f'"{name}"' if name in {"type", "time", "position"} else name for name in ENVELOPE_COLUMNS)
 """The envelope's columns, in one fixed order, for moving rows between tables."""
@@ -37,7 +34,7 @@ ROW_COLUMNS = (
 
 def qualified(table: Table) -> str:
     """Return the table's name with its schema, quoted where needed."""
-    return _preparer.format_table(table)
+    return quoting.format_table(table)
 
 
 def decode_rows(records: Iterable[Record], partitions: int) -> list[OutboxRow]:

@@ -10,9 +10,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from sagapost.adapters.postgresql.connection import Link, address_of, parse_url
+from sagapost.adapters.postgresql.connection import KIT, Link, parse_url
 from sagapost.adapters.postgresql.doorbell import PostgreSQLDoorbell
-from sagapost.adapters.postgresql.errors import translate
 from sagapost.adapters.postgresql.fetch import SnapshotReader
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.leases import Leases
@@ -82,7 +81,7 @@ class PostgreSQLOutboxStore:
     @property
     def address(self) -> str:
         """Host, port and database."""
-        return address_of(self._url)
+        return KIT.address(self._url)
 
     async def check_schema(self) -> None:
         """See `OutboxStore.check_schema`."""
@@ -97,9 +96,7 @@ class PostgreSQLOutboxStore:
                     check_schema, self._tables.versions, self._tables.part, where=f"The database {self.address}"
                 )
         except Exception as error:
-            cause = error.__cause__ if error.__cause__ is not None else error
-            driver = getattr(cause, "__cause__", None) or cause
-            raise translate(driver, where=self.address) from error
+            raise KIT.translate(error, where=self.address) from error
         finally:
             await engine.dispose()
 

@@ -13,10 +13,12 @@ import anyio
 import anyio.to_thread
 from sqlalchemy.engine import URL, make_url
 
-from sagapost.adapters.sqlite.errors import translate
+from sagapost.core.databases import SQLite
 from sagapost.core.errors import ConfigurationError
 
-__all__ = ["Link", "parse_path"]
+__all__ = ["KIT", "Link", "parse_path"]
+
+KIT = SQLite()
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ class Link:
             connection.execute("COMMIT")
         except Exception as error:
             self._close()  # rolls back
-            raise translate(error, where=str(self._path)) from error
+            raise KIT.translate(error, where=str(self._path)) from error
         return result
 
     def _connected(self) -> sqlite3.Connection:
@@ -125,7 +127,7 @@ class Link:
                 connection.execute("PRAGMA journal_mode = WAL").fetchone()
             except sqlite3.OperationalError as error:
                 # The change needs the file alone, and SQLite does not wait for that: it fails at once.
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if not KIT.is_conflict(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(_PAUSE)  # in the link's own thread
 

@@ -14,9 +14,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from sagapost.adapters.sqlite.connection import Link, parse_path
+from sagapost.adapters.sqlite.connection import KIT, Link, parse_path
 from sagapost.adapters.sqlite.doorbell import PositionDoorbell
-from sagapost.adapters.sqlite.errors import translate
 from sagapost.adapters.sqlite.fetch import PositionReader
 from sagapost.adapters.sqlite.leases import Leases
 from sagapost.adapters.sqlite.rows import quoted, seconds_until
@@ -105,8 +104,7 @@ class SQLiteOutboxStore:
                     connection, self._tables.versions, self._tables.part, where=f"The database {self.address}"
                 )
         except DBAPIError as error:
-            cause = error.orig if isinstance(error.orig, Exception) else error
-            raise translate(cause, where=self.address) from error
+            raise KIT.translate(error, where=self.address) from error
         finally:
             engine.dispose()
 

@@ -1,5 +1,6 @@
 """What differs from database to database, in one object for each: `kit_of(engine)`."""
 
+from sagapost.core.databases.dropping import drop_useless_connections
 from sagapost.core.databases.failures import (
     Conflict,
     Failure,
@@ -9,6 +10,7 @@ from sagapost.core.databases.failures import (
     ReadOnly,
     Refused,
     Unavailable,
+    code_of,
     driver_error,
     wrapped,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "SQLite",
     "Unavailable",
     "aware",
+    "code_of",
+    "drop_useless_connections",
     "driver_error",
     "kit_of",
     "register",

@@ -32,6 +32,7 @@ __all__ = [
     "ReadOnly",
     "Refused",
     "Unavailable",
+    "code_of",
     "driver_error",
     "is_lost",
     "of_the_socket",
@@ -47,6 +48,8 @@ class Unavailable:
     """SQLSTATE, name of the result code, or the error's class where there is no code."""
     why: str = ""
     """A sentence for the operator where the code says more than "try again"."""
+    ended: bool = True
+    """The connection is of no use any more, as far as the code can tell; else only this statement failed on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Other:
 Failure: TypeAlias = Unavailable | ReadOnly | Conflict | MissingTable | Refused | Other
 
 Outage: TypeAlias = Unavailable | ReadOnly
-"""What is waited for. The connection it was seen on is dropped, always, and so are those opened before it."""
+"""What is waited for. The connection that a statement of ours failed on in this way is dropped, always."""
 
 
 def driver_error(error: BaseException) -> BaseException:
@@ -105,6 +108,16 @@ def driver_error(error: BaseException) -> BaseException:
         if any(isinstance(code, str | int) for code in coded) or of_the_socket(each) is not None:
             break
     return last
+
+
+def code_of(error: BaseException) -> str:
+    """Return the SQLSTATE, or the name of the result code, behind any error; an empty string where there is none."""
+    cause = driver_error(error)
+    for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code: object = getattr(cause, attribute, None)
+        if isinstance(code, str):
+            return code
+    return ""
 
 
 def wrapped(error: BaseException) -> DBAPIError | None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, assert_never
 
 from sqlalchemy import (
@@ -23,7 +24,7 @@ from sqlalchemy import (
     Table,
 )
 from sqlalchemy.engine import URL, Dialect
-from sqlalchemy.schema import CreateSchema
+from sqlalchemy.schema import CreateSchema, ExecutableDDLElement
 from sqlalchemy.types import TypeEngine
 
 from sagapost.core.clock import Clock
@@ -63,7 +64,9 @@ class Batch(ABC):
 
     @abstractmethod
     def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
-        """Write the rows, in this order; return the key (first column of the primary key) of each that was written.
+        """Write the rows, in this order; return what the statement says was written.
+
+        Of `batch_versions` the first column of the primary key of each row that was written; of `batch_once` nothing.
 
         :param rows: at least one; all with the same columns.
         """
@@ -162,11 +165,21 @@ class DatabaseKit(ABC):
     def address(self, url: URL) -> str:
         """Return where a database is, for logs and errors; never credentials."""
 
+    def file(self, url: URL) -> Path | None:
+        """Return the file that the database is in, where it is one and not a server."""
+        del url
+        return None
+
     # --- statements ---
 
     @abstractmethod
     def quote(self, table: Table) -> str:
         """Return a table's name with its schema, quoted where needed."""
+
+    def numbers_parameters(self, driver: str) -> bool:
+        """Return whether this driver takes hand-written statements with `$1::type` parameters as they are."""
+        del driver
+        return False
 
     @abstractmethod
     def insert_once(self, table: Table) -> Insert:
@@ -225,7 +238,7 @@ class DatabaseKit(ABC):
     def prepare_install(self, connection: Connection, schema: str | None) -> None:
         """Take the turn of installers and make the schema, in the caller's transaction."""
 
-    def create_schema(self, schema: str | None) -> Executable | None:
+    def create_schema(self, schema: str | None) -> ExecutableDDLElement | None:
         """Return the statement that makes the tables' schema, where there is such a thing; for scripts."""
         return None if schema is None else CreateSchema(schema, if_not_exists=True)
 

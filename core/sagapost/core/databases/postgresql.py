@@ -41,13 +41,14 @@ from sagapost.core.databases.failures import (
     ReadOnly,
     Refused,
     Unavailable,
+    code_of,
     driver_error,
     is_lost,
     of_the_socket,
 )
 from sagapost.core.databases.kit import Batch, DatabaseKit
 
-__all__ = ["PostgreSQL", "quoting", "sqlstate"]
+__all__ = ["PostgreSQL", "quoting"]
 
 quoting = PGIdentifierPreparer(PGDialect())  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
 """Quotes names where no connection is at hand."""
@@ -81,6 +82,10 @@ _UNAVAILABLE: Final[Mapping[str, str]] = {
 _UNAVAILABLE_CLASSES: Final = frozenset({"08", "53", "55", "57", "58"})
 """Connection, resources, object not in the right state (starting up), operator intervention, system error."""
 
+_STATEMENT_CLASSES: Final = frozenset({"53", "55", "58"})
+_STATEMENT_CODES: Final = frozenset({"57014"})
+"""The statement failed, the connection did not: a handler may roll back to its savepoint and go on."""
+
 _CONFLICTS: Final = frozenset({"40000", "40001", "40P01", "55P03"})
 """Rolled back, serialisation failure, deadlock, and a lock that was not to be had in time."""
 
@@ -100,15 +105,6 @@ _BROKEN_CLIENT: Final = frozenset({"InterfaceError", "OperationalError", "Intern
 _BAD_ARGUMENT: Final = frozenset({"DataError", "UnsupportedClientFeatureError", "UnsupportedServerFeatureError"})
 
 
-def sqlstate(error: BaseException) -> str:
-    """Return the five-character SQLSTATE behind an error, or an empty string where the server sent none."""
-    code: object = None
-    cause = driver_error(error)
-    for attribute in ("sqlstate", "pgcode"):
-        code = code or getattr(cause, attribute, None)
-    return code if isinstance(code, str) else ""
-
-
 class PostgreSQL(DatabaseKit):
     """PostgreSQL, 14 or later."""
 
@@ -122,7 +118,7 @@ class PostgreSQL(DatabaseKit):
 
     def classify(self, error: BaseException) -> Failure:
         """See `DatabaseKit.classify`."""
-        code = sqlstate(error)
+        code = code_of(error)
         found = _by_sqlstate(code) if code else _by_class(driver_error(error))
         if isinstance(found, Other) and is_lost(error):
             return Unavailable(found.code, "the connection broke")
@@ -143,6 +139,10 @@ class PostgreSQL(DatabaseKit):
     def quote(self, table: Table) -> str:
         """See `DatabaseKit.quote`."""
         return quoting.format_table(table)
+
+    def numbers_parameters(self, driver: str) -> bool:
+        """See `DatabaseKit.numbers_parameters`."""
+        return driver == "asyncpg"
 
     def insert_once(self, table: Table) -> Insert:
         """See `DatabaseKit.insert_once`."""
@@ -168,7 +168,7 @@ class PostgreSQL(DatabaseKit):
 
     def batch_once(self, table: Table) -> Batch:
         """See `DatabaseKit.batch_once`."""
-        return _Arrays(table, _of_arrays(table).on_conflict_do_nothing().returning(_key(table)))
+        return _Arrays(table, _of_arrays(table).on_conflict_do_nothing())
 
     def batch_versions(self, table: Table, version: Column[int]) -> Batch:
         """See `DatabaseKit.batch_versions`."""
@@ -282,7 +282,8 @@ class _Arrays(Batch):
     def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
         """See `Batch.execute`."""
         parameters = {name: [row[name] for row in rows] for name in self._columns}
-        return set(connection.execute(self._statement, parameters).scalars())
+        result = connection.execute(self._statement, parameters)
+        return set(result.scalars()) if result.returns_rows else ()
 
 
 def _of_arrays(table: Table) -> postgresql.Insert:
@@ -301,7 +302,8 @@ def _by_sqlstate(code: str) -> Failure:
     if code in _CONFLICTS:
         return Conflict(code)
     if code in _UNAVAILABLE or code[:2] in _UNAVAILABLE_CLASSES:
-        return Unavailable(code, _UNAVAILABLE.get(code, ""))
+        ended = code[:2] not in _STATEMENT_CLASSES and code not in _STATEMENT_CODES
+        return Unavailable(code, _UNAVAILABLE.get(code, ""), ended)
     if code in _MISSING:
         return MissingTable(code)
     if code in _REFUSALS or code[:2] in _REFUSED_CLASSES:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL
+from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.types import TypeEngine
 
 from sagapost.core.clock import Clock
@@ -109,6 +111,10 @@ class SQLite(DatabaseKit):
         """See `DatabaseKit.address`."""
         return f"the file {url.database}" if url.database and url.database != ":memory:" else "memory"
 
+    def file(self, url: URL) -> Path | None:
+        """See `DatabaseKit.file`."""
+        return Path(url.database) if url.database and url.database != ":memory:" else None
+
     # --- statements ---
 
     def quote(self, table: Table) -> str:
@@ -133,7 +139,7 @@ class SQLite(DatabaseKit):
 
     def batch_once(self, table: Table) -> Batch:
         """See `DatabaseKit.batch_once`."""
-        return _Rows(table, _of_parameters(table).on_conflict_do_nothing())
+        return _Rows(_of_parameters(table).on_conflict_do_nothing())
 
     def batch_versions(self, table: Table, version: Column[int]) -> Batch:
         """See `DatabaseKit.batch_versions`."""
@@ -144,7 +150,7 @@ class SQLite(DatabaseKit):
             set_={each.name: new[each.name] for each in table.columns if not each.primary_key},
             where=version == new[version.name] - 1,
         )
-        return _Rows(table, upsert)
+        return _Rows(upsert, next(iter(table.primary_key.columns)).name)
 
     def upsert(self, table: Table, values: Mapping[str, object]) -> Executable:
         """See `DatabaseKit.upsert`."""
@@ -185,7 +191,7 @@ class SQLite(DatabaseKit):
     def prepare_install(self, connection: Connection, schema: str | None) -> None:
         """See `DatabaseKit.prepare_install`: whoever writes has the turn, and there are no schemas."""
 
-    def create_schema(self, schema: str | None) -> Executable | None:
+    def create_schema(self, schema: str | None) -> ExecutableDDLElement | None:
         """See `DatabaseKit.create_schema`."""
         del schema
         return None
@@ -220,16 +226,19 @@ class SQLite(DatabaseKit):
 
 
 class _Rows(Batch):
-    """The same statement for many rows. Nobody else writes meanwhile, so all of them count as written."""
+    """The same statement for many rows.
 
-    def __init__(self, table: Table, statement: Executable) -> None:
-        self._key = next(iter(table.primary_key.columns)).name
+    :param key: of what is returned. Nobody else writes meanwhile, so all rows count as written.
+    """
+
+    def __init__(self, statement: Executable, key: str | None = None) -> None:
         self._statement = statement
+        self._key = key
 
     def execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
         """See `Batch.execute`."""
         connection.execute(self._statement, list(rows))
-        return {row[self._key] for row in rows}
+        return () if self._key is None else {row[self._key] for row in rows}
 
 
 def _of_parameters(table: Table) -> sqlite.Insert:

@@ -11,10 +11,10 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.codec import decode_data, encode_data
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.moments import Moments
 from sagapost.inbox.outcomes import Reject
 from sagapost.inbox.settings import RetryPolicy
 from sagapost.sagas.compensations import NotYet
@@ -323,7 +323,7 @@ class Island:
         return await self.goes_on(session, saga)
 
     def _runs(self, session: AsyncSession) -> Runs:
-        moments = Moments(session.get_bind().dialect.name, self.sagas.clock)
+        moments = kit_of(session.get_bind()).moments(self.sagas.clock)
         return Runs(self.sagas.tables.islands, session, moments, service=self.sagas.service, island=self.name)
 
     def _hear(self, classes: Iterable[type]) -> None:

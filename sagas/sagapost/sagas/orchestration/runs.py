@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from sagapost.core.databases import Moments
 from sagapost.core.ids import new_id
-from sagapost.inbox.moments import Moments
 from sagapost.sagas.island_tables import IslandTables
 from sagapost.sagas.orchestration.declaration import IslandStep
 
@@ -77,8 +76,7 @@ class Runs:
         """Write a new run with its steps; None if there is one of this instance already."""
         runs = self._tables.runs
         run = Run(new_id(), saga, instance, "running", data, None, by_saga=False, cause=cause, key=key)
-        dialect = self._session.get_bind().dialect.name
-        once = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(runs).on_conflict_do_nothing()
+        once = self._moments.kit.insert_once(runs)
         created = (
             await self._session.execute(
                 once.values(

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias, assert_never, cast
 
 import anyio
 from sqlalchemy import Connection, CursorResult, Row, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from sagapost.core.backoff import Backoff
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError, StoreUnavailableError
 from sagapost.core.ids import new_id
 from sagapost.core.observer import NullObserver, Observer
@@ -203,8 +203,7 @@ class Watch:
             "url": action.url if isinstance(action, Notify) else None,
             "due_at": now if webhook else None,
         }
-        insert: Any = postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-        statement = insert.values(values).on_conflict_do_nothing()
+        statement = kit_of(connection).insert_once(table).values(values)
         if not cast("CursorResult[Any]", connection.execute(statement)).rowcount:
             return False  # another watch did it
         payload: object

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sagapost.inbox.moments import aware
+from sagapost.core.databases import aware
 from sagapost.sagas.tracker.view import SagaState
 
 __all__ = ["SagaRow", "saga_row"]

@@ -1,7 +1,6 @@
 """The tracker's statements. Each runs in the caller's transaction.
 
-On PostgreSQL a batch is one statement per table: arrays go in as columns (`unnest`), so its text and plan are the
-same for every size. Elsewhere it is the same statement for many rows.
+A batch is one statement per table, whose text and plan are the same for every size.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Table, bindparam, delete, false, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.sql import Executable
+from sqlalchemy import Connection, delete, func, select
 
+from sagapost.core.databases import DatabaseKit
 from sagapost.sagas.tracker.entries import pack, unpack
 from sagapost.sagas.tracker.history import History
 from sagapost.sagas.tracker.tables import TrackerTables
@@ -36,45 +34,24 @@ class Kept:
 class TrackerStore:
     """Statements of one tracker for one kind of database."""
 
-    def __init__(self, tables: TrackerTables, dialect: str) -> None:
+    def __init__(self, tables: TrackerTables, kit: DatabaseKit) -> None:
         self.tables = tables
-        self.postgresql = dialect == "postgresql"
+        self.notices_others = kit.locks_rows
+        """Whether `write` leaves a row alone that somebody else changed; else `take_turn` must come first."""
+        self._kit = kit
         sagas = tables.sagas
-        self._upsert_sagas = self._insert(sagas, version=True)
-        self._insert_keys = self._insert(tables.keys)
-        self._insert_observed = self._insert(tables.observed)
-
-    def _insert(self, table: Table, *, version: bool = False) -> Executable:
-        columns = list(table.columns)
-        insert: Any
-        if self.postgresql:
-            arrays = [
-                func.unnest(bindparam(column.name, type_=ARRAY(column.type))).label(column.name) for column in columns
-            ]
-            insert = postgresql.insert(table).from_select([column.name for column in columns], select(*arrays))
-        else:
-            insert = sqlite.insert(table).values({column.name: bindparam(column.name) for column in columns})
-        if not version:
-            return insert.on_conflict_do_nothing()  # type: ignore[no-any-return]  # two dialects, one method
-        new = insert.excluded
-        upsert = insert.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns),
-            set_={column.name: new[column.name] for column in columns if not column.primary_key},
-            where=table.c.version == new.version - 1,
-        )
-        return upsert.returning(table.c.saga) if self.postgresql else upsert  # type: ignore[no-any-return]  # likewise
-
-    def _execute(self, connection: Connection, statement: Executable, rows: Sequence[Mapping[str, Any]]) -> Any:
-        if self.postgresql:
-            return connection.execute(statement, {name: [row[name] for row in rows] for name in rows[0]})
-        return connection.execute(statement, rows)
+        self._wanted = kit.is_any(sagas.c.saga, "sagas")
+        self._upsert_sagas = kit.batch_versions(sagas, sagas.c.version)
+        self._insert_keys = kit.batch_once(tables.keys)
+        self._insert_observed = kit.batch_once(tables.observed)
 
     # --- folding ---
 
     def take_turn(self, connection: Connection) -> None:
-        """On SQLite: become the only writer before anything is read that decides what is written."""
-        if not self.postgresql:
-            connection.execute(update(self.tables.sagas).where(false()).values(version=0))
+        """Without row locks: become the only writer before anything is read that decides what is written."""
+        turn = self._kit.writers_turn(self.tables.sagas)
+        if turn is not None:
+            connection.execute(turn)
 
     def load(self, connection: Connection, sagas: Iterable[str]) -> dict[str, Kept]:
         """Read the rows of these sagas."""
@@ -82,8 +59,7 @@ class TrackerStore:
         asked = select(columns.saga, columns.version, columns.started_at, columns.truncated, columns.history)
         for start in range(0, len(names), _ENOUGH):
             part = names[start : start + _ENOUGH]
-            wanted = columns.saga == func.any(part) if self.postgresql else columns.saga.in_(part)
-            for row in connection.execute(asked.where(wanted)):
+            for row in connection.execute(asked.where(self._wanted), {"sagas": part}):
                 found[row.saga] = Kept(row.version, _history(row.history))
         return found
 
@@ -93,19 +69,15 @@ class TrackerStore:
         In the order of their names, so that two writers never wait for each other in a circle.
         """
         ordered = sorted(rows, key=lambda row: str(row["saga"]))
-        result = self._execute(connection, self._upsert_sagas, ordered)
-        if self.postgresql:
-            return {row.saga for row in result}
-        # SQLite: `take_turn` made this the only writer, so nothing can have changed.
-        return {row["saga"] for row in rows}
+        return set(self._upsert_sagas.execute(connection, ordered))
 
     def note_keys(self, connection: Connection, rows: Sequence[Mapping[str, str]]) -> None:
         """Write business keys; those that are known already stay."""
-        self._execute(connection, self._insert_keys, rows)
+        self._insert_keys.execute(connection, rows)
 
     def note_observed(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write which service said what; the first observation stays."""
-        self._execute(connection, self._insert_observed, rows)
+        self._insert_observed.execute(connection, rows)
 
     # --- reading ---
 
@@ -180,10 +152,7 @@ class TrackerStore:
 
     def declare(self, connection: Connection, declared: bytes) -> None:
         """Write what the rows are derived with."""
-        table = self.tables.choreography
-        insert: Any = postgresql.insert(table) if self.postgresql else sqlite.insert(table)
-        statement = insert.values(name="current", declared=declared)
-        connection.execute(statement.on_conflict_do_update(index_elements=[table.c.name], set_={"declared": declared}))
+        connection.execute(self._kit.upsert(self.tables.choreography, {"name": "current", "declared": declared}))
 
     # --- forgetting ---
 

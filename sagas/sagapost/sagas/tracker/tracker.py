@@ -18,7 +18,7 @@ from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.envelope import Event
 from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.schema import check_schema, install_schema
-from sagapost.inbox.database import Database, is_conflict
+from sagapost.inbox.database import Database
 from sagapost.sagas.choreography.manifest import Choreography
 from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.differences import Difference, differences
@@ -65,7 +65,7 @@ class Tracker:
         self.database = Database(engine, concurrency=1, timeout=self.settings.timeout)
         self._route = Route.of(choreography, ends=self.settings.ends)
         self._keys = Keys(self.settings.keys)
-        self._store = TrackerStore(self.tables, self.database.dialect)
+        self._store = TrackerStore(self.tables, self.database.kit)
         self._cache: OrderedDict[str, Kept] = OrderedDict()
         self._observed: set[tuple[str, str]] = set()
         self._folding = anyio.Lock()
@@ -120,7 +120,7 @@ class Tracker:
                 try:
                     changed = await self._run(lambda connection: self._fold(connection, entries, keys, observed))
                 except StoreUnavailableError as error:
-                    if error.__cause__ is None or not is_conflict(error.__cause__):
+                    if not self.database.kit.is_conflict(error):
                         raise
                     continue
                 if changed is not None:
@@ -147,8 +147,8 @@ class Tracker:
         """Fold in a transaction; return the changed rows, or None if another tracker came in between."""
         store = self._store
         store.take_turn(connection)
-        # Rows on SQLite are always read: there is nothing there by which an outdated write would be noticed.
-        cached = self._cache if store.postgresql else {}
+        # Where an outdated write would not be noticed, rows are always read.
+        cached = self._cache if store.notices_others else {}
         unknown = [saga for saga in entries if saga not in cached]
         loaded = store.load(connection, unknown) if unknown else {}
         changed: dict[str, Kept] = {}
