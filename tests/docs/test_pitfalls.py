@@ -25,12 +25,12 @@ def rows() -> dict[int, tuple[str, str, list[tuple[str, str]]]]:
 
 
 def test_every_pitfall_is_there_once() -> None:
-    """From 1 to 27, with what happened and what holds here."""
-    assert sorted(rows()) == list(range(1, PITFALLS + 1))
+    """From 1 to 27 without a gap, and whatever came after; each with what happened and what holds here."""
+    assert set(rows()) >= set(range(1, PITFALLS + 1))
     assert all(happened and here for happened, here, _ in rows().values())
 
 
-@pytest.mark.parametrize("number", range(1, PITFALLS + 1))
+@pytest.mark.parametrize("number", sorted(rows()))
 def test_a_pitfall_has_tests_that_exist(number: int) -> None:
     """One at least; each is a function of the file it is said to be in."""
     tests = rows()[number][2]

@@ -19,7 +19,7 @@ from sagapost.inbox import SyncContext
 from sagapost.inbox import observations as obs
 from sagapost.ops.logs import SagaContextFilter
 from sagapost.sagas import StepContext
-from sagapost.sagas.tracker.entries import Keys
+from sagapost.sagas.tracker.business_keys import Keys
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -93,7 +93,7 @@ async def test_business_keys_are_written_with_the_start(service: Warehouse) -> N
     assert own.extensions["tenant"] == "x"
     assert event.correlationid == saga.correlationid
     assert keys_of(other) == {}
-    assert Keys().of(event, saga.correlationid) == {("order", "4711"), ("customer", "a=b, c%")}
+    assert Keys().of(event, saga.correlationid) == ({("order", "4711"), ("customer", "a=b, c%")}, [])
     row = (await service.rows(service.outbox.tables.outbox))[0]
     assert row.extensions[SAGA_KEYS] == "order=4711,customer=a%3Db%2C%20c%25"
 

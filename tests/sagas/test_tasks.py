@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from datetime import timedelta
+from datetime import date, timedelta
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+from uuid import UUID
 
 import anyio
+import msgspec
 import pytest
 from sqlalchemy import select
 
+from sagapost.core import event
+from sagapost.core.codec import decode_data
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import RetryPolicy
 from sagapost.inbox import observations as obs
-from sagapost.sagas import Close, CompensationContext, Compensator, Emit, Escalate, RetryStep, RollBack, StepContext
+from sagapost.outbox import Outbox
+from sagapost.sagas import (
+    Close,
+    CompensationContext,
+    Compensator,
+    DeadlineDeclaration,
+    Emit,
+    Escalate,
+    RetryStep,
+    RollBack,
+    Sagas,
+    StepContext,
+)
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 
 
@@ -38,6 +56,20 @@ async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> Async
     """A service on PostgreSQL, where two transactions really run at the same time."""
     async with made(request, tmp_path) as service:
         yield service
+
+
+class Box(StrEnum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@event("warehouse.parcel-measured.v1")
+class ParcelMeasured(msgspec.Struct):
+    parcels: Annotated[int, msgspec.Meta(ge=1)]
+    box: Box
+    pallet: UUID
+    sent: date | None = None
+    weights: tuple[float, ...] = ()
 
 
 def escalating(service: Warehouse, *, after: int = 1) -> list[str]:
@@ -117,6 +149,68 @@ async def test_an_outcome_publishes_the_prepared_event_with_what_the_person_fill
     with pytest.raises(ConfigurationError, match="resolved as 'shipped' by ada"):
         await service.desk.resolve(number, "retry", by="bob", note="me too")
     assert len(await service.published()) == 1
+
+
+async def test_an_answer_that_the_event_cannot_hold_is_refused_at_the_desk(on_sqlite: Warehouse) -> None:
+    """Where it can be corrected, and not where the event is read; the task stays open, and nothing is published."""
+    service = on_sqlite
+
+    @service.inbox.on(OrderPacked)
+    async def ask(event: OrderPacked, ctx: StepContext) -> None:
+        measured = Emit(
+            ParcelMeasured(1, Box.SMALL, UUID(int=7)), asks=("parcels", "box", "pallet", "sent", "weights")
+        )
+        await ctx.open_task(
+            "measure", title="?", outcomes={"done": measured, "typo": Emit(measured.event, ("parcel",))}
+        )
+
+    number = await escalated(service)
+    right: dict[str, object] = {
+        "parcels": 2,
+        "box": "large",
+        "pallet": str(UUID(int=8)),
+        "sent": "2026-11-27",
+        "weights": [1.5, 2],
+    }
+    wrong = [
+        ("parcels", "two"),
+        ("parcels", True),
+        ("parcels", 2.5),
+        ("parcels", 0),
+        ("parcels", None),
+        ("box", "huge"),
+        ("pallet", "7"),
+        ("sent", "tomorrow"),
+        ("weights", 3),
+        ("weights", ["heavy"]),
+    ]
+    for field, value in wrong:
+        with pytest.raises(ConfigurationError, match=f"stays open: the field '{field}'"):
+            await service.desk.resolve(number, "done", by="ada", note="n", fields={**right, field: value})
+    with pytest.raises(ConfigurationError, match="has no such field; it has: box, pallet, parcels, sent, weights"):
+        await service.desk.resolve(number, "typo", by="ada", note="n", fields={"parcel": 2})
+    assert await service.published() == []
+    await service.desk.resolve(number, "done", by="ada", note="n", fields=right)
+    [row] = await service.rows(service.outbox.tables.outbox)
+    read = decode_data(row.data, ParcelMeasured, event_id="", event_type="")
+    assert read == ParcelMeasured(2, Box.LARGE, UUID(int=8), date(2026, 11, 27), (1.5, 2.0))
+
+
+def test_a_plain_function_cannot_be_a_step_that_records_something() -> None:
+    """Refused where it is declared: at run time its context could not record anything."""
+    sagas = Sagas("warehouse", outbox=Outbox(source="https://warehouse.example"))
+
+    @sagas.compensation()
+    async def undo(ctx: CompensationContext) -> None: ...
+
+    def pack(event: OrderPacked, ctx: object) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"pack is a plain `def` and a step with compensation"):
+        sagas.step(compensation=undo)(pack)
+    late = DeadlineDeclaration("pack", OrderShipped, timedelta(hours=1))
+    with pytest.raises(ConfigurationError, match=r"a step with deadlines"):
+        sagas.step(deadlines=[late])(pack)
+    sagas.step(changes_nothing=True)(pack)
 
 
 @pytest.mark.parametrize("ordered", [False, True])

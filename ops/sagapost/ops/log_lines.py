@@ -251,13 +251,38 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
             return None
 
 
+_LEFT_OUT = {
+    "message": "passed over a message that is no event",
+    "event": "passed over an event that cannot be folded; its saga is shown without it",
+    "data": "an event of the library is of another shape than this release knows, so it says nothing of its saga",
+    "key": "passed over a business key; the saga is not found by it",
+    "saga": "a saga cannot be derived anew; it shows what it showed before",
+}
+
+
+def _passed_over_line(event: tracker.PassedOver) -> Line:
+    extra = {
+        "event_id": event.event_id,
+        "event_type": event.event_type,
+        "correlationid": event.saga,
+        "reason": event.reason,
+    }
+    which = f" ({event.event_type} {event.event_id})" if event.event_id is not None else ""
+    return Line(_WARNING, f"{_LEFT_OUT[event.part]}{which}: {event.reason}", extra, _READABLE)
+
+
 def _tracker_line(event: tracker.TrackerObservation) -> Line | None:
     """What a tracker does, and what it waits for."""
     match event:
         case tracker.Folded(events=events, sagas=changed):
             return Line(_DEBUG, f"{events} events folded into {changed} sagas", every=_READABLE)
-        case tracker.Undecodable(reason=reason):
-            return Line(_WARNING, f"passed over a message that is no event: {reason}", every=_READABLE)
+        case tracker.PassedOver():
+            return _passed_over_line(event)
+        case tracker.ActionFailed(saga=saga, rule=rule, error=error):
+            text = f"the rule {rule!r} cannot be applied to saga {saga}: {error}"
+            return Line(_ERROR, text, {"correlationid": saga, "rule": rule}, _READABLE)
+        case tracker.RuleFailed(rule=rule, error=error):
+            return Line(_ERROR, f"the rule {rule!r} could not be applied: {error}", {"rule": rule}, _READABLE)
         case tracker.TrackerUnavailable(reason=reason, attempt=attempt, retry_in=wait):
             return Line(_WARNING, f"tracker: {reason}; again in {wait:.1f} s", {"attempt": attempt}, _READABLE)
         case tracker.TrackerPruned(sagas=forgotten):

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.handlers import Handler
 from sagapost.inbox.inbox import Inbox
 from sagapost.sagas.choreography import manifest as parts
+from sagapost.sagas.choreography.schemas import schema_of
 from sagapost.sagas.compensations import CompensationFunction
 from sagapost.sagas.island_map import steps_of
 
 if TYPE_CHECKING:
     from sagapost.sagas.sagas import Sagas
 
-__all__ = ["DeadlineDeclaration", "StepDeclaration", "manifest_of", "sagas_of", "schema_of", "type_names"]
+__all__ = ["DeadlineDeclaration", "StepDeclaration", "manifest_of", "sagas_of", "type_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +125,6 @@ def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
 def type_names(events: Iterable[type | str]) -> tuple[str, ...]:
     """Return the event types of classes and names."""
     return tuple(item if isinstance(item, str) else event_type_of(item) for item in events)
-
-
-def schema_of(cls: type) -> Mapping[str, Any] | None:
-    """Return the JSON Schema of an event class; None where there is none to be had (bytes, plain dicts)."""
-    if cls in {bytes, dict}:
-        return None
-    own = getattr(cls, "model_json_schema", None)
-    if own is not None:
-        generated: Mapping[str, Any] = own()
-        return generated
-    try:
-        return msgspec.json.schema(cls)
-    except TypeError:
-        # A field whose type has no JSON Schema: the event still travels, only its shape is not on the map.
-        return None
 
 
 def _note_schema(schemas: dict[str, Mapping[str, Any]], type_: str, cls: type) -> None:

@@ -13,6 +13,7 @@ from sagapost.core.databases import kit_of
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.context import Context
+from sagapost.inbox.handlers import is_async, name_of
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.outcomes import Exhausted, LastResort
 from sagapost.outbox.outbox import Outbox
@@ -137,12 +138,14 @@ class Sagas:
         :param cancels: names of deadlines it takes back.
         :param changes_nothing: there is nothing to undo.
         :param likely_to_fail: business failures are common here.
+        :raises ConfigurationError: where it is declared, if it is a plain `def` with a compensation or deadlines.
         """
+        deadlines = tuple(deadlines)
         declaration = StepDeclaration(
             compensation=compensation,
             fails_with=tuple(fails_with),
             undoes=tuple(undoes),
-            deadlines=tuple(deadlines),
+            deadlines=deadlines,
             cancels=tuple(cancels),
             changes_nothing=changes_nothing,
             likely_to_fail=likely_to_fail,
@@ -150,6 +153,12 @@ class Sagas:
         emitted = [*emits, *declaration.fails_with, *(deadline.event for deadline in declaration.deadlines)]
 
         def describe(function: _H) -> _H:
+            recorded = [what for what, given in (("compensation", compensation), ("deadlines", deadlines)) if given]
+            if recorded and not is_async(function):
+                raise ConfigurationError(
+                    f"{name_of(function)} is a plain `def` and a step with {' and '.join(recorded)}. What a step "
+                    "records goes through an asynchronous context: make it an `async def`."
+                )
             self.steps[function] = declaration
             self._emitted += emitted
             return function

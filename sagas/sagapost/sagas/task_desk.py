@@ -21,6 +21,7 @@ from sagapost.inbox.redo import redo
 from sagapost.inbox.tables import InboxTables
 from sagapost.outbox.outbox import Outbox
 from sagapost.outbox.tables import OutboxTables
+from sagapost.sagas.choreography.schemas import fields_of, misfit
 from sagapost.sagas.events import RollbackRequested, TaskEnded
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.tables import SagaTables
@@ -139,7 +140,8 @@ class TaskDesk:
 
         :param fields: what the outcome asks for.
         :param until: for an outcome that retries the step: not before this time.
-        :raises ConfigurationError: if the task is not open, has no such outcome, or name, note or fields are missing.
+        :raises ConfigurationError: if the task is not open, has no such outcome, name, note or fields are missing, or
+            the event could not be read again with a field's value.
         """
         if not by.strip() or not note.strip():
             raise ConfigurationError("Resolving a task needs a name and a note: the record is read years later.")
@@ -266,7 +268,24 @@ def _filled(task: int, outcome: str, chosen: Mapping[str, Any], fields: Mapping[
         given = ", ".join(sorted(fields)) or "none"
         raise ConfigurationError(f"The outcome {outcome!r} of task {task} asks for {wanted}; given: {given}.")
     data = chosen.get("data")
+    for name, value in fields.items():
+        why = _misfit(name, value, chosen.get("shape"))
+        if why is not None:
+            raise ConfigurationError(
+                f"Task {task} stays open: the field {name!r} of {chosen['type']} cannot be that: {why}. "
+                "Give another value; on the command line, text that looks like a number is quoted: NAME='\"4711\"'."
+            )
     return {**data, **fields} if fields and isinstance(data, dict) else data
+
+
+def _misfit(name: str, value: object, shape: Mapping[str, Any] | None) -> str | None:
+    """Return why the event that is published could not be read again with this value; None if that is not known."""
+    fields = fields_of(shape) if shape is not None else None
+    if shape is None or fields is None:
+        return None
+    if name not in fields:
+        return f"the event has no such field; it has: {', '.join(sorted(fields))}"
+    return misfit(value, fields[name], shape)
 
 
 _SENTENCES = {

@@ -25,6 +25,7 @@ from sagapost.core.naming import event_type_of
 from sagapost.inbox.context import Context
 from sagapost.inbox.envelope import envelope_of
 from sagapost.inbox.outcomes import Instead
+from sagapost.sagas.choreography.schemas import schema_of
 from sagapost.sagas.events import TaskEnded, TaskOpened
 
 if TYPE_CHECKING:
@@ -257,7 +258,9 @@ def _recorded(name: str, choice: str, outcome: Outcome, event: Event | None) -> 
                 raise ConfigurationError(
                     f"The outcome {choice!r} of the task {name!r} asks for {missing}, but its event is no JSON object."
                 )
-            return {"do": "emit", "asks": list(asks), **recorded}
+            # Whoever resolves the task has no code of the service; an answer that does not fit is refused by this.
+            shape = schema_of(type(payload)) if asks else None
+            return {"do": "emit", "asks": list(asks), "shape": shape, **recorded}
         case RetryStep():
             if event is None:
                 raise ConfigurationError(

@@ -9,9 +9,11 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import anyio
+import anyio.abc
 import pytest
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import insert, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.core import event
 from sagapost.core.errors import ConfigurationError
@@ -170,3 +172,83 @@ def test_rules_that_cannot_be_meant_are_refused() -> None:
         Rule("all", RequestRollback())
     with pytest.raises(ConfigurationError, match="https"):
         Notify("ftp://example.org")
+
+
+class CannotBeEncoded:
+    """A payload whose own code fails, in whatever way."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def model_dump_json(self) -> str:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), ZeroDivisionError("no"), RecursionError("no")])
+def test_what_a_rule_cannot_emit_is_refused_before_the_watch_runs(error: Exception) -> None:
+    """At the start, naming the rule; while the watch runs no code of the user is called."""
+    tracker = Tracker(create_async_engine("sqlite+aiosqlite://"))
+    for payload in (CannotBeEncoded(error), {"a": object()}, object()):
+        with pytest.raises(ConfigurationError, match="'call'"):
+            Watch(tracker, [Rule("call", Emit(payload, "t"), late=True)], outbox=Outbox(source="https://t.example"))
+
+
+async def test_pitfall_32_a_saga_that_no_rule_can_act_on_stops_no_other(stage: Stage) -> None:
+    """A row of another's making: its action has failed and says why; the others are acted on, by every rule."""
+    sagas = stage.tracker.tables.sagas
+    async with stage.engine.begin() as connection:
+        # An id that no envelope may have.
+        row = (await connection.execute(select(sagas).where(sagas.c.saga == "stuck"))).mappings().one()
+        await connection.execute(insert(sagas).values({**row, "saga": "a\tb"}))
+    rules = [Rule(name, RequestRollback(), states=(SagaState.STUCK,)) for name in ("first", "second")]
+    watch = stage.watch(*rules)
+    assert await watch.step() == 2
+    assert await stage.published() == [("sagapost.saga.rollback-requested.v1", "stuck")] * 2
+    assert await stage.actions() == [
+        ("a\tb", "first", "failed", 0),
+        ("stuck", "first", "done", 0),
+        ("a\tb", "second", "failed", 0),
+        ("stuck", "second", "done", 0),
+    ]
+    assert [event.saga for event in stage.seen.events if isinstance(event, obs.ActionFailed)] == ["a\tb", "a\tb"]
+    assert await watch.step() == 0
+
+
+async def test_pitfall_32_a_rule_that_cannot_be_applied_stops_no_other(stage: Stage) -> None:
+    """Without an outbox nothing can be asked for; whoever is told by a webhook is told all the same."""
+    async with stage.engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE outbox RENAME TO away"))
+    ask = Rule("ask", RequestRollback(), states=(SagaState.STUCK,))
+    tell = Rule("tell", Notify("http://127.0.0.1:1/"), states=(SagaState.STUCK,))
+    assert await stage.watch(ask, tell).step() == 2
+    assert [event.rule for event in stage.seen.events if isinstance(event, obs.WebhookFailed)] == ["tell"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"what?\r\n\r\n", b"HTTP/1.1 nine nine\r\n\r\n", b"HTTP/1.1 302 x\r\nLocation: ftp://[x/\r\n\r\n"]
+)
+async def test_a_webhook_answered_with_nonsense_has_failed(stage: Stage, answer: bytes) -> None:
+    """Whatever comes back, it is a failure of that webhook; it is tried again later."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            if answer:
+                await stream.send(answer)
+
+    rule = Rule("tell", Notify(f"http://127.0.0.1:{port}/"), states=(SagaState.STUCK,))
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        assert await stage.watch(rule).step() == 2
+        tasks.cancel_scope.cancel()
+    assert await stage.actions() == [("stuck", "tell", "pending", 1)]
+    assert len([event for event in stage.seen.events if isinstance(event, obs.WebhookFailed)]) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a b/", "http://\u00e9..example/", "https://127.0.0.1:99999/"])
+async def test_a_webhook_to_nowhere_has_failed(stage: Stage, url: str) -> None:
+    """An address that is none ends no watch."""
+    assert await stage.watch(Rule("tell", Notify(url), states=(SagaState.STUCK,))).step() == 2
+    assert await stage.actions() == [("stuck", "tell", "pending", 1)]

@@ -1,13 +1,41 @@
-"""Whether two services mean the same by an event: their JSON Schemas, compared where they can hurt."""
+"""JSON Schemas of events: of a class, compared between two services where they can hurt, and held against a value."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any, cast
+from uuid import UUID
 
-__all__ = ["conflicts"]
+import msgspec
+
+__all__ = ["conflicts", "fields_of", "misfit", "schema_of"]
 
 Schema = Mapping[str, Any]
+
+
+def schema_of(cls: type) -> Mapping[str, Any] | None:
+    """Return the JSON Schema of an event class; None where there is none to be had (bytes, plain dicts)."""
+    if cls in {bytes, dict}:
+        return None
+    own = getattr(cls, "model_json_schema", None)
+    if own is not None:
+        generated: Mapping[str, Any] = own()
+        return generated
+    try:
+        return msgspec.json.schema(cls)
+    except TypeError:
+        # A field whose type has no JSON Schema: the event still travels, only its shape is not on the map.
+        return None
+
+
+def fields_of(schema: Schema) -> Mapping[str, Schema] | None:
+    """Return the schemas of an event's fields by name; None where it does not say which it has."""
+    whole = _resolve(schema, schema)
+    fields: Mapping[str, Schema] | None = whole.get("properties")
+    return None if isinstance(whole.get("additionalProperties"), Mapping) else fields
 
 
 def conflicts(said: Schema, heard: Schema) -> list[str]:
@@ -103,3 +131,113 @@ def _widened(types: set[str]) -> set[str]:
 
 def _names(types: set[str]) -> str:
     return " or ".join(sorted(types))
+
+
+# --- a value ---
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list, tuple),
+    "object": (dict,),
+}
+_WORDS = {"string": "text", "integer": "a whole number", "boolean": "true or false", "array": "a list"}
+_FORMATS: Mapping[str, Callable[[str], object]] = {
+    "date-time": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "uuid": UUID,
+    "decimal": Decimal,
+}
+
+
+def misfit(value: object, schema: Schema, root: Schema | None = None) -> str | None:
+    """Return why a JSON value does not fit a schema, without the value; None if nothing speaks against it.
+
+    Judges by what schema generators write for event classes. What it does not know it lets pass: whoever reads the
+    event has the last word.
+    """
+    root = schema if root is None else root
+    schema = _resolve(schema, root)
+    for key in ("anyOf", "oneOf"):
+        options = schema.get(key)
+        if isinstance(options, list):
+            found = [misfit(value, option, root) for option in cast("list[Schema]", options)]
+            if found and all(found):
+                return " and ".join(dict.fromkeys(filter(None, found)))
+    values = _values(schema)
+    if values is not None and value not in values:
+        return f"it is none of {', '.join(map(repr, values))}"
+    declared = _types(schema, root) if "type" in schema else set[str]()
+    if declared and not any(_is(value, kind) for kind in declared):
+        return f"it is not {' or '.join(_WORDS.get(kind, f'a {kind}') for kind in sorted(declared))}"
+    if isinstance(value, str):
+        return _misfit_of_text(value, schema)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _misfit_of_number(value, schema)
+    if isinstance(value, list | tuple):
+        return _misfit_of_list(cast("Sequence[object]", value), schema, root)
+    if isinstance(value, dict):
+        return _misfit_of_object(cast("Mapping[str, object]", value), schema, root)
+    return None
+
+
+def _is(value: object, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return isinstance(value, _KINDS.get(kind, (object,)))
+
+
+def _misfit_of_text(value: str, schema: Schema) -> str | None:
+    if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
+        return f"it has {len(value)} characters, too few or too many"
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and re.search(pattern, value) is None:
+        return f"it is not of the form {pattern}"
+    read = _FORMATS.get(str(schema.get("format")))
+    try:
+        if read is not None:
+            read(value)
+    except (ValueError, ArithmeticError):
+        return f"it is no {schema['format']}"
+    return None
+
+
+def _misfit_of_number(value: float, schema: Schema) -> str | None:
+    bounds = (
+        (value < schema.get("minimum", value), "minimum"),
+        (value > schema.get("maximum", value), "maximum"),
+        ("exclusiveMinimum" in schema and value <= schema.get("exclusiveMinimum", value), "exclusiveMinimum"),
+        ("exclusiveMaximum" in schema and value >= schema.get("exclusiveMaximum", value), "exclusiveMaximum"),
+    )
+    return next((f"it is out of range ({name} {schema[name]})" for outside, name in bounds if outside), None)
+
+
+def _misfit_of_list(value: Sequence[object], schema: Schema, root: Schema) -> str | None:
+    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+        return f"it has {len(value)} items, too few or too many"
+    first = cast("list[Schema]", schema.get("prefixItems", []))
+    rest = schema.get("items")
+    for n, item in enumerate(value):
+        of_item = first[n] if n < len(first) else rest
+        why = misfit(item, cast("Schema", of_item), root) if isinstance(of_item, Mapping) else None
+        if why is not None:
+            return f"item {n}: {why}"
+    return None
+
+
+def _misfit_of_object(value: Mapping[str, object], schema: Schema, root: Schema) -> str | None:
+    fields = cast("Mapping[str, Schema]", schema.get("properties", {}))
+    for name in cast("list[str]", schema.get("required", [])):
+        if name not in value:
+            return f"it lacks {name!r}"
+    others = schema.get("additionalProperties")
+    for name, item in value.items():
+        of_item = fields.get(name, others)
+        why = misfit(item, cast("Schema", of_item), root) if isinstance(of_item, Mapping) else None
+        if why is not None:
+            return f"{name}: {why}"
+    return None

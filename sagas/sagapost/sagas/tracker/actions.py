@@ -9,17 +9,20 @@ from functools import partial
 from typing import Any, TypeAlias, assert_never, cast
 
 import anyio
-from sqlalchemy import Connection, CursorResult, Row, literal, select, update
+from sqlalchemy import Connection, CursorResult, literal, select, update
 
 from sagapost.core.backoff import Backoff
+from sagapost.core.codec import encode_data
 from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError, StoreUnavailableError
 from sagapost.core.ids import new_id
-from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.naming import event_type_of
+from sagapost.core.observer import Observer, Observers
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.events import RollbackRequested
 from sagapost.sagas.tracker import observations as obs
-from sagapost.sagas.tracker.tracker import Tracker
+from sagapost.sagas.tracker.intake import reason_of
+from sagapost.sagas.tracker.tracker import Tracker, cause_of
 from sagapost.sagas.tracker.view import SagaState
 from sagapost.sagas.tracker.webhooks import Webhooks
 
@@ -118,6 +121,7 @@ class Watch:
     ``Idempotency-Key``, by which its receiver knows a repetition.
 
     :param outbox: the tracker's own, in the same database; a relay must serve it.
+    :raises ConfigurationError: if two rules have the same name, or what a rule emits cannot be published.
     """
 
     def __init__(
@@ -136,7 +140,9 @@ class Watch:
             raise ConfigurationError("Two rules have the same name; by the name it is known what was done already.")
         self._outbox = outbox
         self._settings = settings if settings is not None else WatchSettings()
-        self._observer = observer if observer is not None else NullObserver()
+        # Encoded here, where a mistake ends the start and not the watch: no code of the user runs after this.
+        self._published = {rule.name: _encoded(rule, by=self._settings.by) for rule in self._rules}
+        self._observer: Observer = Observers([observer] if observer is not None else ())
         self._webhooks = Webhooks(tracker, observer=self._observer)
         self._stop = anyio.Event()
 
@@ -164,17 +170,47 @@ class Watch:
         """Apply every rule to a chunk of sagas and send the webhooks that are due; return how much was done."""
         done = 0
         for rule in self._rules:
-            taken = await self._tracker.database.run(partial(self._apply, rule=rule))
+            taken = await self._applied(rule)
             for saga in taken:
                 self._observer.notify(obs.ActionTaken(saga, rule.name, rule.reason))
             done += len(taken)
         return done + await self._webhooks.send_due()
 
-    def _apply(self, connection: Connection, rule: Rule) -> list[str]:
-        self._tracker.take_turn(connection)
-        return [row.saga for row in self._candidates(connection, rule) if self._decide(connection, rule, row.saga)]
+    async def _applied(self, rule: Rule) -> list[str]:
+        """Apply one rule to a chunk of sagas; if that fails for another reason than an outage, to each by itself."""
+        try:
+            return await self._tracker.database.run(partial(self._apply, rule=rule))
+        except Exception as error:
+            if self._tracker.is_outage(error):
+                raise
+        try:
+            return await self._applied_one_by_one(rule)
+        except Exception as error:
+            if self._tracker.is_outage(error):
+                raise
+            self._observer.notify(obs.RuleFailed(rule.name, reason_of(cause_of(error))))
+            return []
 
-    def _candidates(self, connection: Connection, rule: Rule) -> Sequence[Row[Any]]:
+    async def _applied_one_by_one(self, rule: Rule) -> list[str]:
+        """Apply a rule saga by saga; where it cannot be applied, its action has failed once and for all."""
+        database, taken = self._tracker.database, list[str]()
+        for saga in await database.run(partial(self._candidates, rule=rule)):
+            try:
+                if await database.run(partial(self._decide, rule=rule, saga=saga)):
+                    taken.append(saga)
+            except Exception as error:
+                if self._tracker.is_outage(error):
+                    raise
+                reason = reason_of(cause_of(error))
+                await database.run(partial(self._record, rule=rule, saga=saga, error=reason))
+                self._observer.notify(obs.ActionFailed(saga, rule.name, reason))
+        return taken
+
+    def _apply(self, connection: Connection, rule: Rule) -> list[str]:
+        return [saga for saga in self._candidates(connection, rule) if self._decide(connection, rule, saga)]
+
+    def _candidates(self, connection: Connection, rule: Rule) -> Sequence[str]:
+        self._tracker.take_turn(connection)
         sagas, actions = self._tracker.tables.sagas.c, self._tracker.tables.actions.c
         now: datetime = self._tracker.clock.now()
         # Applied already? The primary key of the actions answers.
@@ -189,35 +225,75 @@ class Watch:
         if rule.silent_for:
             # The start is in the index, and no saga that began later can be silent for so long.
             asked = asked.where(sagas.started_at <= now - rule.silent_for, sagas.last_at <= now - rule.silent_for)
-        return connection.execute(asked).all()
+        return connection.execute(asked).scalars().all()
 
     def _decide(self, connection: Connection, rule: Rule, saga: str) -> bool:
-        action, now, table = rule.action, self._tracker.clock.now(), self._tracker.tables.actions
-        webhook = isinstance(action, Notify)
-        values = {
-            "saga": saga,
-            "rule": rule.name,
-            "state": "pending" if webhook else "done",
-            "key": new_id(),
-            "reason": rule.reason,
-            "url": action.url if isinstance(action, Notify) else None,
-            "due_at": now if webhook else None,
-        }
-        statement = kit_of(connection).insert_once(table).values(values)
-        if not cast("CursorResult[Any]", connection.execute(statement)).rowcount:
-            return False  # another watch did it
-        payload: object
-        type_: str | None
-        match action:
-            case Notify():
-                return True  # sent after the commit
-            case RequestRollback():
-                payload, type_ = RollbackRequested(rule.reason, self._settings.by), None
-            case Emit(payload, type_):
-                pass
-            case _ as never:
-                assert_never(never)
-        event = self._outbox.publish(connection, payload, correlationid=saga, key=saga, type=type_)
+        """Record the action and publish its event; False if another watch did."""
+        self._tracker.take_turn(connection)
+        if not self._record(connection, rule, saga):
+            return False
+        published = self._published[rule.name]
+        if published is None:
+            return True  # a webhook; sent after the commit
+        event = self._outbox.publish(
+            connection,
+            published.data,
+            correlationid=saga,
+            key=saga,
+            type=published.type,
+            datacontenttype=published.media_type,
+        )
+        table = self._tracker.tables.actions
         mine = (table.c.saga == saga) & (table.c.rule == rule.name)
         connection.execute(update(table).where(mine).values(key=event.id))
         return True
+
+    def _record(self, connection: Connection, rule: Rule, saga: str, error: str | None = None) -> bool:
+        """Record that a rule acts on a saga, or with an `error` that it cannot; False if that is recorded."""
+        action, now, table = rule.action, self._tracker.clock.now(), self._tracker.tables.actions
+        pending = error is None and isinstance(action, Notify)
+        values = {
+            "saga": saga,
+            "rule": rule.name,
+            "state": "failed" if error is not None else "pending" if pending else "done",
+            "key": new_id(),
+            "reason": rule.reason,
+            "url": action.url if isinstance(action, Notify) else None,
+            "due_at": now if pending else None,
+            "last_error": error,
+        }
+        statement = kit_of(connection).insert_once(table).values(values)
+        return bool(cast("CursorResult[Any]", connection.execute(statement)).rowcount)
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What a rule publishes, encoded."""
+
+    type: str
+    data: bytes
+    media_type: str
+
+
+def _encoded(rule: Rule, *, by: str) -> _Published | None:
+    """Encode what a rule publishes; None for a webhook.
+
+    :raises ConfigurationError: if it cannot be.
+    """
+    payload: object
+    type_: str | None
+    match rule.action:
+        case Notify():
+            return None
+        case RequestRollback():
+            payload, type_ = RollbackRequested(rule.reason, by), None
+        case Emit(payload, type_):
+            pass
+        case _ as never:
+            assert_never(never)
+    try:
+        type_ = type_ if type_ is not None else event_type_of(type(payload))
+        data, media_type = encode_data(payload, event_type=type_)
+    except Exception as error:
+        raise ConfigurationError(f"The rule {rule.name!r} emits what cannot be published: {error}") from error
+    return _Published(type_, data, media_type)

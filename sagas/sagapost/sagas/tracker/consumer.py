@@ -13,8 +13,9 @@ from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker, Delivery, Malformed, Queue, Subscription
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
-from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.observer import Observer, Observers
 from sagapost.sagas.tracker import observations as obs
+from sagapost.sagas.tracker.lifecycle import clean
 from sagapost.sagas.tracker.tracker import Tracker
 
 __all__ = ["TrackerConsumer", "TrackerConsumerSettings"]
@@ -52,7 +53,8 @@ class TrackerConsumer:
     """Consumes all events into a tracker. Several may share the queue and the database.
 
     An event is acknowledged after it is durable in the tracker's database: killed at any point, nothing is lost, and
-    what is delivered again changes nothing. While the database is away nothing is acknowledged.
+    what is delivered again changes nothing. While the database is away nothing is acknowledged. Whatever an event or
+    message holds, it stops no other: what cannot be folded is passed over, reported, and acknowledged.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class TrackerConsumer:
         self._tracker = tracker
         self._broker = broker
         self._settings = settings if settings is not None else TrackerConsumerSettings()
-        self._observer = observer if observer is not None else NullObserver()
+        self._observer: Observer = Observers([observer] if observer is not None else ())
         self._stop = anyio.Event()
         self._attempt = 0
 
@@ -143,7 +145,7 @@ class TrackerConsumer:
                     batch.append(receive.receive_nowait())
                 except (anyio.WouldBlock, anyio.EndOfStream):
                     break
-            changed = await self._tracker.fold(self._events(batch))
+            changed = await self._tracker.fold(self._events(batch), observer=self._observer)
             await subscription.ack(*batch)
             self._attempt = 0
             self._observer.notify(obs.Folded(len(batch), changed))
@@ -154,7 +156,8 @@ class TrackerConsumer:
             content = delivery.content
             if isinstance(content, Malformed):
                 # Whoever it was meant for parks it; here there is nothing to fold.
-                self._observer.notify(obs.Undecodable(content.reason))
+                reason = clean(content.reason)
+                self._observer.notify(obs.PassedOver(content.message_id, content.type, None, "message", reason))
             else:
                 events.append(content)
         return events

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
 
-from sagapost.sagas.tracker.entries import LIFECYCLE, Entry, moment
+import msgspec
+
+from sagapost.sagas import events
+from sagapost.sagas.tracker.entries import Entry, moment
 from sagapost.sagas.tracker.history import History, causal_order
+from sagapost.sagas.tracker.lifecycle import Detail, clean, lifecycle_of
 from sagapost.sagas.tracker.route import Route, Stop
 from sagapost.sagas.tracker.view import (
     Deadline,
@@ -22,16 +25,6 @@ from sagapost.sagas.tracker.view import (
 )
 
 __all__ = ["derive"]
-
-_REQUESTED = f"{LIFECYCLE}rollback-requested.v1"
-_STARTED = f"{LIFECYCLE}rollback-started.v1"
-_DONE = f"{LIFECYCLE}compensation-done.v1"
-_HUMAN = f"{LIFECYCLE}compensation-needs-human.v1"
-_ROLLED_BACK = f"{LIFECYCLE}rolled-back.v1"
-_TASK_OPENED = f"{LIFECYCLE}task-opened.v1"
-_TASK_ENDED = f"{LIFECYCLE}task-ended.v1"
-_ISLAND_STEP = f"{LIFECYCLE}island-step.v1"
-_RETRY = f"{LIFECYCLE}retry-requested.v1"
 
 _AFTER_PIVOT = "rollback-past-pivot"
 
@@ -59,9 +52,9 @@ class _Facts:
     parts: dict[str, _Part] = field(default_factory=dict[str, _Part])
     told: list[tuple[str, Entry]] = field(default_factory=list[tuple[str, Entry]])
     """(service, event) of what makes services roll back."""
-    requested: Entry | None = None
-    tasks: dict[tuple[str, Any], Entry] = field(default_factory=dict[tuple[str, Any], Entry])
-    ended_tasks: dict[tuple[str, Any], Entry] = field(default_factory=dict[tuple[str, Any], Entry])
+    requested: events.RollbackRequested | None = None
+    tasks: dict[tuple[str, int], OpenTask] = field(default_factory=dict[tuple[str, int], OpenTask])
+    ended_tasks: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     islands: dict[tuple[str, str, str, str], IslandStep] = field(
         default_factory=dict[tuple[str, str, str, str], IslandStep]
     )
@@ -77,7 +70,7 @@ def derive(saga: str, history: History, route: Route) -> SagaView:
     entries = causal_order(history.entries)
     facts = _read(entries, route)
     rollbacks = _rollbacks(facts, route)
-    tasks = tuple(_task(entry) for key, entry in facts.tasks.items() if key not in facts.ended_tasks)
+    tasks = tuple(task for key, task in facts.tasks.items() if key not in facts.ended_tasks)
     expected = _expected(facts, route)
     state, reason = _state(facts, rollbacks, tasks, expected, route)
     if state is SagaState.COMPLETED or state is SagaState.COMPENSATED:
@@ -92,7 +85,7 @@ def derive(saga: str, history: History, route: Route) -> SagaView:
     return SagaView(
         saga=saga,
         state=state,
-        reason=reason,
+        reason=clean(reason) if reason is not None else None,
         started=moment(history.started if history.started is not None else last),
         last=moment(last),
         ended=ended,
@@ -140,56 +133,49 @@ def _read(entries: Sequence[Entry], route: Route) -> _Facts:
     return facts
 
 
-def _read_lifecycle(facts: _Facts, entry: Entry, detail: Any) -> None:
-    service = str(detail.get("service", ""))
-    if entry.type == _REQUESTED:
-        facts.requested = facts.requested or entry
-    elif entry.type == _TASK_OPENED:
-        facts.tasks.setdefault((service, detail.get("task")), entry)
-    elif entry.type == _TASK_ENDED:
-        facts.ended_tasks.setdefault((service, detail.get("task")), entry)
-    elif entry.type == _ISLAND_STEP:
-        _read_island_step(facts, service, detail)
-    elif entry.type in {_STARTED, _DONE, _HUMAN, _ROLLED_BACK}:
-        part = facts.parts.setdefault(service, _Part())
-        name = str(detail.get("compensation", ""))
-        if entry.type == _STARTED:
-            part.total = int(detail.get("compensations", 0))
-            part.reason = detail.get("reason")
-        elif entry.type == _DONE:
+def _read_lifecycle(facts: _Facts, entry: Entry, detail: Detail) -> None:
+    try:
+        said = lifecycle_of(entry.type, detail)
+    except msgspec.ValidationError:
+        return  # of another shape; reported when it arrived, see `intake`
+    match said:
+        case events.RollbackRequested():
+            facts.requested = facts.requested or said
+        case events.TaskOpened(service, task, name, title, outcomes):
+            facts.tasks.setdefault((service, task), OpenTask(service, task, name, title, outcomes, moment(entry.at)))
+        case events.TaskEnded(service, task):
+            facts.ended_tasks.add((service, task))
+        case events.IslandStepChanged(service, island, run, step, state, attempt, reason):
+            # Its place in the list is that of its first change; what it shows is the last.
+            shown = IslandStep(service, island, run, step, state, attempt, reason)
+            facts.islands[service, island, run, step] = shown
+        case events.RetryRequested():
+            # Whoever was asked tries again; it says so if it gives up again.
+            for part in facts.parts.values():
+                part.given_up.clear()
+        case _:
+            _read_rollback(facts, said)
+
+
+def _read_rollback(facts: _Facts, said: object) -> None:
+    match said:
+        case events.RollbackStarted(service, reason, compensations):
+            part = facts.parts.setdefault(service, _Part())
+            part.total, part.reason = compensations, reason
+        case events.CompensationDone(service, name, remaining):
+            part = facts.parts.setdefault(service, _Part())
             part.done.append(name)
-            part.remaining = int(detail.get("remaining", 0))
+            part.remaining = remaining
             part.rolled_back = False
             part.given_up.pop(name, None)
-        elif entry.type == _HUMAN:
-            part.given_up[name] = str(detail.get("error", ""))
-        else:
+        case events.CompensationNeedsHuman(service, name, error):
+            facts.parts.setdefault(service, _Part()).given_up[name] = error
+        case events.RolledBack(service):
+            part = facts.parts.setdefault(service, _Part())
             part.rolled_back = True
             part.given_up.clear()
-    elif entry.type == _RETRY:
-        # Whoever was asked tries again; it says so if it gives up again.
-        for part in facts.parts.values():
-            part.given_up.clear()
-
-
-def _read_island_step(facts: _Facts, service: str, detail: Any) -> None:
-    place = (service, str(detail.get("island")), str(detail.get("run")), str(detail.get("step")))
-    # Its place in the list is that of its first change; what it shows is the last.
-    facts.islands[place] = IslandStep(
-        *place, str(detail.get("state")), int(detail.get("attempt") or 0), detail.get("reason")
-    )
-
-
-def _task(entry: Entry) -> OpenTask:
-    detail: Any = entry.detail or {}
-    return OpenTask(
-        str(detail.get("service", "")),
-        int(detail.get("task") or 0),
-        str(detail.get("name", "")),
-        str(detail.get("title", "")),
-        tuple(str(outcome) for outcome in detail.get("outcomes") or ()),
-        moment(entry.at),
-    )
+        case _:
+            pass  # another release's; part of the history
 
 
 # --- judging ---
@@ -203,7 +189,7 @@ def _rollbacks(facts: _Facts, route: Route) -> tuple[Rollback, ...]:
         if facts.requested is not None:
             services.update(dict.fromkeys(name for names in route.rolls_back.values() for name in names))
     # Past the point of no return a service asks a person instead, who may have decided to go on.
-    kept = {service for (service, _), entry in facts.tasks.items() if (entry.detail or {}).get("name") == _AFTER_PIVOT}
+    kept = {task.service for task in facts.tasks.values() if task.name == _AFTER_PIVOT}
     found: list[Rollback] = []
     for service in services:
         part = facts.parts.get(service)
@@ -259,8 +245,7 @@ def _state(
 
 def _why(facts: _Facts) -> str | None:
     if facts.requested is not None:
-        detail: Any = facts.requested.detail or {}
-        return f"{detail.get('reason')} (asked for by {detail.get('by')})"
+        return f"{facts.requested.reason} (asked for by {facts.requested.by})"
     for part in facts.parts.values():
         if part.reason:
             return part.reason
@@ -281,6 +266,13 @@ def _deadlines(facts: _Facts, route: Route) -> tuple[Deadline, ...]:
                 )
                 if began is None or deadline.name in cancelled or deadline.event in facts.types:
                     continue
-                due = moment(began.at) + timedelta(seconds=deadline.after_seconds)
+                due = _later(moment(began.at), deadline.after_seconds)
                 found.append(Deadline(stop.service, deadline.name, deadline.event, due))
     return tuple(sorted(found, key=lambda deadline: (deadline.due, deadline.service, deadline.name)))
+
+
+def _later(began: datetime, seconds: float) -> datetime:
+    try:
+        return began + timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        return datetime.max.replace(tzinfo=UTC)  # a deadline beyond the calendar never passes

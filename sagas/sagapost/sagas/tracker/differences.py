@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sagapost.sagas.choreography.manifest import sayings
-from sagapost.sagas.tracker.entries import LIFECYCLE
+from sagapost.sagas.tracker.lifecycle import LIFECYCLE
 from sagapost.sagas.tracker.route import Route
 
 __all__ = ["Difference", "differences"]

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sagapost.sagas.choreography.graph import short_name
-from sagapost.sagas.tracker.entries import LIFECYCLE, Entry
+from sagapost.sagas.tracker.entries import Entry
+from sagapost.sagas.tracker.lifecycle import LIFECYCLE
 from sagapost.sagas.tracker.view import SagaView
 
 __all__ = ["lines_of_timeline", "lines_of_tree", "span", "timeline", "tree"]

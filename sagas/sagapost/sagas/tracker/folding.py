@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sagapost.core.envelope import Event
+from sagapost.core.observer import Observer
 from sagapost.sagas.choreography.manifest import Choreography
+from sagapost.sagas.tracker.business_keys import Keys
 from sagapost.sagas.tracker.derive import derive
-from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, saga_of
+from sagapost.sagas.tracker.entries import Entry
 from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.intake import Reader
 from sagapost.sagas.tracker.route import Route
 from sagapost.sagas.tracker.view import SagaView
 
@@ -24,6 +27,7 @@ def fold(
     *,
     ends: Iterable[str] = (),
     keys: Iterable[str] = (),
+    observer: Observer | None = None,
 ) -> dict[str, SagaView]:
     """Return where each saga is after these events, by saga; in any order, duplicates included.
 
@@ -31,15 +35,18 @@ def fold(
         rollback is seen only where services announce it.
     :param ends: further event types after which a saga is over.
     :param keys: fields of payloads to note as business keys.
+    :param observer: what is told of events that cannot be folded and are passed over.
     """
-    route, reader = Route.of(choreography, ends=ends), Keys(keys)
+    route = Route.of(choreography, ends=ends)
+    intake = Reader(Keys(keys), route.starts).read(events)
     entries: dict[str, list[Entry]] = {}
     found: dict[str, set[tuple[str, str]]] = {}
-    for event in events:
-        saga = saga_of(event, route.starts)
-        if saga is not None:
-            entries.setdefault(saga, []).append(entry_of(event))
-            found.setdefault(saga, set()).update(reader.of(event, saga))
+    for arrival in intake.arrivals:
+        entries.setdefault(arrival.saga, []).append(arrival.entry)
+        found.setdefault(arrival.saga, set()).update(arrival.keys)
+    if observer is not None:
+        for report in intake.passed_over:
+            observer.notify(report)
     return {
         saga: replace(derive(saga, History().merge(arrived, limit=_UNBOUNDED), route), keys=tuple(sorted(found[saga])))
         for saga, arrived in entries.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, delete, func, select
 
@@ -17,7 +17,7 @@ from sagapost.sagas.tracker.entries import pack, unpack
 from sagapost.sagas.tracker.history import History
 from sagapost.sagas.tracker.tables import TrackerTables
 
-__all__ = ["Kept", "TrackerStore"]
+__all__ = ["Kept", "TrackerStore", "Wanted", "packed"]
 
 _ENOUGH = 500
 """Values in one IN list."""
@@ -29,6 +29,16 @@ class Kept:
 
     version: int
     history: History
+
+
+class Wanted(TypedDict, total=False):
+    """Which rows of sagas."""
+
+    saga: str
+    states: Sequence[str]
+    due_before: datetime | None
+    before: tuple[datetime, str] | None
+    limit: int
 
 
 class TrackerStore:
@@ -104,28 +114,22 @@ class TrackerStore:
             asked = asked.where(columns.name == name)
         return list(connection.execute(asked.order_by(columns.saga).limit(limit)).scalars())
 
-    def rows(
-        self,
-        connection: Connection,
-        *,
-        states: Sequence[str],
-        due_before: datetime | None,
-        before: tuple[datetime, str] | None,
-        limit: int,
-    ) -> Sequence[Mapping[str, Any]]:
+    def rows(self, connection: Connection, **wanted: Unpack[Wanted]) -> Sequence[Mapping[str, Any]]:
         """Return rows without their history, those that started last first."""
         columns = self.tables.sagas.c
         asked = select(*(column for column in self.tables.sagas.columns if column.name != "history"))
-        if states:
+        if "saga" in wanted:
+            asked = asked.where(columns.saga == wanted["saga"])
+        if states := wanted.get("states"):
             asked = asked.where(columns.state.in_(states))
-        if due_before is not None:
-            asked = asked.where(columns.due_at <= due_before)
-        if before is not None:
+        if (due := wanted.get("due_before")) is not None:
+            asked = asked.where(columns.due_at <= due)
+        if (before := wanted.get("before")) is not None:
             started, saga = before
             asked = asked.where(
                 (columns.started_at < started) | ((columns.started_at == started) & (columns.saga < saga))
             )
-        asked = asked.order_by(columns.started_at.desc(), columns.saga.desc()).limit(limit)
+        asked = asked.order_by(columns.started_at.desc(), columns.saga.desc()).limit(wanted.get("limit", 1))
         return [dict(row) for row in connection.execute(asked).mappings()]
 
     def count(self, connection: Connection) -> dict[str, int]:

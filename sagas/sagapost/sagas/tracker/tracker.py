@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import anyio
 import msgspec
@@ -15,19 +15,25 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.databases import Other
 from sagapost.core.envelope import Event
 from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.ids import new_id
+from sagapost.core.observer import Observer
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox.database import Database
 from sagapost.sagas.choreography.manifest import Choreography
+from sagapost.sagas.tracker.business_keys import Keys
 from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.differences import Difference, differences
-from sagapost.sagas.tracker.entries import Entry, Keys, entry_of, moment, saga_of
+from sagapost.sagas.tracker.entries import Entry, entry_of, moment
 from sagapost.sagas.tracker.history import History
+from sagapost.sagas.tracker.intake import Arrival, Reader, halves, reason_of
 from sagapost.sagas.tracker.listing import SagaRow, saga_row
+from sagapost.sagas.tracker.observations import PassedOver
 from sagapost.sagas.tracker.route import Declared, Route
 from sagapost.sagas.tracker.settings import TrackerSettings
-from sagapost.sagas.tracker.store import Kept, TrackerStore, packed
+from sagapost.sagas.tracker.store import Kept, TrackerStore, Wanted, packed
 from sagapost.sagas.tracker.tables import TrackerTables
 from sagapost.sagas.tracker.view import SagaState, SagaView
 
@@ -37,6 +43,44 @@ T = TypeVar("T")
 
 _ROUNDS = 20
 _PAGE = 200
+_OBSERVED = 20_000
+"""Pairs of source and type kept in memory, so that they are not written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Arrivals as the statements take them."""
+
+    entries: dict[str, list[Entry]]
+    keys: set[tuple[str, str, str]]
+    """(saga, name, value)."""
+    observed: dict[tuple[str, str], tuple[str, datetime]]
+    """(source, type) that is perhaps seen for the first time -> saga and time."""
+
+    @classmethod
+    def of(cls, arrivals: Iterable[Arrival], known: Set[tuple[str, str]]) -> _Batch:
+        batch = cls({}, set(), {})
+        for arrival in arrivals:
+            saga, entry = arrival.saga, arrival.entry
+            batch.entries.setdefault(saga, []).append(entry)
+            if arrival.keys:
+                batch.keys.update((saga, name, value) for name, value in arrival.keys)
+            place = (entry.source, entry.type)
+            if place not in known and place not in batch.observed:
+                batch.observed[place] = (saga, arrival.time)
+        return batch
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return what the database said, where it said something."""
+    cause = error.__cause__ if isinstance(error, StoreUnavailableError) else None
+    return cause if isinstance(cause, Exception) else error
+
+
+def _probe(now: datetime) -> Arrival:
+    """Return an arrival in which nothing is wrong."""
+    entry = entry_of(Event(id=new_id(), source="urn:sagapost:tracker", type="probe", time=now))
+    return Arrival(new_id(), entry, now, frozenset())
 
 
 class Tracker:
@@ -64,7 +108,7 @@ class Tracker:
         self.choreography = choreography
         self.database = Database(engine, concurrency=1, timeout=self.settings.timeout)
         self._route = Route.of(choreography, ends=self.settings.ends)
-        self._keys = Keys(self.settings.keys)
+        self._reader = Reader(Keys(self.settings.keys), self._route.starts)
         self._store = TrackerStore(self.tables, self.database.kit)
         self._cache: OrderedDict[str, Kept] = OrderedDict()
         self._observed: set[tuple[str, str]] = set()
@@ -91,43 +135,72 @@ class Tracker:
         """On SQLite: become the only writer before anything is read that decides what is written."""
         self._store.take_turn(connection)
 
+    def is_outage(self, error: Exception) -> bool:
+        """Return whether the database could not serve: what failed would have, whatever it was about."""
+        if not isinstance(error, StoreUnavailableError):
+            return False
+        return error.__cause__ is None or not isinstance(self.database.kit.classify(error.__cause__), Other)
+
     # --- folding ---
 
-    async def fold(self, events: Iterable[Event]) -> int:
+    async def fold(self, events: Iterable[Event], *, observer: Observer | None = None) -> int:
         """Fold events, in one transaction; return how many sagas changed. What is known already changes nothing.
 
-        When it returns, the events are durable in the tracker's database and may be acknowledged.
+        When it returns, the events are durable in the tracker's database and may be acknowledged, but for those that
+        cannot be folded, whatever the reason: each of them alone is left out, and reported as `PassedOver`.
 
+        :param observer: what is told of events that are passed over.
         :raises StoreUnavailableError: if the database cannot take them now; fold them again later.
         """
-        entries: dict[str, list[Entry]] = {}
-        keys: set[tuple[str, str, str]] = set()
-        observed: dict[tuple[str, str], tuple[str, datetime]] = {}
-        starts = self._route.starts
-        for event in events:
-            saga = saga_of(event, starts)
-            if saga is None:
-                continue
-            entries.setdefault(saga, []).append(entry_of(event))
-            keys.update((saga, name, value) for name, value in self._keys.of(event, saga))
-            place = (event.source, event.type)
-            if place not in self._observed and place not in observed:
-                observed[place] = (saga, event.time)
-        if not entries:
+        intake = self._reader.read(events)
+        changed = 0
+        if intake.arrivals:
+            async with self._folding:
+                changed = await self._fold_what_can_be(intake.arrivals, intake.passed_over)
+        if observer is not None:
+            for report in intake.passed_over:
+                observer.notify(report)
+        return changed
+
+    async def _fold_what_can_be(self, arrivals: Sequence[Arrival], passed_over: list[PassedOver]) -> int:
+        """Fold a batch; if it is refused, look for what in it is to blame, half by half, and fold all the rest."""
+        try:
+            return await self._write(arrivals)
+        except Exception as error:
+            if self.is_outage(error):
+                raise
+            if len(arrivals) > 1:
+                return sum([await self._fold_what_can_be(half, passed_over) for half in halves(arrivals)])
+            # Is it the event? If nothing at all can be folded, it is the tracker or its database.
+            await self._write([_probe(self.clock.now())], keep=False)
+            passed_over.append(arrivals[0].left_out(reason_of(cause_of(error))))
             return 0
-        async with self._folding:
-            for _ in range(_ROUNDS):
-                try:
-                    changed = await self._run(lambda connection: self._fold(connection, entries, keys, observed))
-                except StoreUnavailableError as error:
-                    if not self.database.kit.is_conflict(error):
-                        raise
-                    continue
-                if changed is not None:
+
+    async def _write(self, arrivals: Sequence[Arrival], *, keep: bool = True) -> int:
+        """Fold a batch in one transaction; return how many sagas changed.
+
+        :param keep: False: undo it at the end.
+        """
+        batch = _Batch.of(arrivals, self._observed)
+        for _ in range(_ROUNDS):
+            try:
+                changed = await self._run(lambda connection: self._fold(connection, batch, keep=keep))
+            except StoreUnavailableError as error:
+                if not self.database.kit.is_conflict(error):
+                    raise
+                continue
+            if changed is not None:
+                if keep:
                     self._remember(changed)
-                    self._observed.update(observed)
-                    return len(changed)
+                    self._remember_observed(batch.observed)
+                return len(changed)
         raise self.database.unavailable(TimeoutError("other trackers change the same sagas all the time"))
+
+    def _remember_observed(self, observed: Iterable[tuple[str, str]]) -> None:
+        """Note what is written down for good. A producer may make up types without end; then it is asked again."""
+        if len(self._observed) > _OBSERVED:
+            self._observed.clear()
+        self._observed.update(observed)
 
     def _remember(self, changed: Mapping[str, Kept]) -> None:
         """Keep what is committed for the next batch; the sagas that were quiet the longest go."""
@@ -137,24 +210,18 @@ class Tracker:
         while len(self._cache) > self.settings.cached_sagas:
             self._cache.popitem(last=False)
 
-    def _fold(
-        self,
-        connection: Connection,
-        entries: Mapping[str, Sequence[Entry]],
-        keys: set[tuple[str, str, str]],
-        observed: Mapping[tuple[str, str], tuple[str, datetime]],
-    ) -> dict[str, Kept] | None:
+    def _fold(self, connection: Connection, batch: _Batch, *, keep: bool) -> dict[str, Kept] | None:
         """Fold in a transaction; return the changed rows, or None if another tracker came in between."""
         store = self._store
         store.take_turn(connection)
         # Where an outdated write would not be noticed, rows are always read.
         cached = self._cache if store.notices_others else {}
-        unknown = [saga for saga in entries if saga not in cached]
+        unknown = [saga for saga in batch.entries if saga not in cached]
         loaded = store.load(connection, unknown) if unknown else {}
         changed: dict[str, Kept] = {}
         rows: list[dict[str, Any]] = []
         horizon = self.clock.now() - self.settings.silent_retention
-        for saga, arrived in entries.items():
+        for saga, arrived in batch.entries.items():
             kept = cached.get(saga) or loaded.get(saga)
             before = kept.history if kept is not None else History()
             after = before.merge(arrived, limit=self.settings.max_events)
@@ -172,18 +239,20 @@ class Tracker:
                     if row["saga"] not in written:
                         self._cache.pop(row["saga"], None)
                 return None
-            known = sorted(key for key in keys if key[0] in changed)
+            known = sorted(key for key in batch.keys if key[0] in changed)
             fresh = [{"value": value, "saga": saga, "name": name} for saga, name, value in known]
             if fresh:
                 store.note_keys(connection, fresh)
-        if observed:
+        if batch.observed:
             store.note_observed(
                 connection,
                 [
                     {"source": source, "type": type_, "saga": saga, "first_at": at}
-                    for (source, type_), (saga, at) in sorted(observed.items())
+                    for (source, type_), (saga, at) in sorted(batch.observed.items())
                 ],
             )
+        if not keep:
+            connection.rollback()
         return changed
 
     def _row(self, saga: str, version: int, history: History) -> dict[str, Any]:
@@ -202,29 +271,42 @@ class Tracker:
             "version": version,
         }
 
-    async def refold(self) -> int:
+    async def refold(self, *, observer: Observer | None = None) -> int:
         """Derive every saga anew from its history, after the choreography or the release changed; return how many.
 
-        Folding may go on meanwhile.
+        Folding may go on meanwhile. A saga that cannot be derived keeps the row that it has, and is reported.
+
+        :param observer: what is told of sagas that are passed over.
         """
         last, count = "", 0
         while True:
-            done = await self._run(partial(self._refold, after=last))
-            if not done:
+            names = await self._run(partial(self._store.names_after, saga=last, limit=_PAGE))
+            if not names:
                 return count
-            last, count = done[-1], count + len(done)
+            last = names[-1]
+            count += await self._refold_what_can_be(names, observer)
 
-    def _refold(self, connection: Connection, after: str) -> list[str]:
+    async def _refold_what_can_be(self, names: Sequence[str], observer: Observer | None) -> int:
+        try:
+            await self._run(lambda connection: self._refold(connection, names))
+        except Exception as error:
+            if self.is_outage(error):
+                raise
+            if len(names) > 1:
+                return sum([await self._refold_what_can_be(half, observer) for half in halves(names)])
+            if observer is not None:
+                observer.notify(PassedOver(None, None, names[0], "saga", reason_of(cause_of(error))))
+            return 0
+        return len(names)
+
+    def _refold(self, connection: Connection, names: Sequence[str]) -> None:
         store = self._store
         store.take_turn(connection)
-        names = store.names_after(connection, after, limit=_PAGE)
-        if names:
-            loaded = store.load(connection, names)
-            # A row that somebody else folds into meanwhile was derived by them.
-            store.write(connection, [self._row(saga, kept.version + 1, kept.history) for saga, kept in loaded.items()])
-        return names
+        loaded = store.load(connection, names)
+        # A row that somebody else folds into meanwhile was derived by them.
+        store.write(connection, [self._row(saga, kept.version + 1, kept.history) for saga, kept in loaded.items()])
 
-    async def adopt(self) -> int:
+    async def adopt(self, *, observer: Observer | None = None) -> int:
         """Derive every saga anew if the choreography is another than that of the last time; return how many.
 
         `sagapost track` does this at its start. Cut off half-way, it is done again.
@@ -233,7 +315,7 @@ class Tracker:
         declared = msgspec.json.encode(Declared(services, self.settings.ends), order="deterministic")
         if await self._run(self._store.declared) == declared:
             return 0
-        count = await self.refold()
+        count = await self.refold(observer=observer)
         await self._run(lambda connection: self._store.declare(connection, declared))
         return count
 
@@ -244,6 +326,7 @@ class Tracker:
             known = msgspec.json.decode(declared, type=Declared)
             self.choreography = Choreography(known.manifests) if known.manifests else None
             self._route = Route.of(self.choreography, ends=known.ends)
+            self._reader = Reader(Keys(self.settings.keys), self._route.starts)
 
     async def prune(self, *, chunk: int = 500) -> int:
         """Forget sagas that ended or fell silent long ago; return how many. Small transactions, one after another."""
@@ -295,18 +378,25 @@ class Tracker:
         wanted = [state.value for state in states]
         due = self.clock.now() if late else None
 
-        def read(connection: Connection) -> list[SagaRow]:
-            rows = self._store.rows(
+        return await self._run(
+            lambda connection: self._listed(
                 connection,
                 states=wanted,
                 due_before=due,
                 before=(before.started, before.saga) if before is not None else None,
                 limit=limit,
             )
-            keys = self._store.keys_of(connection, [row["saga"] for row in rows])
-            return [saga_row(row, keys.get(row["saga"], ())) for row in rows]
+        )
 
-        return await self._run(read)
+    async def row(self, saga: str) -> SagaRow | None:
+        """Return a saga as a line of a list, as it was last written; None if nothing is known of it."""
+        found = await self._run(lambda connection: self._listed(connection, saga=saga))
+        return found[0] if found else None
+
+    def _listed(self, connection: Connection, **wanted: Unpack[Wanted]) -> list[SagaRow]:
+        rows = self._store.rows(connection, **wanted)
+        keys = self._store.keys_of(connection, [row["saga"] for row in rows])
+        return [saga_row(row, keys.get(row["saga"], ())) for row in rows]
 
     async def counts(self) -> dict[SagaState, int]:
         """Return how many sagas are in each state."""

@@ -39,16 +39,15 @@ class Webhooks:
         if claimed is None:
             return 0
         saga, rule, attempts = claimed.saga, claimed.rule, claimed.attempts + 1
-        view = await self._tracker.show(saga)
+        row = await self._tracker.row(saga)
         body = {
             "saga": saga,
             "rule": rule,
             "reason": claimed.reason,
-            "state": view.state.value if view is not None else None,
-            "keys": dict(view.keys) if view is not None else {},
+            "state": row.state.value if row is not None else None,
+            "keys": dict(row.keys) if row is not None else {},
         }
-        # A thread, since the standard library's client blocks; it ends with its own timeout.
-        error = await anyio.to_thread.run_sync(_post, claimed.url, claimed.key, msgspec.json.encode(body))
+        error = await _posted(claimed.url, claimed.key, msgspec.json.encode(body))
         wait = None if error is None or attempts >= _ATTEMPTS else _WAITS.delay(attempts)
         await self._tracker.database.run(lambda connection: self._conclude(connection, claimed, error, wait))
         if error is None:
@@ -85,15 +84,24 @@ class Webhooks:
         )
 
 
+async def _posted(url: str, key: str, body: bytes) -> str | None:
+    """Return what went wrong; within a bound, also where a server sends its answer byte by byte."""
+    with anyio.move_on_after(2 * _TIMEOUT):
+        # A thread, since the standard library's client blocks; one that is left alone ends with its own timeout.
+        return await anyio.to_thread.run_sync(_post, url, key, body, abandon_on_cancel=True)
+    return "TimeoutError"
+
+
 def _post(url: str, key: str, body: bytes) -> str | None:
     """Return what went wrong, without the URL: many hold a token."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-    request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310 - `Notify` takes http(s) alone
     try:
+        request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310 - `Notify` takes http(s) alone
         with urllib.request.urlopen(request, timeout=_TIMEOUT):  # noqa: S310 - as above
             return None
     except urllib.error.HTTPError as error:
         error.close()
         return f"HTTP {error.code}"
-    except OSError as error:
+    except Exception as error:
+        # No connection, no HTTP in answer, a host name that is none, a redirect to nowhere: said by its class alone.
         return type(error).__name__
