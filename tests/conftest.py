@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.servers.fixtures"]
+
+# How long it takes to think up an example says how busy the machine is, and nothing about what is tested.
+settings.register_profile("sagapost", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sagapost")
 
 
 @pytest.fixture(scope="session")
