@@ -144,6 +144,14 @@ class BrokerConformance:
         """Publish a message as a foreign producer would."""
         pytest.skip(f"there is no lever to publish past {type(broker).__name__}")
 
+    async def forbid(self, broker: Broker, topic: str) -> None:
+        """Take the right away to publish under this topic, from the next connection on."""
+        pytest.skip(f"there is no lever to forbid a topic of {type(broker).__name__}")
+
+    async def allow(self, broker: Broker, topic: str) -> None:
+        """Give that right back."""
+        pytest.skip(f"there is no lever to allow a topic of {type(broker).__name__}")
+
     # --- publishing ---
 
     async def test_every_attribute_arrives_as_it_was_sent(self, broker: Broker) -> None:
@@ -285,6 +293,35 @@ class BrokerConformance:
             results = await answers(await publisher.send([one, lost, two]))
             assert [type(result) for result in results] == [Confirmed, Rejected, Confirmed]
             assert numbers(await take(subscription, 2)) == [1, 2]
+
+    async def test_a_refusal_of_one_message_is_no_outage(self, broker: Broker) -> None:
+        """Messages without a right are rejected, each time with a reason; all others flow, once, on one connection."""
+        topic, forbidden = word(), word()
+        await broker.declare(Queue(name := word(), frozenset({topic, forbidden})))
+        await self.forbid(broker, forbidden)
+        good = [outgoing(topic, n)[0] for n in range(60)]
+        bad = [Outgoing(make_event(key=f"k{n}"), forbidden) for n in range(6)]
+        async with broker.publisher() as publisher:
+            pending = [
+                await publisher.send([*good[n * 10 : n * 10 + 5], bad[n], *good[n * 10 + 5 : n * 10 + 10]])
+                for n in range(6)
+            ]
+            for confirmation in pending:
+                results = await answers(confirmation)
+                assert [type(result) for result in results] == [Confirmed] * 5 + [Rejected] + [Confirmed] * 5
+                assert forbidden in getattr(results[5], "reason", ""), "the reason does not say what was refused"
+            for _ in range(3):
+                results = await answers(await publisher.send(bad))
+                assert [type(result) for result in results] == [Rejected] * 6
+            await self.allow(broker, forbidden)
+            assert await answers(await publisher.send(bad[:1])) == [Confirmed()]
+            async with broker.subscribe(Queue(name, frozenset({topic, forbidden})), prefetch=100) as subscription:
+                received = await take(subscription, 61)
+                assert [event_of(delivery).id for delivery in received] == [
+                    message.event.id for message in (*good, bad[0])
+                ]
+                await subscription.ack(*received)
+                await self._assert_nothing_more(broker, subscription, topic)
 
     async def test_text_that_cannot_be_carried_is_rejected_alone(self, broker: Broker) -> None:
         """A topic that is too long is refused with a reason, and does not hurt its neighbours."""

@@ -7,22 +7,29 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import aiormq
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 from sqlalchemy.engine import make_url
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
+from sagapost.core.ids import new_uuid
 from sagapost.inbox import Context
 from sagapost.inbox import observations as inbox
+from sagapost.outbox.relay import Routing
 from sagapost.outbox.relay import observations as obs
 from tests.faults.proxy import FaultProxy
 from tests.inbox.harness import Service
 from tests.inbox.harness import running as consuming
 from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
 from tests.relay.victim import Plan
+from tests.servers.brokers import RabbitMQServer
+from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +115,78 @@ async def test_pitfall_13_a_broker_gone_without_a_word_is_noticed_and_left(shop:
     assert numbers(await heard(direct, 50)) == list(range(50))
 
 
+@pytest.mark.parametrize("forbidden", ["topic", "exchange", "everything"])
+async def test_pitfall_33_a_refused_event_is_held_with_the_reason_and_the_others_flow(
+    shop: Shop, rabbitmq: RabbitMQServer, amqp_url: str, forbidden: str
+) -> None:
+    """Rights that are missing for some events: no outage, no duplicate, their keys wait, and go on once allowed."""
+    if not isinstance(rabbitmq, AdministeredRabbitMQ):
+        pytest.skip("needs a broker of the run's own, to set rights inside it")
+    parts = urlsplit(amqp_url)
+    vhost, user = unquote(parts.path[1:]), f"u{new_uuid().hex}"
+    url = parts._replace(netloc=f"{user}:{user}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+    async def allow(write: str, topics: str | None = None) -> None:
+        rights = {"configure": ".*", "write": write, "read": ".*"}
+        await anyio.to_thread.run_sync(lambda: rabbitmq.create_user(user, vhost, **rights))
+        await anyio.to_thread.run_sync(rabbitmq.set_topic_right, user, vhost, "sagapost", topics)
+
+    routing = Routing(destinations={"shop.bad.v1": "audit"} if forbidden == "exchange" else {})
+    watch, direct = Watch(), RabbitMQBroker(amqp_url)
+    await direct.declare(EVERYTHING)
+    await _exchange_bound(amqp_url, "audit", EVERYTHING.name)
+    match forbidden:
+        case "topic":
+            await allow(".*", "^(?!shop.bad)")
+        case "exchange":
+            await allow("^sagapost$|^everything")
+        case _:
+            await allow("^everything")
+    good = list(range(300))
+    try:
+        async with running(shop.relay(RabbitMQBroker(url), watch, replace(FAST, routing=routing))):
+            for n in (100, 200, 300):
+                await shop.say(*good[n - 100 : n], key=None)
+                await shop.say(1000 + n, 2000 + n, key=f"bad-{n}", type_="shop.bad.v1")
+                await shop.say(3000 + n, key=f"bad-{n}")
+            flowing = 0 if forbidden == "everything" else 300
+            keys = 303 if forbidden == "everything" else 3
+            await watch.until(lambda: watch.settled == flowing and _held(watch) == keys, within=60)
+            assert watch.count(obs.BrokerLost) == 0
+            reasons = {event.reason for event in watch.events if isinstance(event, obs.Held)}
+            assert reasons
+            assert all("403 ACCESS_REFUSED" in reason for reason in reasons)
+            assert await _waiting(amqp_url, EVERYTHING.name) == flowing
+            assert await shop.one("SELECT count(*) FROM outbox WHERE last_error LIKE '%403%'") == keys
+            await allow(".*")
+            await watch.until(lambda: watch.settled == 309, within=60)
+            assert watch.count(obs.BrokerLost) == 0
+            assert await _waiting(amqp_url, EVERYTHING.name) == 309
+    finally:
+        await anyio.to_thread.run_sync(rabbitmq.delete_user, user)
+    arrived = numbers(await heard(direct, 309))
+    for n in (100, 200, 300):
+        assert [m for m in arrived if m in {1000 + n, 2000 + n, 3000 + n}] == [1000 + n, 2000 + n, 3000 + n]
+
+
+def _held(watch: Watch) -> int:
+    """How many rows were held at least once."""
+    return len({event.position for event in watch.events if isinstance(event, obs.Held)})
+
+
+async def _exchange_bound(amqp_url: str, exchange: str, queue: str) -> None:
+    async with aiormq.Connection(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+        await channel.queue_bind(queue, exchange, routing_key="#")
+
+
+async def _waiting(amqp_url: str, queue: str) -> int:
+    async with aiormq.Connection(amqp_url) as connection:
+        channel = await connection.channel()
+        return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+
 async def test_pitfall_01_a_binding_removed_under_load_loses_nothing(shop: Shop, amqp_url: str) -> None:
     """Events that find no queue any more stay, and arrive when there is one again: each of them, of every key."""
     broker, watch = RabbitMQBroker(amqp_url), Watch()
@@ -137,8 +216,6 @@ async def test_pitfall_01_a_binding_removed_under_load_loses_nothing(shop: Shop,
 
 async def _taken_and_deleted(amqp_url: str, queue: str) -> list[int]:
     """Remove a queue's bindings, take what it has, and delete it."""
-    import aiormq
-
     connection = await aiormq.connect(amqp_url)
     try:
         channel = await connection.channel()

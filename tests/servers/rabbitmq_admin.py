@@ -18,7 +18,6 @@ __all__ = ["AdministeredRabbitMQ"]
 
 _ALARM_SECONDS = 10.0
 _USUAL_WATERMARK = "0.4"
-_VHOST = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class AdministeredRabbitMQ(RabbitMQServer):
@@ -66,6 +65,28 @@ class AdministeredRabbitMQ(RabbitMQServer):
             if self.running:
                 self.delete_vhost(name)
 
+    def create_user(self, name: str, vhost: str, *, configure: str, write: str, read: str) -> None:
+        """Make a user, whose password is its name, or set the rights anew; the rights are regular expressions."""
+        user, by = _binary(name), f'<<"{USER}">>'
+        rights = ", ".join(_binary(right) for right in (configure, write, read))
+        self.evaluate(
+            f"catch rabbit_auth_backend_internal:add_user({user}, {user}, {by}), "
+            f"ok = rabbit_auth_backend_internal:set_permissions({user}, {_binary(vhost)}, {rights}, {by})"
+        )
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user; its connections stay."""
+        self.evaluate(f'rabbit_auth_backend_internal:delete_user({_binary(name)}, <<"{USER}">>)')
+
+    def set_topic_right(self, name: str, vhost: str, exchange: str, write: str | None) -> None:
+        """Let a user publish to an exchange only under topics that match; None: under all of them."""
+        where, by = f"{_binary(name)}, {_binary(vhost)}, {_binary(exchange)}", f'<<"{USER}">>'
+        if write is None:
+            self.evaluate(f"ok = rabbit_auth_backend_internal:clear_topic_permissions({where}, {by})")
+        else:
+            rights = f"{_binary(write)}, {_binary('.*')}"
+            self.evaluate(f"ok = rabbit_auth_backend_internal:set_topic_permissions({where}, {rights}, {by})")
+
     def set_memory_alarm(self, *, on: bool) -> None:
         """Raise or clear the memory alarm; while it is raised, connections that publish get `connection.blocked`.
 
@@ -79,7 +100,6 @@ class AdministeredRabbitMQ(RabbitMQServer):
         return "resource_limit, memory" in re.sub(r",\s*", ", ", self.evaluate("rabbit_alarm:get_alarms()"))
 
 
-def _binary(name: str) -> str:
-    if not _VHOST.fullmatch(name):
-        raise ValueError(f"a virtual host for tests is named with letters, digits, '_', '.' and '-': {name!r}")
-    return f'<<"{name}">>'
+def _binary(text: str) -> str:
+    """An Erlang binary of the text's UTF-8."""
+    return f"<<{','.join(str(byte) for byte in text.encode())}>>"

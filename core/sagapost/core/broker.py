@@ -60,16 +60,23 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The broker refused the message itself (negative confirm, too large): it was **not** published."""
+    """The broker refused this message, and not the connection: it was **not** published.
+
+    For want of a right on its destination or topic, a missing destination, its size, or a queue that takes nothing
+    more. It is a property of the message until somebody changes something, and never of its neighbours: they have
+    results of their own. Also given to what was sent after it under the same key and would overtake it.
+    """
 
     reason: str
+    """The broker's own words, where it had some."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """The connection ended, or the time limit passed, before an answer: it may or may not have been published.
 
-    Publish it again under the same id; consumers recognise the duplicate.
+    Publish it again under the same id; consumers recognise the duplicate. A refusal of one message is never given as
+    `Unknown`, neither to that message nor to its neighbours: whoever publishes again would publish the same for ever.
     """
 
     reason: str
@@ -99,19 +106,24 @@ class Publisher(Protocol):
     that share a topic and destination the broker's queues see that order. After a lost connection what arrived is a
     *prefix* of what was sent and not answered.
 
+    A refusal of one message is the answer to that message. Where the broker ends the stream over it, the publisher
+    finds out over which, and goes on with the others on the same connection: what was unanswered is published again
+    once, in its order, and what was refused before is not sent again before the broker would take it.
+
     Not safe for concurrent `send` calls from several tasks; confirmations may be awaited anywhere.
     """
 
     async def send(self, batch: Sequence[Outgoing]) -> Confirmation:
         """Hand a batch to the transport; return once it is written (back-pressure) without waiting for confirms.
 
-        A message over the broker's size limit, or for a destination that does not exist, is not sent and yields
-        `Rejected`; the others of the batch are sent. Among the messages in flight, event id, destination and topic
-        together must be unique. Cancelling leaves the stream in order: nothing of the batch is written, or all of it.
+        A message over the broker's size limit, or for a destination that does not exist or may not be written to,
+        is not sent and yields `Rejected`; the others of the batch are sent. Among the messages in flight, event id,
+        destination and topic together must be unique. Cancelling leaves the stream in order: nothing of the batch is
+        written, or all of it.
 
         :raises BrokerUnavailableError: if the connection is down or the write did not finish in time. Messages of
             this batch may have been sent (treat all of them as `Unknown`); this publisher is then closed.
-        :raises BrokerRefusedError: if the broker ended the stream because the user lacks a permission; likewise.
+        :raises BrokerRefusedError: if the broker ended the connection because the user lacks a permission; likewise.
         """
         ...
 
@@ -121,7 +133,7 @@ class Publisher(Protocol):
         Cancelling it changes nothing.
 
         :raises BrokerUnavailableError: if the connection was lost or the publisher closed.
-        :raises BrokerRefusedError: if the broker ended the stream because the user lacks a permission.
+        :raises BrokerRefusedError: if the broker ended the connection because the user lacks a permission.
         """
         ...
 
@@ -132,7 +144,10 @@ class Publisher(Protocol):
 
     @property
     def max_message_bytes(self) -> int | None:
-        """Largest `Event.data` that is sent; larger ones are `Rejected` here. None: no limit is known."""
+        """Largest `Event.data` that should go through; larger ones are `Rejected`. None: no limit is known.
+
+        Sinks when the broker refuses a smaller one.
+        """
         ...
 
 
@@ -266,7 +281,7 @@ class Broker(Protocol):
         """Declare the queue with its bindings and consume from it on a connection of its own.
 
         :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
-        :raises BrokerRefusedError: if it was reached and refused.
+        :raises BrokerRefusedError: if it was reached and refused, also if the user may not read the queue.
         :raises TopologyConflictError: if the queue exists with other arguments; names the argument.
         """
         ...

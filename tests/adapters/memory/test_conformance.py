@@ -24,6 +24,16 @@ class TestMemoryBroker(BrokerConformance):
         assert isinstance(broker, MemoryBroker)
         broker.disconnect()
 
+    async def forbid(self, broker: Broker, topic: str) -> None:
+        """Pull the broker's own lever."""
+        assert isinstance(broker, MemoryBroker)
+        broker.forbid(topic)
+
+    async def allow(self, broker: Broker, topic: str) -> None:
+        """Pull the broker's own lever."""
+        assert isinstance(broker, MemoryBroker)
+        broker.allow(topic)
+
     async def dead_letters(self, broker: Broker, queue: str, count: int) -> list[bytes]:
         """Look into the broker."""
         assert isinstance(broker, MemoryBroker)

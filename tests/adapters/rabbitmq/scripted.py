@@ -36,6 +36,8 @@ _ANSWERS: dict[str, Any] = {
     "Basic.Qos": commands.Basic.QosOk(),
     "Basic.Consume": commands.Basic.ConsumeOk(consumer_tag="sagapost"),
     "Basic.Cancel": commands.Basic.CancelOk(consumer_tag="sagapost"),
+    "Tx.Select": commands.Tx.SelectOk(),
+    "Tx.Rollback": commands.Tx.RollbackOk(),
 }
 
 
@@ -46,17 +48,31 @@ class ScriptedBroker:
         self.port = 0
         self.published: list[str] = []
         """Message ids, in the order they arrived."""
+        self.tried: list[str] = []
+        """Message ids of those that were only tried, in a transaction."""
+        self.refused: dict[str, commands.Channel.Close] = {}
+        """What is said to messages that are tried or published, by id, from now on."""
+        self.takes_trials = False
+        """Whether it has no objection to a message that is only tried."""
+        self.opened: int = 0
+        """Channels that were opened."""
         self.settled: list[Any] = []
         """Acks, rejects and nacks from the client."""
         self.heartbeats = 0
         self.mute: set[str] = set()
         """Methods that get no answer."""
+        self.unknown: set[str] = set()
+        """Methods over which it closes the connection."""
+        self.connections = 0
+        """Connections that were opened."""
         self.channel = 0
         """The channel last used by confirm.select or basic.consume."""
         self.chunk = 0
         """Bytes per write; 0: whatever comes."""
         self._writer: asyncio.StreamWriter | None = None
         self._news = anyio.Event()
+        self._transactions: set[int] = set()
+        self._closing: set[int] = set()
 
     @property
     def url(self) -> str:
@@ -130,6 +146,11 @@ class ScriptedBroker:
         assert self._writer is not None
         cast("asyncio.Transport", self._writer.transport).pause_reading()
 
+    def read_again(self) -> None:
+        """Take in what was left, and what comes."""
+        assert self._writer is not None
+        cast("asyncio.Transport", self._writer.transport).resume_reading()
+
     def cut(self) -> None:
         """End the connection, if there is one, without a word."""
         if self._writer is not None:
@@ -140,6 +161,9 @@ class ScriptedBroker:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         self._writer = writer
+        self.connections += 1
+        self._transactions.clear()
+        self._closing.clear()
         try:
             await reader.readexactly(8)
             await self.send(commands.Connection.Start(0, 9, _PROPERTIES), channel=0)
@@ -156,16 +180,36 @@ class ScriptedBroker:
     async def _take(self, channel: int, frame: Any) -> None:
         if isinstance(frame, Heartbeat):
             self.heartbeats += 1
+        elif channel in self._closing:
+            # Like the original: what comes after the message that closed the channel is ignored.
+            if isinstance(frame, commands.Channel.CloseOk):
+                self._closing.discard(channel)
         elif isinstance(frame, ContentHeader):
-            self.published.append(str(frame.properties.message_id))
+            await self._take_message(channel, str(frame.properties.message_id))
         elif frame.name in ("Basic.Ack", "Basic.Reject", "Basic.Nack"):
             self.settled.append(frame)
+        elif frame.name == "Channel.Open":
+            self.opened += 1
+            self._transactions.discard(channel)
+            if frame.name not in self.mute:
+                await self.send(_ANSWERS[frame.name], channel=channel)
+        elif frame.name in self.unknown:
+            await self.send(commands.Connection.Close(540, "NOT_IMPLEMENTED", 90, 10), channel=0)
         elif frame.name in _ANSWERS and frame.name not in self.mute:
             if frame.name in ("Confirm.Select", "Basic.Consume"):
                 self.channel = channel
+            elif frame.name == "Tx.Select":
+                self._transactions.add(channel)
             await self.send(_ANSWERS[frame.name], channel=channel)
         news, self._news = self._news, anyio.Event()
         news.set()
+
+    async def _take_message(self, channel: int, message_id: str) -> None:
+        (self.tried if channel in self._transactions else self.published).append(message_id)
+        trial = channel in self._transactions
+        if (close := self.refused.get(message_id)) is not None and not (trial and self.takes_trials):
+            self._closing.add(channel)
+            await self.send(close, channel=channel)
 
 
 @asynccontextmanager

@@ -179,48 +179,70 @@ class Step:
 
 steps = st.builds(
     Step,
-    kind=st.sampled_from(["send", "send", "ack", "ack", "ack", "nack", "return"]),
+    kind=st.sampled_from(["send", "send", "ack", "ack", "ack", "nack", "return", "close"]),
     size=st.integers(1, 5),
     tag=st.floats(0, 1, exclude_max=True),
     multiple=st.booleans(),
 )
 
 
-@given(st.lists(steps, max_size=60), st.data())
+@given(st.lists(steps, max_size=60))
 @settings(deadline=None, max_examples=400)
-def test_any_course_of_events_matches_the_model(course: list[Step], data: st.DataObject) -> None:
-    """After any sequence of sends and answers, every message has the result that a plain list of messages gives it."""
+def test_any_course_of_events_matches_the_model(course: list[Step]) -> None:
+    """After any sequence of sends, answers and closed channels each message has the result that a plain list gives it.
+
+    A channel closed over a message goes on as another one, on which what has no answer is numbered again from 1.
+    """
     ledger = ConfirmLedger(EXCHANGE)
-    pendings: list[PendingBatch] = []
-    # One entry per message: [name, answered, result]
-    model: list[tuple[str, list[PublishResult]]] = []
+    pendings: list[tuple[PendingBatch, range]] = []
+    names: list[str] = []
+    results: dict[int, PublishResult] = {}
+    channel: list[int] = []
+    """Which message has which tag, from 1 on, on the channel in use."""
     answered: set[int] = set()
     for step in course:
-        open_tags = [tag for tag in range(1, len(model) + 1) if tag not in answered]
+        open_tags = [tag for tag, message in enumerate(channel, 1) if message not in answered]
         if step.kind == "send":
-            names = [f"m{len(model) + n}" for n in range(step.size)]
-            model += [(name, []) for name in names]
-            pendings.append(send(ledger, *names))
+            places = range(len(names), len(names) + step.size)
+            names += [f"m{place}" for place in places]
+            channel += places
+            pendings.append((send(ledger, *names[places.start :]), places))
+        elif step.kind == "close":
+            suspects = [channel[tag - 1] for tag in open_tags if channel[tag - 1] not in results]
+            assert [message.event.id for message in ledger.unanswered()] == [names[place] for place in suspects]
+            refused = {index: Rejected("403") for index in range(len(suspects)) if index % 5 < step.size - 1}
+            again = ledger.begin_again(refused, deadline=0.0)
+            results |= {suspects[index]: no for index, no in refused.items()}
+            channel = [place for index, place in enumerate(suspects) if index not in refused]
+            assert [message.event.id for message in again] == [names[place] for place in channel]
+            answered = set(range(len(names))) - set(channel)
         elif open_tags:
             tag = open_tags[int(step.tag * len(open_tags))]
             if step.kind == "return":
-                if not model[tag - 1][1]:
-                    assert ledger.returned(model[tag - 1][0], EXCHANGE, "t", "312")
-                    model[tag - 1][1].append(Returned("312"))
+                place = channel[tag - 1]
+                if place not in results:
+                    assert ledger.returned(names[place], EXCHANGE, "t", "312")
+                    results[place] = Returned("312")
                 continue
-            hit = [t for t in open_tags if t <= tag] if step.multiple else [tag]
-            for t in hit:
-                if not model[t - 1][1]:
-                    model[t - 1][1].append(Confirmed() if step.kind == "ack" else Rejected("nack"))
-            answered.update(hit)
+            for hit in [t for t in open_tags if t <= tag] if step.multiple else [tag]:
+                results.setdefault(channel[hit - 1], Confirmed() if step.kind == "ack" else Rejected("nack"))
+                answered.add(channel[hit - 1])
             (ledger.ack if step.kind == "ack" else ledger.nack)(tag, multiple=step.multiple)
-        assert ledger.in_flight == len(model) - len(answered)
-        assert [pending.done for pending in pendings] == [
-            all(tag in answered for tag in range(1, pending.last + 1)) for pending in pendings
-        ]
+        assert ledger.in_flight == len(names) - len(answered)
+        _assert_done_in_order(pendings, answered)
     ledger.abandon("cut")
-    seen = [type(result) for pending in pendings for result in anyio.run(pending.wait)] if pendings else []
-    assert seen == [type(result[0]) if result else Unknown for _, result in model]
+    seen = [type(result) for pending, _ in pendings for result in anyio.run(pending.wait)]
+    assert seen == [type(results[place]) if place in results else Unknown for place in range(len(names))]
+
+
+def _assert_done_in_order(pendings: Sequence[tuple[PendingBatch, range]], answered: set[int]) -> None:
+    """A batch with all its answers is done unless an older one on the same channel is not; no other is."""
+    for pending, places in pendings:
+        complete = all(place in answered for place in places)
+        if pending.done:
+            assert complete
+        elif complete:
+            assert any(not older.done for older, before in pendings if before.start < places.start)
 
 
 @pytest.mark.parametrize("order", ["rising", "falling"])

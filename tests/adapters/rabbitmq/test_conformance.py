@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
 
 import aiormq
 import anyio
@@ -14,8 +15,10 @@ from pamqp import commands
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
 from tests.conformance.broker import LIMIT, BrokerConformance, word
+from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
 
 if TYPE_CHECKING:
+    from tests.servers.brokers import RabbitMQServer
     from tests.servers.fixtures import OwnRabbitMQ
     from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -39,6 +42,7 @@ class TestRabbitMQ(BrokerConformance):
             self.url = self.server.amqp_url()
         else:
             self.url = request.getfixturevalue("amqp_url")
+            self.shared: RabbitMQServer = request.getfixturevalue("rabbitmq")
             self.cut: Callable[[], Awaitable[None]] = request.getfixturevalue("cut_connections")
         self.exchange = word()
         return RabbitMQBroker(
@@ -48,6 +52,22 @@ class TestRabbitMQ(BrokerConformance):
     async def drop_connections(self, broker: Broker) -> None:
         """Kill them inside the server."""
         await self.cut()
+
+    async def forbid(self, broker: Broker, topic: str) -> None:
+        """Let the tests' user publish under all topics but this one."""
+        await self._set_topic_right(f"^(?!{topic}$)")
+
+    async def allow(self, broker: Broker, topic: str) -> None:
+        """Let it publish under all topics again."""
+        await self._set_topic_right(None)
+
+    async def _set_topic_right(self, write: str | None) -> None:
+        if not isinstance(self.shared, AdministeredRabbitMQ):
+            pytest.skip("needs a broker of the run's own, to set rights inside it")
+        parts = urlsplit(self.url)
+        assert parts.username is not None
+        where = (parts.username, unquote(parts.path[1:]), self.exchange)
+        await anyio.to_thread.run_sync(self.shared.set_topic_right, *where, write)
 
     async def restart(self, broker: Broker) -> None:
         """Stop and start the node."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, unquote, urlsplit
 
 import aiormq
+import aiormq.exceptions
 import anyio
 import anyio.to_thread
 import pytest
@@ -22,12 +24,37 @@ from sagapost.core.errors import (
 from tests.adapters.rabbitmq.shown import reasons
 from tests.conformance.broker import answers, event_of, make_event, numbers, outgoing, publish, take, until, word
 from tests.servers.ports import free_ports
+from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
 
 if TYPE_CHECKING:
     from tests.servers.brokers import RabbitMQServer
     from tests.servers.fixtures import OwnRabbitMQ
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+class Users(Protocol):
+    """Makes a user of the test's virtual host with the given rights; returns its URL."""
+
+    def __call__(self, *, write: str = ".*", read: str = ".*", configure: str = ".*") -> Awaitable[str]: ...
+
+
+@pytest.fixture
+async def user(rabbitmq: RabbitMQServer, amqp_url: str) -> AsyncGenerator[Users]:
+    """A user with fewer rights, deleted after the test."""
+    if not isinstance(rabbitmq, AdministeredRabbitMQ):
+        pytest.skip("needs a broker of the run's own, to set rights inside it")
+    parts, name = urlsplit(amqp_url), word()
+
+    async def make(*, write: str = ".*", read: str = ".*", configure: str = ".*") -> str:
+        vhost = unquote(parts.path[1:])
+        await anyio.to_thread.run_sync(
+            lambda: rabbitmq.create_user(name, vhost, configure=configure, write=write, read=read)
+        )
+        return parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+    yield make
+    await anyio.to_thread.run_sync(rabbitmq.delete_user, name)
 
 
 # --- refusals ---
@@ -57,21 +84,67 @@ async def test_a_queue_that_refuses_is_a_rejection_of_exactly_those(amqp_url: st
         assert waiting.message_count == kinds[::3].count(Confirmed)
 
 
-async def test_the_brokers_own_size_limit_is_learned_and_does_not_loop(own_rabbitmq: OwnRabbitMQ) -> None:
-    """A body over `max_message_size` costs one reconnect; then it is rejected and everything else flows."""
+async def test_the_brokers_own_size_limit_is_learned_and_costs_its_neighbours_one_repetition(
+    own_rabbitmq: OwnRabbitMQ,
+) -> None:
+    """A body over `max_message_size` closes the channel once; it alone is rejected, and the connection stays."""
     server = await anyio.to_thread.run_sync(lambda: own_rabbitmq(config=["max_message_size = 100000"]))
     broker = RabbitMQBroker(server.amqp_url())
     topic = word()
-    await broker.declare(Queue(word(), frozenset({topic})))
-    small, large = outgoing(topic, 1)[0], Outgoing(make_event(b"x" * 200_000), topic)
-    rounds = 0
-    results: list[object] = [Unknown("")]
-    while any(isinstance(result, Unknown) for result in results):
-        rounds += 1
-        async with broker.publisher() as publisher:
-            results = await answers(await publisher.send([small, large]))
-    assert rounds == 2
-    assert [type(result) for result in results] == [Confirmed, Rejected]
+    large = [Outgoing(make_event(b"x" * size), topic) for size in (200_000, 150_000)]
+    async with (
+        broker.subscribe(Queue(word(), frozenset({topic})), prefetch=1000) as subscription,
+        broker.publisher() as publisher,
+    ):
+        await publish(publisher, topic, 0)
+        small = outgoing(topic, *range(1, 201))
+        pending = [
+            await publisher.send([*small[:50], large[0], *small[50:100]]),
+            await publisher.send([*small[100:150], large[1], *small[150:]]),
+        ]
+        for confirmation in pending:
+            kinds = [type(result) for result in await answers(confirmation)]
+            assert kinds == [Confirmed] * 50 + [Rejected] + [Confirmed] * 50
+        assert publisher.max_message_bytes == 149_999
+        await publish(publisher, topic, 201)
+        seen: list[int] = []
+        while not seen or seen[-1] != 201:
+            seen += numbers(await take(subscription, 1))
+        # What the broker had taken in before it met the large one may be there twice; nothing else, and in order.
+        assert list(dict.fromkeys(seen)) == list(range(202))
+        assert len(seen) <= 202 + 50
+        assert [type(r) for r in await answers(await publisher.send(large))] == [Rejected, Rejected]
+    async with broker.publisher() as another:
+        assert [type(r) for r in await answers(await another.send(large))] == [Rejected, Rejected]
+
+
+@pytest.mark.parametrize("what", ["internal", "no right", "deleted"])
+async def test_an_exchange_that_takes_nothing_costs_the_others_nothing(amqp_url: str, user: Users, what: str) -> None:
+    """Its messages are rejected with the broker's words, before and after it worked; the others flow."""
+    exchange, other, topic = word(), word(), word()
+    await RabbitMQBroker(amqp_url, exchange=exchange).declare(Queue(queue := word(), frozenset({topic})))
+    url = await user(write=f"^{exchange}" if what == "no right" else ".*")
+    async with (
+        aiormq.Connection(amqp_url) as connection,
+        RabbitMQBroker(url, exchange=exchange).publisher() as publisher,
+    ):
+        channel = await connection.channel()
+        await channel.exchange_declare(other, exchange_type="fanout", durable=True, internal=what == "internal")
+        await channel.queue_bind(queue, other)
+        elsewhere = [Outgoing(make_event(), topic, destination=other) for _ in range(3)]
+        here = outgoing(topic, *range(6))
+        if what == "deleted":
+            assert await answers(await publisher.send(elsewhere)) == [Confirmed()] * 3
+            await channel.exchange_delete(other)
+        results = await answers(await publisher.send([*here[:3], *elsewhere, *here[3:]]))
+        assert [type(r) for r in results] == [Confirmed] * 3 + [Rejected] * 3 + [Confirmed] * 3
+        assert ("404" if what == "deleted" else "403") in getattr(results[3], "reason", "")
+        assert other in getattr(results[3], "reason", "")
+        await publish(publisher, topic, 7)
+        if what == "deleted":
+            await channel.exchange_declare(other, exchange_type="fanout", durable=True)
+            await channel.queue_bind(queue, other)
+            assert await answers(await publisher.send(elsewhere)) == [Confirmed()] * 3
 
 
 @pytest.mark.parametrize(
@@ -108,25 +181,46 @@ async def test_what_is_wrong_with_the_address_is_said_without_secrets(
     assert str(password) not in repr(broker)
 
 
-async def test_a_user_without_permission_is_refused(own_rabbitmq: OwnRabbitMQ) -> None:
-    """A user that may not declare or write is told so, as a refusal: trying again would not help."""
-    server = await anyio.to_thread.run_sync(own_rabbitmq)
-    full = RabbitMQBroker(server.amqp_url())
+async def test_a_user_without_permission_is_refused(amqp_url: str, user: Users) -> None:
+    """A user that may not declare is told so, as a refusal; one that may not write has its messages rejected."""
     topic = word()
-    await full.declare(Queue(word(), frozenset({topic})))
-
-    def add_users() -> None:
-        server.rabbitmqctl("add_user", "reader", "pw-reader")
-        server.rabbitmqctl("set_permissions", "reader", "^sagapost$", "^$", ".*")
-
-    await anyio.to_thread.run_sync(add_users)
-    broker = RabbitMQBroker(f"amqp://reader:pw-reader@127.0.0.1:{server.port}/")
+    await RabbitMQBroker(amqp_url).declare(Queue(word(), frozenset({topic})))
+    broker = RabbitMQBroker(await user(configure="^sagapost$", write="^$"))
     with pytest.raises(BrokerRefusedError, match="permissions"):
         await broker.declare(Queue("not-mine", frozenset({topic})))
     async with broker.publisher() as publisher:
-        assert [type(r) for r in await answers(await publisher.send(outgoing(topic, 1)))] == [Unknown]
-        with pytest.raises(BrokerRefusedError, match="permissions"):
-            await publisher.send(outgoing(topic, 1))
+        for _ in range(2):
+            (result,) = await answers(await publisher.send(outgoing(topic, 1)))
+            assert isinstance(result, Rejected)
+            assert "403 ACCESS_REFUSED" in result.reason
+
+
+async def test_a_consumer_that_may_not_read_is_refused(amqp_url: str, user: Users) -> None:
+    """Declaring is allowed, reading is not: a refusal with the broker's words, for a person, and no outage."""
+    queue = Queue(word(), frozenset({word()}))
+    await RabbitMQBroker(amqp_url).declare(queue)
+    broker = RabbitMQBroker(await user(read=rf"^(sagapost.*|{queue.name}\.dead)$"))
+    with pytest.raises(BrokerRefusedError, match=f"403 ACCESS_REFUSED.*{queue.name}"):
+        async with broker.subscribe(queue, prefetch=1):
+            pass
+
+
+@pytest.mark.parametrize("name", ["a/b", "a%2Fb", "/team", "ü+ %"])
+async def test_a_virtual_host_is_the_one_that_is_named(rabbitmq: RabbitMQServer, name: str) -> None:
+    """Whatever has to be escaped in its name: it is reached, and the address names it."""
+    if not isinstance(rabbitmq, AdministeredRabbitMQ):
+        pytest.skip("needs a broker of the run's own, to make virtual hosts inside it")
+    url = rabbitmq.amqp_url(name)
+    await anyio.to_thread.run_sync(rabbitmq.create_vhost, name)
+    try:
+        await RabbitMQBroker(url).declare(Queue(queue := word()))
+        async with aiormq.Connection(rabbitmq.amqp_url()) as connection:
+            channel = await connection.channel()
+            with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+                await channel.queue_declare(queue, passive=True)
+        assert RabbitMQBroker(url).address.endswith(f"/{quote(name, safe='')}")
+    finally:
+        await anyio.to_thread.run_sync(rabbitmq.delete_vhost, name)
 
 
 async def test_a_queue_with_other_arguments_is_named_and_left_alone(amqp_url: str) -> None:

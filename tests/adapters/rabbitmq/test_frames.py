@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +19,7 @@ from pamqp.header import ContentHeader
 from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_headers, read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming, read_message_id
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
-from sagapost.core.broker import Outgoing
+from sagapost.core.broker import Malformed, Outgoing
 from sagapost.core.envelope import Event
 from tests.adapters.strategies import events, names
 
@@ -235,6 +236,21 @@ def test_garbage_properties_are_an_error_of_their_own(data: bytes) -> None:
     """Bytes that break the layout yield `ContentError`, never anything else."""
     with contextlib.suppress(ContentError):
         read_incoming(data, b"", "t")
+
+
+@pytest.mark.parametrize("kind", [b"A", b"F"])
+def test_values_nested_without_end_are_kept_as_they_came(kind: bytes) -> None:
+    """Lists or tables five thousand deep end nobody: the value stays bytes, and all around it is read."""
+    value = b"b\x01"
+    for _ in range(5_000):
+        inner = value if kind == b"A" else b"\x01a" + value
+        value = kind + struct.pack(">I", len(inner)) + inner
+    table = b"\x01x" + value + b"\x05ce-idS" + struct.pack(">I", 2) + b"e1"
+    flags = struct.pack(">H", 1 << 13 | 1 << 7)
+    incoming = read_incoming(flags + struct.pack(">I", len(table)) + table + b"\x02m1", b"body", "t")
+    assert incoming.headers == {"x": value[5:], "ce-id": "e1"}
+    assert incoming.message_id == "m1"
+    assert isinstance(read_message(incoming, StrangerPolicy()), Event | Malformed)
 
 
 @given(events, st.data())

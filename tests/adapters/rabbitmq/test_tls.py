@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Confirmed
-from sagapost.core.errors import BrokerRefusedError
+from sagapost.core.errors import BrokerRefusedError, ConfigurationError
 from tests.adapters.rabbitmq.scripted import ScriptedBroker, scripted_broker
 from tests.adapters.rabbitmq.shown import reasons
 from tests.conformance.broker import answers, outgoing
@@ -74,3 +78,78 @@ async def test_an_unknown_certificate_is_a_refusal(script: ScriptedBroker) -> No
             pass
     assert "cafile" in str(caught.value)
     assert "s3cr3t-pass" not in reasons(caught.value)
+
+
+@pytest.fixture
+def key(certificate: Path) -> Path:
+    """The key of the certificate, with a pass phrase."""
+    encrypted = certificate.with_name("encrypted.pem")
+    command = ["openssl", "rsa", "-aes256", "-passout", "pass:s3cr3t-phrase"]
+    command += ["-in", str(certificate.with_name("key.pem")), "-out", str(encrypted)]
+    subprocess.run(command, check=True, capture_output=True)
+    return encrypted
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?cafile={cert}&certfile={cert}&keyfile={encrypted}", "encrypted"),
+        ("?cafile={cert}&certfile={cert}", "cannot be used"),
+        ("?cafile={key}", "cannot be used"),
+        ("?cafile={folder}", "cannot be used"),
+        ("?certfile={cert}&keyfile={cert}.not-there", "does not exist"),
+        ("?keyfile={key}", "no certfile"),
+    ],
+)
+async def test_a_tls_file_that_cannot_be_used_is_a_setting_to_correct(
+    script: ScriptedBroker, certificate: Path, key: Path, query: str, words: str
+) -> None:
+    """Said at once, naming the files, without a question at the terminal and without the peer being asked."""
+    names = {
+        "cert": certificate,
+        "key": certificate.with_name("key.pem"),
+        "encrypted": key,
+        "folder": certificate.parent,
+    }
+    with pytest.raises(ConfigurationError, match=words), anyio.fail_after(10):
+        async with RabbitMQBroker(url(script, query.format(**names))).publisher():
+            pass
+    assert script.connections == 0
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def strict_peer(request: pytest.FixtureRequest, certificate: Path) -> Iterator[int]:
+    """The port of a peer that asks for a certificate, as RabbitMQ does: refused, with an alert, and hung up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    context.load_verify_locations(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = context.maximum_version = request.param
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            # In this thread and with a real socket: asyncio's server drops the alert.
+            with connection, contextlib.suppress(OSError):
+                context.wrap_socket(connection, server_side=True)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+async def test_a_refused_client_certificate_is_no_outage(strict_peer: int, certificate: Path) -> None:
+    """A peer that asks for a certificate and gets none hangs up after the handshake: a refusal, with its reason."""
+    broker = RabbitMQBroker(f"amqps://guest:s3cr3t-pass@127.0.0.1:{strict_peer}/?cafile={certificate}")
+    for _ in range(5):  # Whether the reset overtakes the alert is a matter of luck.
+        with pytest.raises(BrokerRefusedError, match="certfile") as caught, anyio.fail_after(10):
+            async with broker.publisher():
+                pass
+        assert "s3cr3t-pass" not in reasons(caught.value)

@@ -42,8 +42,9 @@ class MemoryBroker:
 
     Queues outlive their consumers and keep order; nothing here waits for real time, so a test that drives it gets
     the same run every time. Besides the port it has levers: `pause`/`resume` (a resource alarm), `disconnect` (every
-    connection drops), `go_down`/`come_up` (an outage), `refuse` (negative confirms), `hold_confirms`/
-    `release_confirms` (published, but not yet answered), `inject` (a stranger's message).
+    connection drops), `go_down`/`come_up` (an outage), `refuse` (negative confirms), `forbid`/`allow` (the right to
+    publish under a topic), `hold_confirms`/`release_confirms` (published, but not yet answered), `inject` (a
+    stranger's message).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class MemoryBroker:
         self._subscriptions: list[MemorySubscription] = []
         self._arrivals = itertools.count(1)
         self._refusal: Callable[[Event], bool] | None = None
+        self._forbidden: set[str] = set()
         self._paused = self._holding = self._down = False
 
     @property
@@ -143,6 +145,14 @@ class MemoryBroker:
     def refuse(self, predicate: Callable[[Event], bool] | None) -> None:
         """Answer `Rejected` to the events `predicate` picks, from now on; None: take everything again."""
         self._refusal = predicate
+
+    def forbid(self, topic: str) -> None:
+        """Answer `Rejected` to what is published under this topic, as for a user without the right to."""
+        self._forbidden.add(topic)
+
+    def allow(self, topic: str) -> None:
+        """Give the right to publish under this topic back."""
+        self._forbidden.discard(topic)
 
     def disconnect(self) -> None:
         """Drop every connection at once; new ones succeed."""
@@ -232,6 +242,8 @@ class MemoryBroker:
             )
         if outgoing.destination is not None:
             return Rejected(f"the exchange {outgoing.destination!r} does not exist on the broker")
+        if outgoing.topic in self._forbidden:
+            return Rejected(f"access to topic {outgoing.topic!r} refused")
         if self._refusal is not None and self._refusal(event):
             return Rejected("the broker refused the message")
         if not self._route(outgoing.topic, event):

@@ -8,7 +8,7 @@ order. Kept here is one watermark (everything up to it is answered), the few ans
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
@@ -20,27 +20,50 @@ _CONFIRMED = Confirmed()
 _NACKED = Rejected("the broker answered with a negative confirm: a queue is full or failed to take it")
 
 
+async def _nothing_to_do() -> None:
+    """Stand in for an inquiry where no channel can end over a message."""
+
+
 class PendingBatch:
     """One sent batch and, in time, its results. This is the `Confirmation` handed to the caller.
 
     Batches are done in the order they were sent: one that is answered ahead of an older one waits for it.
     """
 
-    __slots__ = ("_answered", "_failed", "_index", "_refused", "_results", "batch", "deadline", "first", "last")
+    __slots__ = (
+        "_answered",
+        "_failed",
+        "_index",
+        "_inquire",
+        "_known",
+        "_results",
+        "batch",
+        "deadline",
+        "first",
+        "last",
+    )
 
     def __init__(
-        self, batch: Sequence[Outgoing], *, first: int, refused: Mapping[int, Rejected], deadline: float
+        self,
+        batch: Sequence[Outgoing],
+        *,
+        first: int,
+        refused: Mapping[int, Rejected],
+        deadline: float,
+        inquire: Callable[[], Awaitable[None]] = _nothing_to_do,
     ) -> None:
         self.batch = batch
         self.first = first
         """Delivery tag of its first message that was sent."""
         self.last = first + len(batch) - len(refused) - 1
         self.deadline = deadline
-        self._refused = refused
+        self._known: Mapping[int, PublishResult] = refused
+        """Results by place of messages that have no tag: refused before sending, or answered on a former channel."""
         self._failed: dict[int, PublishResult] | None = None
         self._index: dict[tuple[str, str, str], list[int]] | None = None
         self._results: Sequence[PublishResult] | None = None
         self._answered: anyio.Event | None = None
+        self._inquire = inquire
 
     @property
     def done(self) -> bool:
@@ -50,9 +73,12 @@ class PendingBatch:
     async def wait(self) -> Sequence[PublishResult]:
         """Wait for the answer to every message of the batch."""
         while self._results is None:
-            if self._answered is None:
-                self._answered = anyio.Event()
-            await self._answered.wait()
+            # Whoever waits for answers looks into why the channel that owes them was closed.
+            await self._inquire()
+            if self._results is None:
+                if self._answered is None or self._answered.is_set():
+                    self._answered = anyio.Event()
+                await self._answered.wait()
         return self._results
 
     # --- called by the ledger ---
@@ -65,7 +91,7 @@ class PendingBatch:
 
     def finish(self) -> None:
         """Every sent message is answered: make up the results and wake who waits."""
-        if self._failed is None and not self._refused:
+        if self._failed is None and not self._known:
             self._close([_CONFIRMED] * len(self.batch))
         else:
             failed = self._failed or {}
@@ -73,19 +99,48 @@ class PendingBatch:
 
     def abandon(self, watermark: int, early: set[int], unknown: Unknown) -> None:
         """No more answers will come: what has none is unknown."""
-        failed = self._failed or {}
-        self._close(
-            self._merge(
-                [
-                    failed.get(tag, _CONFIRMED if tag <= watermark or tag in early else unknown)
-                    for tag in range(self.first, self.last + 1)
-                ]
-            )
-        )
+        answers = self._answers(watermark, early)
+        self._close(self._merge([unknown if answer is None else answer for answer in answers]))
+
+    def unanswered(self, watermark: int, early: set[int]) -> list[int]:
+        """Return the places of the messages that were sent and have no answer, in the order of their tags."""
+        return [
+            place
+            for place, answer in zip(self._sent_places(), self._answers(watermark, early), strict=True)
+            if answer is None
+        ]
+
+    def renumber(
+        self, first: int, watermark: int, early: set[int], refused: Mapping[int, Rejected], deadline: float
+    ) -> list[int]:
+        """Keep what is answered, note what is refused by place, and give the rest new tags; return their places."""
+        answers = zip(self._sent_places(), self._answers(watermark, early), strict=True)
+        known = {place: answer for place, answer in answers if answer is not None}
+        self._known = {**self._known, **known, **refused}
+        self._failed = self._index = None
+        again = self._sent_places()
+        self.first, self.last, self.deadline = first, first + len(again) - 1, deadline
+        return again
+
+    def stir(self) -> None:
+        """Wake who waits although there is no answer yet: there is something to look into."""
+        if self._answered is not None:
+            self._answered.set()
 
     def sent(self) -> list[Outgoing]:
-        """Return the messages of the batch that were sent, in the order of their tags."""
-        return [message for place, message in enumerate(self.batch) if place not in self._refused]
+        """Return the messages of the batch that have a tag, in the order of their tags."""
+        return [self.batch[place] for place in self._sent_places()]
+
+    def _sent_places(self) -> list[int]:
+        return [place for place in range(len(self.batch)) if place not in self._known]
+
+    def _answers(self, watermark: int, early: set[int]) -> list[PublishResult | None]:
+        """Return what came for each tag so far; None: nothing."""
+        failed = self._failed or {}
+        return [
+            failed.get(tag, _CONFIRMED if tag <= watermark or tag in early else None)
+            for tag in range(self.first, self.last + 1)
+        ]
 
     def take_return(self, event_id: str, exchange: str, topic: str, result: Returned, *, default: str) -> bool:
         """Note a returned message if it is of this batch. Builds an index first, as most batches never need one."""
@@ -102,11 +157,11 @@ class PendingBatch:
         return True
 
     def _merge(self, sent: list[PublishResult]) -> Sequence[PublishResult]:
-        """Put the results of what was refused before sending in their places."""
-        if not self._refused:
+        """Put the results that were known without a tag in their places."""
+        if not self._known:
             return sent
         answers = iter(sent)
-        return [self._refused[i] if i in self._refused else next(answers) for i in range(len(self.batch))]
+        return [self._known[i] if i in self._known else next(answers) for i in range(len(self.batch))]
 
     def _close(self, results: Sequence[PublishResult]) -> None:
         self._results = results
@@ -115,10 +170,14 @@ class PendingBatch:
 
 
 class ConfirmLedger:
-    """Delivery tags of one channel, from the first to the last."""
+    """Delivery tags of one channel, from the first to the last, and on from there on the channel that succeeds it.
 
-    def __init__(self, exchange: str) -> None:
+    :param inquire: called by whoever waits for a batch without results, before it waits.
+    """
+
+    def __init__(self, exchange: str, *, inquire: Callable[[], Awaitable[None]] = _nothing_to_do) -> None:
         self._exchange = exchange
+        self._inquire = inquire
         self._next = 1
         self._watermark = 0
         self._early: set[int] = set()
@@ -136,7 +195,7 @@ class ConfirmLedger:
 
     def open(self, batch: Sequence[Outgoing], *, refused: Mapping[int, Rejected], deadline: float) -> PendingBatch:
         """Number a batch that is about to be written; `refused` maps the places of messages that are not sent."""
-        pending = PendingBatch(batch, first=self._next, refused=refused, deadline=deadline)
+        pending = PendingBatch(batch, first=self._next, refused=refused, deadline=deadline, inquire=self._inquire)
         if pending.last < pending.first:
             pending.finish()
         else:
@@ -173,8 +232,41 @@ class ConfirmLedger:
         )
 
     def unanswered(self) -> list[Outgoing]:
-        """Return what was sent in the batches that are not answered in full."""
-        return [message for pending in self._pending for message in pending.sent()]
+        """Return what was sent and has no answer, in the order it was sent."""
+        return [pending.batch[place] for pending, place in self._unanswered()]
+
+    def _unanswered(self) -> list[tuple[PendingBatch, int]]:
+        return [
+            (pending, place) for pending in self._pending for place in pending.unanswered(self._watermark, self._early)
+        ]
+
+    def stir(self) -> None:
+        """Wake who waits for an answer: it will not come by itself."""
+        for pending in self._pending:
+            pending.stir()
+
+    def begin_again(self, refused: Mapping[int, Rejected], *, deadline: float) -> list[Outgoing]:
+        """Go on, on a new channel, with what has no answer: numbered from 1, in the order it was sent.
+
+        `refused` maps places in `unanswered()` to the broker's no. Returns what is to be sent again.
+        """
+        by_batch: dict[int, dict[int, Rejected]] = {}
+        for index, (pending, place) in enumerate(self._unanswered()):
+            if index in refused:
+                by_batch.setdefault(id(pending), {})[place] = refused[index]
+        again: list[Outgoing] = []
+        left: deque[PendingBatch] = deque()
+        for pending in self._pending:
+            verdicts = by_batch.get(id(pending), {})
+            places = pending.renumber(len(again) + 1, self._watermark, self._early, verdicts, deadline)
+            again += [pending.batch[place] for place in places]
+            if places:
+                left.append(pending)
+            else:
+                pending.finish()
+        self._pending, self._next, self._watermark = left, len(again) + 1, 0
+        self._early.clear()
+        return again
 
     def abandon(self, reason: str) -> None:
         """The channel is gone: exactly what has no answer becomes `Unknown`."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +21,9 @@ from aiormq.abc import AbstractChannel
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from sagapost.adapters.rabbitmq.errors import closed_error, connect_error
+from sagapost.adapters.rabbitmq.tls import alert_after_handshake, client_context
 from sagapost.adapters.rabbitmq.transport import ChannelListener, CloseReason, FrameTap, TappingTransportFactory
-from sagapost.core.errors import BrokerUnavailableError, ConfigurationError
+from sagapost.core.errors import BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
     from sagapost.adapters.rabbitmq.settings import ConnectionSettings
@@ -49,6 +51,7 @@ class Link:
         self._blocked_since: float | None = None
         self._blocked_total = 0.0
         self._loop = asyncio.get_running_loop()
+        self._block_listeners: list[Callable[[], None]] = []
         tap.on_blocked = self._on_blocked
 
     @property
@@ -89,6 +92,16 @@ class Link:
             self._blocked_total += now - self._blocked_since
             _log.warning("the broker at %s takes messages again after %.1f s", self.address, now - self._blocked_since)
             self._blocked_since = None
+        for told in self._block_listeners:
+            told()
+
+    def on_blocked(self, told: Callable[[], None]) -> None:
+        """Have `told` called whenever the broker begins or ends to block publishers."""
+        self._block_listeners.append(told)
+
+    def on_lost(self, told: Callable[[CloseReason], None]) -> None:
+        """Have `told` called once the connection is gone."""
+        self._tap.on_lost.append(told)
 
     # --- writing ---
 
@@ -133,6 +146,10 @@ class Link:
     def listen(self, channel: AbstractChannel, listener: ChannelListener) -> None:
         """Hand the frames of a channel to `listener`."""
         self._tap.listen(channel.number, listener)
+
+    def unlisten(self, channel: AbstractChannel) -> None:
+        """Hand the frames of a channel to aiormq again."""
+        self._tap.unlisten(channel.number)
 
     def hold_reading(self, hold: bool) -> None:
         """Stop or go on reading the socket."""
@@ -203,30 +220,46 @@ async def _quietly(closing: Awaitable[Any]) -> None:
         await closing
 
 
+async def _why_not(
+    connection: aiormq.Connection, tap: FrameTap | None, context: ssl.SSLContext | None, error: Exception, address: str
+) -> BrokerError:
+    """Return the error for a connection that did not come about."""
+    reason = tap.close_reason if tap is not None else None
+    cause = error
+    if tap is not None and isinstance(tap.error, ssl.SSLError):
+        cause = tap.error
+    elif context is not None and tap is not None and not tap.started:
+        assert connection.url.host is not None and connection.url.port is not None  # noqa: S101, PT018 - connected to
+        cause = await alert_after_handshake(connection.url.host, connection.url.port, context) or error
+    return connect_error(address, cause, reason)
+
+
 @asynccontextmanager
 async def open_link(settings: ConnectionSettings, *, purpose: str) -> AsyncGenerator[Link]:
     """Open a connection that shows up at the broker under the settings' name and `purpose`.
 
     :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
     :raises BrokerRefusedError: if it was reached and refused.
+    :raises ConfigurationError: if a TLS file cannot be used.
     """
     factory = TappingTransportFactory()
+    context = await client_context(settings.tls) if settings.tls is not None else None
     connection = aiormq.Connection(
         settings.driver_url(),
+        context=context,
         transport_factory=factory,
         client_properties={"connection_name": f"{settings.name} {purpose}", "product": "sagapost"},
     )
+    # aiormq would take "a%2Fb" for "a/b": it escapes and unescapes once more than it was asked to.
+    connection.vhost = settings.vhost
+    failure: Exception | None = None
     try:
         with anyio.fail_after(settings.connect_timeout.total_seconds()):
             await connection.connect()
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"A TLS file named in the broker's URL does not exist: {error.filename}. "
-            "Correct cafile, certfile or keyfile."
-        ) from error
     except DRIVER_ERRORS as error:
-        reason = factory.tap.close_reason if factory.tap is not None else None
-        raise connect_error(settings.address, error, reason) from error
+        failure = error
+    if failure is not None:
+        raise await _why_not(connection, factory.tap, context, failure, settings.address) from failure
     assert factory.tap is not None  # noqa: S101 - a connection came about, so the factory was used
     factory.tap.watch(settings.heartbeat_seconds)
     link = Link(connection, factory.tap, settings)

@@ -76,6 +76,20 @@ class RabbitMQSubscription:
         self._parts: list[bytes] = []
         link.listen(channel, self)
 
+    async def begin(self) -> None:
+        """Start consuming.
+
+        :raises BrokerRefusedError: if the user may not read the queue.
+        :raises BrokerUnavailableError: if the broker ends the channel for another reason, or does not answer in time.
+        """
+        consuming = self._channel.basic_consume(self._queue.name, _never, consumer_tag=_CONSUMER_TAG)
+        try:
+            await self._link.call(consuming, f"consuming from {self._queue.name!r}")
+        except BrokerUnavailableError as error:
+            if self._ended is None:
+                raise
+            raise self._error(self._ended) from error
+
     @property
     def buffered(self) -> int:
         """Bytes of the bodies that were received and not yet handed out."""
@@ -291,8 +305,7 @@ async def open_subscription(
             max_buffered_bytes=max_buffered_bytes,
             call_timeout=settings.connect_timeout.total_seconds(),
         )
-        consuming = channel.basic_consume(queue.name, _never, consumer_tag=_CONSUMER_TAG)
-        await link.call(consuming, f"consuming from {queue.name!r}")
+        await subscription.begin()
         # On the way out the connection is simply closed: the broker then returns what is unsettled to its place before
         # it lets the next consumer in. Cancelling and returning by hand first would let others overtake it.
         yield subscription

@@ -113,5 +113,11 @@ def _read_table(data: bytes, at: int) -> tuple[dict[str, object], int]:
 
 
 def _read_other(data: bytes, at: int) -> tuple[object, int]:
-    used, value = decode.embedded_value(data[at:])
+    try:
+        used, value = decode.embedded_value(data[at:])
+    except RecursionError:
+        # Lists or tables in each other, a thousand deep: kept as they came. Both begin with their length.
+        start = at + 5
+        stop = start + _U32(data, at + 1)[0]
+        return data[start:stop], stop
     return value, at + used

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+from sagapost.adapters.rabbitmq.tls import TLSFiles
 from sagapost.core.broker import Queue
 from sagapost.core.errors import ConfigurationError
 
@@ -61,14 +62,35 @@ class ConnectionSettings:
         return f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}/{vhost}"
 
     @property
+    def vhost(self) -> str:
+        """The virtual host by its own name, whatever of it had to be escaped in the URL."""
+        return unquote(urlsplit(self.url).path[1:]) or "/"
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """What the URL says about TLS; None: none is spoken."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "amqps":
+            return None
+        query = dict(parse_qsl(parts.query))
+        return TLSFiles(
+            cafile=query.get("cafile"),
+            capath=query.get("capath"),
+            certfile=query.get("certfile"),
+            keyfile=query.get("keyfile"),
+            verify=query.get("no_verify_ssl", "0") == "0",
+        )
+
+    @property
     def heartbeat_seconds(self) -> int:
         """The heartbeat as AMQP negotiates it, in whole seconds."""
         return max(1, round(self.heartbeat.total_seconds()))
 
     def driver_url(self) -> str:
-        """Return the URL for aiormq, which takes heartbeat and TLS files from the query."""
+        """Return the URL for aiormq, which takes heartbeat and mechanism from the query; TLS it gets as a context."""
         parts = urlsplit(self.url)
-        query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("heartbeat", "name")]
+        ours = {"heartbeat", "name", "cafile", "capath", "certfile", "keyfile", "no_verify_ssl"}
+        query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ours]
         query.append(("heartbeat", str(self.heartbeat_seconds)))
         return urlunsplit(parts._replace(query=urlencode(query)))
 
@@ -123,14 +145,30 @@ class TopologySettings:
 
 @dataclass(slots=True)
 class Limits:
-    """The largest message the broker takes; shared by the publishers of one `RabbitMQBroker`.
+    """What the broker was seen to take; shared by the publishers of one `RabbitMQBroker`.
 
-    AMQP 0-9-1 has no way to ask for it. What is configured is an upper bound, and a broker that closes a channel
-    over a message teaches a lower one.
+    AMQP 0-9-1 has no way to ask for the largest message. What is configured is an upper bound that is kept here; what
+    the broker refused teaches a lower one, from which on it is asked.
     """
 
     max_message_bytes: int
+    refused_bytes: int | None = None
+    """Size of the smallest message that the broker refused for a reason like its size; None: it refused none."""
+    transactions: bool = True
+    """Whether it knows transactions, in which messages are tried."""
 
-    def learn(self, refused_bytes: int) -> None:
+    @property
+    def largest(self) -> int:
+        """The largest message that should go through."""
+        if self.refused_bytes is None:
+            return self.max_message_bytes
+        return min(self.max_message_bytes, self.refused_bytes - 1)
+
+    def refused(self, size: int) -> None:
         """Take note that the broker refused a message of this size."""
-        self.max_message_bytes = max(0, min(self.max_message_bytes, refused_bytes - 1))
+        self.refused_bytes = size if self.refused_bytes is None else min(self.refused_bytes, size)
+
+    def taken(self, size: int) -> None:
+        """Take note that it took one: a limit that was raised is forgotten."""
+        if self.refused_bytes is not None and size >= self.refused_bytes:
+            self.refused_bytes = None

@@ -16,13 +16,13 @@ from collections.abc import Awaitable
 from aiormq.abc import AbstractChannel
 
 from sagapost.adapters.rabbitmq.connection import DRIVER_ERRORS, Link
-from sagapost.adapters.rabbitmq.errors import NOT_FOUND, declare_error
+from sagapost.adapters.rabbitmq.errors import declare_error
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
 from sagapost.core.errors import BrokerUnavailableError
 
-__all__ = ["declare_exchange", "declare_queue", "exchange_exists"]
+__all__ = ["declare_exchange", "declare_queue"]
 
 
 class _CloseWatch:
@@ -76,24 +76,6 @@ async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) ->
         binding = channel.queue_bind(queue.name, settings.exchange, routing_key=topic)
         await _declare(link, binding, watch, entity="queue", name=queue.name)
     await link.call(channel.close(), "closing a channel")
-
-
-async def exchange_exists(link: Link, name: str) -> bool:
-    """Tell whether an exchange is there, without creating it.
-
-    :raises BrokerUnavailableError: if the connection ends.
-    :raises BrokerRefusedError: if the user may not look.
-    """
-    channel = await link.channel()
-    watch = _watch(link, channel)
-    try:
-        await link.rpc(channel.exchange_declare(name, passive=True))
-    except DRIVER_ERRORS as error:
-        if watch.reason is not None and watch.reason.code == NOT_FOUND:
-            return False
-        raise _translate(link, watch, error, entity="exchange", name=name) from error
-    await link.call(channel.close(), "closing a channel")
-    return True
 
 
 def _watch(link: Link, channel: AbstractChannel) -> _CloseWatch:

@@ -57,6 +57,8 @@ class CloseReason:
     """The broker's reply code; None where the transport broke without one."""
     method: tuple[int, int] = (0, 0)
     """Class and method the broker blames, for example (60, 40) for basic.publish."""
+    said: str = ""
+    """The broker's own words, with its code; empty where there are none."""
 
 
 class ChannelListener(Protocol):
@@ -88,14 +90,23 @@ class FrameTap(asyncio.StreamReaderProtocol):
         self._watchdog: asyncio.TimerHandle | None = None
         self._holds_reading = False
         self.transport: asyncio.Transport | None = None
+        self.error: Exception | None = None
+        """With what the transport broke."""
         self.lost: CloseReason | None = None
         self.close_reason: CloseReason | None = None
         """What connection.close said, once it came."""
         self.blocked_by: str | None = None
         """The resource alarm because of which the broker takes in nothing more; None: it does."""
         self.on_blocked: Callable[[bool], None] | None = None
+        self.on_lost: list[Callable[[CloseReason], None]] = []
+        """Told of the connection's end, also by whoever has no channel at that moment."""
         self.writable: asyncio.Event | None = None
         """Set once the socket has room again; None: it has."""
+
+    @property
+    def started(self) -> bool:
+        """Whether the peer said anything in AMQP."""
+        return self._started
 
     # --- what the link asks of it ---
 
@@ -152,6 +163,7 @@ class FrameTap(asyncio.StreamReaderProtocol):
         """Tell every listener, then aiormq."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+        self.error = exc
         if self.close_reason is not None:
             reason = self.close_reason
         else:
@@ -164,6 +176,8 @@ class FrameTap(asyncio.StreamReaderProtocol):
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             listener.on_closed(reason)
+        for told in self.on_lost:
+            told(reason)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -282,4 +296,5 @@ def _read_close(data: bytes, at: int, what: str) -> CloseReason:
     (code,) = _U16(data, at)
     text, at = read_short(data, at + 2)
     class_id, method_id = _METHOD(data, at)
-    return CloseReason(f"the broker closed the {what}: {code} {text}", code, (class_id, method_id))
+    said = f"{code} {text}"
+    return CloseReason(f"the broker closed the {what}: {said}", code, (class_id, method_id), said)

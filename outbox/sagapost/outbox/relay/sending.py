@@ -120,7 +120,11 @@ class SendStage:
                     unknown = result
                 case _:
                     assert_never(result)
-        decided = self._refusals.hold(refused) if refused else None
+        decided = None
+        if refused:
+            # Refusals may have taught the publisher what the broker's limit is.
+            self._parts.gate.max_message_bytes = self._publisher.max_message_bytes
+            decided = self._refusals.hold(refused)
         if confirmed:
             self._take_confirmed(confirmed)
         if decided is not None:
