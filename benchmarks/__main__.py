@@ -15,7 +15,18 @@ from rich.console import Console
 
 from benchmarks.harness import Bench, Benchmark, Figure, NotHereError, report, table
 
-NAMES = ("relay", "latency", "write", "publish", "inbox", "roundtrip", "tracker", "sagas", "two_phase_commit")
+NAMES = (
+    "relay",
+    "latency",
+    "write",
+    "publish",
+    "inbox",
+    "roundtrip",
+    "tracker",
+    "sagas",
+    "two_phase_commit",
+    "startup",
+)
 """Every benchmark. Other modules of this package are parts they share."""
 
 

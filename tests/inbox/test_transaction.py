@@ -315,13 +315,11 @@ async def test_the_log_of_a_handler_carries_the_ids_and_no_data(
     async with running(service, engine, broker) as consumer:
         await consumer.settled(1)
     (record,) = [record for record in caplog.records if record.name == "sagapost.inbox"]
-    fields = {
-        name: getattr(record, name) for name in ("event_id", "event_type", "correlation_id", "consumer", "shelf")
-    }
+    fields = {name: getattr(record, name) for name in ("event_id", "event_type", "correlationid", "consumer", "shelf")}
     assert fields == {
         "event_id": placed.id,
         "event_type": placed.type,
-        "correlation_id": "saga-1",
+        "correlationid": "saga-1",
         "consumer": "warehouse",
         "shelf": 7,
     }

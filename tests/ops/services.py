@@ -9,8 +9,8 @@ from sqlalchemy import create_engine
 
 from sagapost.core.naming import event
 from sagapost.core.schema import install_schema
-from sagapost.ops.database import tables_of
 from sagapost.ops.settings import load_settings
+from sagapost.ops.tables import tables_of
 from sagapost.outbox import Outbox
 
 __all__ = ["OrderPlaced", "place_orders", "prepare", "write_service"]

@@ -299,7 +299,7 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
         "from sagapost.ops.cli import main; main()"
     )
     ran = subprocess.run(
-        [PROGRAM[0], "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [PROGRAM[0], "-c", program, "config"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
     )
     assert ran.returncode == 2
     assert "needs the package 'pydantic_settings'" in ran.stderr

@@ -247,9 +247,7 @@ def test_a_wrong_value_in_the_file_says_so(tmp_path: Path) -> None:
     assert "SAGAPOST_RELAY_BATCH_ROWS=0 (from .env) is out of range; use 1 to 10000" in str(refused())
 
 
-def test_a_misspelt_variable_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_misspelt_variable_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is ignored, so that a newer release's variable does no harm, and a warning names the likely one."""
     (tmp_path / ".env").write_text("SAGAPOST_EXCHANGES=orders\n")
     monkeypatch.setenv("SAGAPOST_RELAY_BATCHROWS", "10")
@@ -260,8 +258,14 @@ def test_a_misspelt_variable_is_noticed(
         "SAGAPOST_RELAY_BATCHROWS": "SAGAPOST_RELAY_BATCH_ROWS",
         "SAGAPOST_SOMETHING_ELSE_ENTIRELY": None,
     }
-    loaded.warn_of_unknown()
-    assert "SAGAPOST_RELAY_BATCHROWS is no setting of this release and is ignored. Did you mean" in caplog.text
+    assert loaded.hints[1:] == [
+        "SAGAPOST_RELAY_BATCHROWS is no setting of this release and is ignored. "
+        "Did you mean SAGAPOST_RELAY_BATCH_ROWS?",
+        "SAGAPOST_SOMETHING_ELSE_ENTIRELY is no setting of this release and is ignored.",
+    ]
+    # What is missing is often there under a wrong name.
+    monkeypatch.setenv("SAGAPOST_DATABASE_ULR", DATABASE)
+    assert "Did you mean SAGAPOST_DATABASE_URL?" in str(refused(required=("database_url",)))
 
 
 # --- meaning ---

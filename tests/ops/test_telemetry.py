@@ -30,7 +30,7 @@ from sagapost.inbox.consumer import Consumer
 from sagapost.inbox.settings import ConsumerSettings
 from sagapost.inbox.tables import InboxTables
 from sagapost.ops.composition import Composition
-from sagapost.ops.services import BacklogService
+from sagapost.ops.relaying import BacklogService, relays
 from sagapost.ops.settings import load_settings
 from sagapost.ops.telemetry import OpenTelemetryMetrics, OpenTelemetryTracing
 from sagapost.outbox import Outbox, OutboxTables
@@ -290,6 +290,6 @@ async def test_the_daemon_measures_the_backlog(figures: Figures, site: Site) -> 
 def test_metrics_are_asked_for_by_a_setting() -> None:
     """None by default; with the setting, relays and the backlog are measured."""
     urls = {"database_url": "sqlite:///shop.db", "broker_url": "memory://"}
-    assert Composition(load_settings(overrides=urls)).watchers() == []
-    (watcher,) = Composition(load_settings(overrides={**urls, "metrics": "otel"})).watchers()
-    assert watcher.name == "backlog"
+    assert [worker.name for worker in relays(Composition(load_settings(overrides=urls)))] == ["relay"]
+    measured = Composition(load_settings(overrides={**urls, "metrics": "otel"}))
+    assert [worker.name for worker in relays(measured)] == ["relay", "backlog"]

@@ -57,7 +57,7 @@ class Delivered:
                     "consumer": self.consumer,
                     "event_id": event.id,
                     "event_type": event.type,
-                    "correlation_id": event.correlationid or event.id,
+                    "correlationid": event.correlationid or event.id,
                 },
             )
         return self._log

@@ -9,6 +9,7 @@ from typing import NoReturn
 from sagapost.core.errors import MissingExtraError, SagapostError
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
 from sagapost.ops.masking import Redactor
+from sagapost.ops.output import flush
 
 __all__ = ["main"]
 
@@ -18,7 +19,10 @@ _EXTRA = frozenset({"dotenv", "pydantic", "pydantic_core", "pydantic_settings", 
 def main() -> NoReturn:
     """Run the command line and exit."""
     try:
-        _run()
+        try:
+            _run()
+        finally:
+            flush()
     except SagapostError as error:
         _complain(error)
         sys.exit(exit_code_of(error))
@@ -34,12 +38,13 @@ def main() -> NoReturn:
 def _run() -> None:
     try:
         from sagapost.ops.commands import app
+
+        app()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
         raise MissingExtraError(module=missing, extra="cli", purpose="The sagapost command") from error
-    app()
 
 
 def _complain(error: SagapostError) -> None:

@@ -1,16 +1,14 @@
-"""The database as the command line needs it: engines, which tables belong there, installing and checking them."""
+"""The database as the command line needs it: engines, and installing and checking the tables."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from sqlalchemy import Connection, MetaData, Table, create_mock_engine, event, insert
+from sqlalchemy import Connection, Table, create_mock_engine, insert
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -19,66 +17,25 @@ from sqlalchemy.sql import ClauseElement
 from sagapost.core.databases import Other, kit_of
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
 from sagapost.core.schema import SchemaPart, check_schema, install_schema, missing_supplements
-from sagapost.inbox.database import HOUSEKEEPING
-from sagapost.inbox.tables import InboxTables
 from sagapost.ops.masking import SecretUrl
-from sagapost.ops.settings import LoadedSettings, Settings
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
-from sagapost.sagas.tables import SagaTables
-from sagapost.sagas.tracker.tables import TrackerTables
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import Tables
+from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
 
 __all__ = [
-    "Tables",
     "address_of",
     "check",
     "connect",
     "ddl",
     "engine_url",
-    "make_consumer_engine",
     "make_engine",
     "missing",
     "opened_engine",
-    "tables_of",
     "upgrade",
 ]
 
 _DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 _PACKAGES = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """Every table of sagapost in one database."""
-
-    outbox: OutboxTables
-    inbox: InboxTables
-    sagas: SagaTables
-    tracker: TrackerTables
-    with_tracker: bool = False
-    """Whether the tracker's tables are among what is installed and checked: its database is usually its own."""
-
-    @property
-    def versions(self) -> Table:
-        """The table that records which parts are installed."""
-        return self.outbox.versions
-
-    @property
-    def parts(self) -> Sequence[SchemaPart]:
-        """What is installed and checked, in this order."""
-        parts = (self.outbox.part, self.inbox.part, self.sagas.part)
-        return (*parts, self.tracker.part) if self.with_tracker else parts
-
-
-def tables_of(settings: Settings) -> Tables:
-    """Return the tables with the schema and prefix of the settings."""
-    metadata = MetaData()
-    where: dict[str, Any] = {"schema": settings.database_schema, "prefix": settings.table_prefix}
-    return Tables(
-        OutboxTables(metadata, **where),
-        InboxTables(metadata, **where),
-        SagaTables(metadata, **where),
-        TrackerTables(metadata, **where),
-    )
 
 
 # --- connecting ---
@@ -109,30 +66,6 @@ def make_engine(url: SecretUrl, **options: Any) -> AsyncEngine:
         if error.name != package:
             raise
         raise MissingExtraError(module=package, extra=backend, purpose=f"A {backend} database") from error
-
-
-def make_consumer_engine(loaded: LoadedSettings, *, inboxes: int) -> AsyncEngine:
-    """Return the engine whose transactions the handlers of `inboxes` inboxes run in; nothing is opened yet."""
-    settings, url = loaded.settings, loaded.database_url
-    # As many as can be in use at once: waiting for the pool would look like a database that does not answer.
-    room = inboxes * (settings.consumer_concurrency + HOUSEKEEPING)
-    if not url.scheme.startswith("sqlite"):
-        limits = {
-            "timeout": settings.database_connect_timeout.total_seconds(),
-            "server_settings": {"application_name": "sagapost-consumer"},
-        }
-        return make_engine(url, pool_size=room, max_overflow=0, connect_args=limits)
-    engine = make_engine(url, connect_args={"timeout": settings.consumer_database_timeout.total_seconds()})
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _prepare(connection: DBAPIConnection, _record: object) -> None:
-        cursor = connection.cursor()
-        # In WAL mode the relay and other readers do not wait for a handler's transaction, nor it for them.
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    return engine
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final
 from uuid import UUID
 
-__all__ = ["HumanFormatter", "JsonFormatter"]
+__all__ = ["HumanFormatter", "JsonFormatter", "printable"]
 
 _BUILT_IN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _IDS: Final = {"correlationid": "saga", "event_id": "event"}
@@ -115,7 +115,8 @@ class JsonFormatter(logging.Formatter):
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return text with control characters spelt out, but for line ends and tabs."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
@@ -147,13 +148,13 @@ class HumanFormatter(logging.Formatter):
         # sagapost's own loggers go without the common part of their name.
         name = record.name.removeprefix("sagapost.").removeprefix("ops.")
         level = f"{record.levelname:<8}"
-        tail = "".join(f"  {key}={_printable(str(_plain(value, redact)))}" for key, value in extras.items())
+        tail = "".join(f"  {key}={printable(str(_plain(value, redact)))}" for key, value in extras.items())
         if ids:
             tail += f"  [{', '.join(ids)}]"
         if self._colour:
             level = f"{_COLOURS.get(record.levelno, '')}{level}{_RESET}"
             time, tail = f"{_DIM}{time}{_RESET}", f"{_DIM}{tail}{_RESET}" if tail else ""
         # Redacted first: once escaped, a password with odd characters is not recognised any more.
-        lines = [f"{time} {level} {name:<10} {_printable(redact(_message(record)))}{tail}"]
-        lines += [_printable(redact(text)) for text in (_traceback(record), record.stack_info) if text]
+        lines = [f"{time} {level} {name:<10} {printable(redact(_message(record)))}{tail}"]
+        lines += [printable(redact(text)) for text in (_traceback(record), record.stack_info) if text]
         return "\n".join(lines)

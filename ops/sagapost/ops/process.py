@@ -43,11 +43,14 @@ def run_process(
         )
         settings = loaded.settings
         configure_logging(format=settings.log_format, level=settings.log_level, secrets=loaded.secrets())
-        loaded.warn_of_unknown()
+        for hint in loaded.hints:
+            _log.warning("%s", hint)
         return run_daemon(partial(_serve, loaded, plan))
     except InvalidSettingsError as error:
         for problem in error.problems:
             _log.critical("%s", problem, extra={"variable": problem.variable})
+        for hint in error.hints:
+            _log.warning("%s", hint)
         return ExitCode.CONFIGURATION
     except SagapostError as error:
         _log.critical("%s", error)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.databases.failures import ReadOnly, Unavailable
 from sagapost.core.databases.kit import kit_of
+
+if TYPE_CHECKING:
+    # It brings the ORM with it, which a relay's process does not need.
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["drop_useless_connections"]
 
@@ -19,7 +24,7 @@ def drop_useless_connections(engine: AsyncEngine | Engine) -> None:
     open: whoever stays on them never finds the one that took over. So they count as broken, and with the one that said
     so all that were opened before it. Idempotent.
     """
-    target = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    target = engine if isinstance(engine, Engine) else engine.sync_engine
     if not event.contains(target, "handle_error", _judge):
         event.listen(target, "handle_error", _judge)
 

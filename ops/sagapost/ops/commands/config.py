@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_table
-from sagapost.ops.logs import configure_logging
-from sagapost.ops.settings import all_settings, load_settings
+from sagapost.ops.output import write_json, write_table
+from sagapost.ops.settings import all_settings
 from sagapost.ops.settings.field import render
 
 __all__ = ["config"]
@@ -16,9 +16,7 @@ def config(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
     Ends with exit code 2, and says what is wrong, if a setting is not valid.
     """
-    configure_logging(format="human")
-    loaded = load_settings(env_file=env_file)
-    loaded.warn_of_unknown()
+    loaded = load(env_file=env_file)
     shown = [
         (entry, render(getattr(loaded.settings, entry.name), unit=entry.unit), loaded.sources[entry.name])
         for entry in all_settings()
@@ -27,4 +25,4 @@ def config(env_file: EnvFile = None, as_json: AsJson = False) -> None:
         write_json([{"variable": entry.variable, "value": value, "source": source} for entry, value, source in shown])
         return
     rows = [(entry.variable, value, source) for entry, value, source in shown]
-    write_table(("setting", "value", "source"), rows, styles={"setting": "cyan", "source": "dim"})
+    write_table(("setting", "value", "source"), rows, prose={"value"}, styles={"setting": "cyan", "source": "dim"})

@@ -11,8 +11,10 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.inbox import Inbox
 from sagapost.ops.commands.options import EnvFile, FailFast
 from sagapost.ops.composition import Composition
+from sagapost.ops.consuming import consumers, inboxes_there, require_one_outbox
 from sagapost.ops.inbox_path import load_inboxes
 from sagapost.ops.process import Plan, run_process
+from sagapost.ops.relaying import outbox_there, relays
 
 __all__ = ["consume"]
 
@@ -46,10 +48,11 @@ def _plan(composition: Composition, inboxes: Sequence[Inbox], *, with_relay: boo
             "inboxes. Add --with-relay, or use a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )
-    requirements = [composition.inboxes_there(inboxes), composition.broker_there(inboxes)]
-    workers = composition.consumers(inboxes)
+    queues = [inbox.queue for inbox in inboxes]
+    requirements = [inboxes_there(composition, inboxes), composition.broker_there(*queues)]
+    workers = consumers(composition, inboxes)
     if with_relay:
-        composition.require_one_outbox(inboxes)
-        requirements.insert(0, composition.outbox_there())
-        workers += [composition.relay(), *composition.watchers()]
+        require_one_outbox(composition, inboxes)
+        requirements.insert(0, outbox_there(composition))
+        workers += relays(composition)
     return Plan(requirements, workers)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, TypeAlias
 
 import anyio
 import typer
 
 from sagapost.ops import database
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_line
-from sagapost.ops.settings import load_settings
+from sagapost.ops.output import write_json, write_line
+from sagapost.ops.tables import Tables, tables_of
 
-__all__ = ["app"]
+__all__ = ["check", "sql", "upgrade"]
 
-app = typer.Typer(help="Create and check sagapost's tables.", no_args_is_help=True)
 
 WithTracker: TypeAlias = Annotated[
     bool, typer.Option("--tracker", help="The tables of `sagapost track` too; its database is usually its own.")
 ]
 
 
-@app.command()
 def upgrade(tracker: WithTracker = False, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Create what is missing. Safe to run on every start, and by several processes at once."""
-    loaded = load_settings(required=("database_url",), env_file=env_file)
-    tables = replace(database.tables_of(loaded.settings), with_tracker=tracker)
+    loaded = load(required=("database_url",), env_file=env_file)
+    tables = tables_of(loaded.settings, with_tracker=tracker)
 
     async def run() -> list[str]:
         async with database.connect(loaded, create=True) as connection:
@@ -42,14 +40,13 @@ def upgrade(tracker: WithTracker = False, env_file: EnvFile = None, as_json: AsJ
         write_line(f"{where}: nothing to do")
 
 
-@app.command()
 def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Verify that the tables are there and of this release; exit code 4 if not.
 
     Says also what is missing beside them that everything works without, only slower.
     """
-    loaded = load_settings(required=("database_url",), env_file=env_file)
-    tables = database.tables_of(loaded.settings)
+    loaded = load(required=("database_url",), env_file=env_file)
+    tables = tables_of(loaded.settings)
 
     async def run() -> list[str]:
         async with database.connect(loaded) as connection:
@@ -67,7 +64,6 @@ def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
         write_line(f"{where}: {what} is missing; `sagapost db upgrade` creates it")
 
 
-@app.command()
 def sql(
     env_file: EnvFile = None,
     dialect: Annotated[
@@ -76,14 +72,14 @@ def sql(
     ] = None,
 ) -> None:
     """Write the statements that create everything in an empty database, for a migration of your own."""
-    loaded = load_settings(required=() if dialect else ("database_url",), env_file=env_file)
+    loaded = load(required=() if dialect else ("database_url",), env_file=env_file)
     if dialect is None:
         dialect = database.engine_url(loaded.database_url).get_backend_name()
     if dialect not in {"postgresql", "sqlite"}:
         raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
-    for statement in database.ddl(database.tables_of(loaded.settings), dialect):
+    for statement in database.ddl(tables_of(loaded.settings), dialect):
         write_line(f"{statement}\n")
 
 
-def _versions(tables: database.Tables) -> dict[str, int]:
+def _versions(tables: Tables) -> dict[str, int]:
     return {part.name: part.version for part in tables.parts}

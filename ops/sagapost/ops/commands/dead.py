@@ -11,16 +11,14 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.ops import database
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_line, write_table
-from sagapost.ops.settings import load_settings
+from sagapost.ops.output import write_json, write_line, write_table
+from sagapost.ops.tables import tables_of
 from sagapost.outbox.dead_letters import DeadLetter, DeadLetters
 
-__all__ = ["app"]
+__all__ = ["discard", "list_", "redrive"]
 
-app = typer.Typer(
-    help="Events the relay gave up on: list them, redrive them in order, discard them.", no_args_is_help=True
-)
 
 Position: TypeAlias = Annotated[
     int | None, typer.Argument(metavar="POSITION", help="Position of the dead letter, as listed.", show_default=False)
@@ -31,7 +29,6 @@ Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Every dead l
 DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
-@app.command("list")
 def list_(
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     after: Annotated[int, typer.Option(help="Begin after this position.")] = 0,
@@ -43,7 +40,6 @@ def list_(
     _show(letters, as_json=as_json)
 
 
-@app.command()
 def redrive(
     position: Position = None,
     key: Key = None,
@@ -65,7 +61,6 @@ def redrive(
         write_line(f"{len(letters)} would be redriven" if dry_run else f"{len(letters)} redriven")
 
 
-@app.command()
 def discard(
     position: Position = None,
     key: Key = None,
@@ -91,8 +86,8 @@ def _run(
     env_file: EnvFile, act: Callable[[DeadLetters, AsyncConnection], Awaitable[Sequence[DeadLetter]]]
 ) -> Sequence[DeadLetter]:
     """Act in one transaction on the settings' database."""
-    loaded = load_settings(required=("database_url",), env_file=env_file)
-    tables = database.tables_of(loaded.settings)
+    loaded = load(required=("database_url",), env_file=env_file)
+    tables = tables_of(loaded.settings)
 
     async def run() -> Sequence[DeadLetter]:
         async with database.connect(loaded) as connection:
@@ -120,5 +115,6 @@ def _show(letters: Sequence[DeadLetter], *, as_json: bool) -> None:
             )
             for letter in letters
         ],
+        prose={"reason"},
         styles={"position": "cyan"},
     )

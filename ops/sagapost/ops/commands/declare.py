@@ -10,11 +10,11 @@ import typer
 
 from sagapost.core.broker import Queue
 from sagapost.core.errors import ConfigurationError
+from sagapost.ops.adapters import make_broker
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_table
-from sagapost.ops.composition import make_broker
 from sagapost.ops.inbox_path import load_inboxes
-from sagapost.ops.settings import load_settings
+from sagapost.ops.output import write_json, write_table
 
 __all__ = ["declare"]
 
@@ -33,7 +33,7 @@ def declare(
     service, or of one that begins to take a new event, before anybody publishes to them. Safe to repeat: what is there
     stays, bindings that an inbox no longer asks for included. Exit code 2 if a queue exists with other arguments.
     """
-    loaded = load_settings(required=("broker_url",), env_file=env_file)
+    loaded = load(required=("broker_url",), env_file=env_file)
     queues = [inbox.queue for inbox in load_inboxes(inboxes)]
     for queue in queues:
         if not queue.topics:

@@ -18,16 +18,15 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.inspection import ParkedMessage
 from sagapost.inbox.redrive import ParkedMessages
 from sagapost.ops import database
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_line, write_table
 from sagapost.ops.commands.selection import parse_selection
-from sagapost.ops.settings import LoadedSettings, load_settings
+from sagapost.ops.output import write_json, write_line, write_table
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import tables_of
 
-__all__ = ["app"]
+__all__ = ["discard", "edit", "list_", "redrive", "show"]
 
-app = typer.Typer(
-    help="Messages an inbox could not handle: look at them, redrive, discard or edit them.", no_args_is_help=True
-)
 
 T = TypeVar("T")
 
@@ -57,7 +56,6 @@ Actor: TypeAlias = Annotated[str, typer.Option(help="Who decides; kept in the au
 DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
-@app.command("list")
 def list_(
     inbox: InboxName,
     where: Where = None,
@@ -88,7 +86,6 @@ def list_(
     write_table(columns, rows, styles={"id": "cyan", "state": "bold"})
 
 
-@app.command()
 def show(
     inbox: InboxName,
     number: ParkedId,
@@ -115,7 +112,6 @@ def show(
     write_json(shown)
 
 
-@app.command()
 def redrive(
     inbox: InboxName,
     because: Because,
@@ -145,7 +141,6 @@ def redrive(
         write_line(f"{result.in_work} left alone: being handled now")
 
 
-@app.command()
 def discard(
     inbox: InboxName,
     because: Because,
@@ -169,7 +164,6 @@ def discard(
         write_line(f"{count} {'would be' if dry_run else 'are'} discarded")
 
 
-@app.command()
 def edit(
     inbox: InboxName,
     number: ParkedId,
@@ -209,10 +203,10 @@ def edit(
 
 
 def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awaitable[T]]) -> T:
-    loaded = load_settings(required=("database_url",), env_file=env_file)
+    loaded = load(required=("database_url",), env_file=env_file)
 
     async def run() -> T:
-        tables = database.tables_of(loaded.settings).inbox
+        tables = tables_of(loaded.settings).inbox
         await _require_inbox(loaded, inbox)
         async with database.opened_engine(loaded) as engine:
             return await work(ParkedMessages(engine, tables, inbox, on_dead=loaded.settings.consumer_on_dead))
@@ -221,7 +215,7 @@ def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awa
 
 
 async def _require_inbox(loaded: LoadedSettings, inbox: str) -> None:
-    tables = database.tables_of(loaded.settings).inbox
+    tables = tables_of(loaded.settings).inbox
     async with database.connect(loaded) as connection:
         await database.check(connection, tables.versions, [tables.part])
         names = set((await connection.execute(select(tables.consumers.c.name))).scalars())

@@ -8,6 +8,7 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.ops.commands.options import EnvFile, FailFast
 from sagapost.ops.composition import Composition
 from sagapost.ops.process import Plan, run_process
+from sagapost.ops.relaying import outbox_there, relays
 
 __all__ = ["relay"]
 
@@ -27,5 +28,4 @@ def _plan(composition: Composition) -> Plan:
             "Use `sagapost consume --with-relay module:inbox`, or a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )
-    requirements = [composition.outbox_there(), composition.broker_there()]
-    return Plan(requirements, [composition.relay(), *composition.watchers()])
+    return Plan([outbox_there(composition), composition.broker_there()], relays(composition))

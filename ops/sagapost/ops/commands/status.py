@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 from sqlalchemy import select
 
 from sagapost.core.errors import SchemaError
 from sagapost.core.outbox_store import OutboxBacklog
-from sagapost.inbox.inspection import Inspection, ParkedCounts
-from sagapost.inbox.parking import State
 from sagapost.ops import database
+from sagapost.ops.adapters import make_store
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_table
-from sagapost.ops.composition import make_store
-from sagapost.ops.settings import LoadedSettings, load_settings
+from sagapost.ops.output import write_json, write_table
+from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.settings.units import format_duration
+from sagapost.ops.tables import tables_of
+
+if TYPE_CHECKING:
+    from sagapost.inbox.inspection import ParkedCounts
+    from sagapost.inbox.parking import State
 
 __all__ = ["status"]
 
@@ -36,7 +41,7 @@ class _Status:
 
 def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Show how many events wait in the outbox, and how many messages each inbox has parked."""
-    loaded = load_settings(required=("database_url",), env_file=env_file)
+    loaded = load(required=("database_url",), env_file=env_file)
     found = anyio.run(_look, loaded)
     if as_json:
         write_json(_as_json(found))
@@ -53,7 +58,9 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     for name, counts in found.inboxes.items():
         parked = counts.by_state
         rows += [(f"inbox {name}", state, str(parked.get(state, 0)), text) for state, text in _STATES.items()]
-    write_table(("where", "what", "count", "meaning"), rows, styles={"where": "cyan", "meaning": "dim"})
+    write_table(
+        ("where", "what", "count", "meaning"), rows, prose={"meaning"}, styles={"where": "cyan", "meaning": "dim"}
+    )
 
 
 async def _look(loaded: LoadedSettings) -> _Status:
@@ -63,7 +70,7 @@ async def _look(loaded: LoadedSettings) -> _Status:
         backlog = await store.backlog()
     finally:
         await store.aclose()
-    tables = database.tables_of(loaded.settings).inbox
+    tables = tables_of(loaded.settings).inbox
     async with database.connect(loaded) as connection:
         try:
             await database.check(connection, tables.versions, [tables.part])
@@ -73,6 +80,10 @@ async def _look(loaded: LoadedSettings) -> _Status:
             # A service that only publishes has no inbox.
             return _Status(backlog, {})
         names = sorted((await connection.execute(select(tables.consumers.c.name))).scalars())
+    if not names:
+        return _Status(backlog, {})
+    from sagapost.inbox.inspection import Inspection
+
     async with database.opened_engine(loaded) as engine:
         return _Status(backlog, {name: await Inspection(engine, tables, name).counts() for name in names})
 

@@ -14,15 +14,15 @@ import typer
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops import database
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_line, write_table
 from sagapost.ops.commands.parked import Actor
-from sagapost.ops.settings import load_settings
+from sagapost.ops.output import write_json, write_line, write_table
+from sagapost.ops.tables import tables_of
 from sagapost.sagas import Task, TaskDesk
 
-__all__ = ["app"]
+__all__ = ["list_", "resolve", "show"]
 
-app = typer.Typer(help="Decisions that sagas wait for: list them, look at one, resolve it.", no_args_is_help=True)
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ Saga: TypeAlias = Annotated[str | None, typer.Option(help="Only this saga's (cor
 Name: TypeAlias = Annotated[str | None, typer.Option(help="Only tasks of this name.", show_default=False)]
 
 
-@app.command("list")
 def list_(
     service: Service = None,
     saga: Saga = None,
@@ -66,11 +65,13 @@ def list_(
         for task in found
     ]
     write_table(
-        ("task", "state", "opened", "service", "saga", "name", "title"), rows, styles={"task": "cyan", "state": "bold"}
+        ("task", "state", "opened", "service", "saga", "name", "title"),
+        rows,
+        prose={"title"},
+        styles={"task": "cyan", "state": "bold"},
     )
 
 
-@app.command()
 def show(task: TaskId, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Show one task: what is to be decided, what is known, and what each outcome does."""
     found = _run(env_file, lambda desk: desk.show(task))
@@ -95,7 +96,6 @@ def show(task: TaskId, env_file: EnvFile = None, as_json: AsJson = False) -> Non
         write_line(f"  {name}{asks}: {does}")
 
 
-@app.command()
 def resolve(
     task: TaskId,
     outcome: Annotated[str, typer.Option(help="One of the task's outcomes; see `sagapost tasks show`.")],
@@ -135,10 +135,10 @@ def resolve(
 
 
 def _run(env_file: Path | None, work: Callable[[TaskDesk], Awaitable[T]]) -> T:
-    loaded = load_settings(required=("database_url",), env_file=env_file)
+    loaded = load(required=("database_url",), env_file=env_file)
 
     async def run() -> T:
-        tables = database.tables_of(loaded.settings)
+        tables = tables_of(loaded.settings)
         async with database.connect(loaded) as connection:
             await database.check(connection, tables.versions, [tables.sagas.part])
         async with database.opened_engine(loaded) as engine:

@@ -11,7 +11,9 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.ops.commands.options import EnvFile, FailFast
 from sagapost.ops.composition import Composition
 from sagapost.ops.process import Plan, run_process
+from sagapost.ops.relaying import outbox_there, relays
 from sagapost.ops.rules import read_rules
+from sagapost.ops.tracking import trackers
 from sagapost.sagas.choreography import Choreography, read_manifest
 
 __all__ = ["track"]
@@ -50,7 +52,8 @@ def track(
                 "nobody. Use a broker such as SAGAPOST_BROKER_URL=amqp://tracker:password@localhost:5672/"
             )
         choreography = Choreography(read_manifest(path) for path in manifests) if manifests else None
-        requirements, workers = composition.tracker(
+        requirements, workers = trackers(
+            composition,
             choreography,
             keys=tuple(key or ()),
             ends=tuple(end or ()),
@@ -58,7 +61,7 @@ def track(
             queue=queue,
         )
         return Plan(
-            [composition.outbox_there(), *requirements, composition.broker_there()], [*workers, composition.relay()]
+            [outbox_there(composition), *requirements, composition.broker_there()], [*workers, *relays(composition)]
         )
 
     raise typer.Exit(run_process(plan, env_file=env_file, fail_fast=fail_fast))

@@ -16,16 +16,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops import database
+from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.output import write_json, write_line, write_table
 from sagapost.ops.commands.parked import Actor
-from sagapost.ops.settings import LoadedSettings, load_settings
+from sagapost.ops.output import write_json, write_line, write_table, write_text
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import tables_of
 from sagapost.outbox import Outbox
 from sagapost.sagas.choreography import Choreography, read_manifest
 from sagapost.sagas.events import RetryRequested, RollbackRequested
 from sagapost.sagas.tracker import SagaRow, SagaState, SagaView, Tracker, timeline, tree
 
-__all__ = ["add_to"]
+__all__ = ["differences", "list_", "retry", "rollback", "show", "tree_", "watch"]
 
 T = TypeVar("T")
 
@@ -48,20 +50,6 @@ _COLOURS = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the group `saga`."""
-    for name, command in (
-        ("list", list_),
-        ("show", show),
-        ("tree", tree_),
-        ("watch", watch),
-        ("differences", differences),
-        ("rollback", rollback),
-        ("retry", retry),
-    ):
-        app.command(name)(command)
-
-
 def list_(
     state: Annotated[
         list[SagaState] | None, typer.Option(help="Only sagas in this state; repeatable.", show_default=False)
@@ -79,6 +67,7 @@ def list_(
     write_table(
         ("saga", "state", "started", "last event", "events", "late", "keys", "why"),
         [_cells(row) for row in rows],
+        prose={"why"},
         styles={"saga": "cyan", "state": "bold", "late": "red"},
     )
 
@@ -163,7 +152,7 @@ def retry(
 
 def _ask(env_file: Path | None, manifests: list[Path] | None, work: Callable[[Tracker], Awaitable[T]]) -> T:
     choreography = Choreography(read_manifest(path) for path in manifests) if manifests else None
-    loaded = load_settings(required=("database_url",), env_file=env_file)
+    loaded = load(required=("database_url",), env_file=env_file)
 
     async def run() -> T:
         async with database.opened_engine(loaded) as engine:
@@ -173,7 +162,7 @@ def _ask(env_file: Path | None, manifests: list[Path] | None, work: Callable[[Tr
 
 
 async def _tracker(loaded: LoadedSettings, engine: AsyncEngine, choreography: Choreography | None) -> Tracker:
-    tables = database.tables_of(loaded.settings)
+    tables = tables_of(loaded.settings)
     async with database.connect(loaded) as connection:
         await database.check(connection, tables.versions, [tables.tracker.part])
     tracker = Tracker(engine, choreography, tables=tables.tracker)
@@ -208,10 +197,10 @@ async def _found(tracker: Tracker, asked: str) -> SagaView:
 
 
 def _request(saga: str, payload: object, env_file: Path | None) -> str:
-    loaded = load_settings(required=("database_url",), env_file=env_file)
+    loaded = load(required=("database_url",), env_file=env_file)
 
     async def run() -> str:
-        tables = database.tables_of(loaded.settings)
+        tables = tables_of(loaded.settings)
         outbox = Outbox(source="urn:sagapost:tracker", tables=tables.outbox)
         async with database.opened_engine(loaded) as engine:
             view = await _found(await _tracker(loaded, engine, None), saga)
@@ -242,7 +231,7 @@ def _plain(value: object) -> Any:
 
 def _print(text: str, view: SagaView) -> None:
     if not sys.stdout.isatty():
-        sys.stdout.write(text)
+        write_text(text)
         return
     # Not needed, and not quick to import, where a program reads.
     from rich.console import Console

@@ -1,6 +1,6 @@
 """The settings of a `sagapost` process, read from the environment. Needs the extra `cli`."""
 
-from sagapost.ops.settings.load import InvalidSettingsError, LoadedSettings, Problem, Source, load_settings
+from sagapost.ops.settings.load import InvalidSettingsError, LoadedSettings, Problem, Source, load_settings, misspelt
 from sagapost.ops.settings.model import Settings, all_settings
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "Source",
     "all_settings",
     "load_settings",
+    "misspelt",
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,9 +17,7 @@ from sagapost.ops.masking import SecretUrl, mask_url
 from sagapost.ops.settings.field import ENV_PREFIX, Setting
 from sagapost.ops.settings.model import Settings, all_settings
 
-__all__ = ["InvalidSettingsError", "LoadedSettings", "Problem", "Source", "load_settings"]
-
-_log = logging.getLogger("sagapost.ops.settings")
+__all__ = ["InvalidSettingsError", "LoadedSettings", "Problem", "Source", "load_settings", "misspelt"]
 
 Source: TypeAlias = Literal["command line", "environment", ".env", "default"]
 
@@ -48,12 +45,13 @@ class Problem:
 
 
 class InvalidSettingsError(ConfigurationError):
-    """Settings are wrong or missing; the message lists all of them."""
+    """Settings are wrong or missing; the message lists all of them, and variables that may have been meant."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], hints: Iterable[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.hints = tuple(hints)
         count = len(self.problems)
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        lines = "\n".join(f"  {line}" for line in (*self.problems, *self.hints))
         super().__init__(f"{count} setting{'s are' if count != 1 else ' is'} wrong:\n{lines}")
 
 
@@ -65,6 +63,11 @@ class LoadedSettings:
     sources: Mapping[str, Source]
     unknown: Mapping[str, str | None]
     """Variables with our prefix that name no setting, each with the most similar one that does."""
+
+    @property
+    def hints(self) -> Sequence[str]:
+        """A sentence for each misspelt variable; it is ignored, so a newer release's variables do no harm."""
+        return _hints(self.unknown)
 
     @property
     def database_url(self) -> SecretUrl:
@@ -86,12 +89,6 @@ class LoadedSettings:
         if value is None:
             raise InvalidSettingsError([_missing(name)])
         return value
-
-    def warn_of_unknown(self) -> None:
-        """Write a log line for each misspelt variable; it is ignored, so a newer release's variables do no harm."""
-        for variable, similar in self.unknown.items():
-            hint = f" Did you mean {similar}?" if similar else ""
-            _log.warning("%s is no setting of this release and is ignored.%s", variable, hint)
 
     def secrets(self) -> list[SecretUrl]:
         """Return the URLs that may carry a password."""
@@ -136,10 +133,28 @@ def load_settings(
         details = error.errors(include_input=False, include_url=False)
         problems = [_problem(detail, described, given, sources) for detail in details]
     problems += [_missing(name) for name in required if name not in given]
-    if settings is None or problems:
-        raise InvalidSettingsError(problems)
     variables = (name.upper() for name in (*file.env_vars, *environment.env_vars))
-    return LoadedSettings(settings, sources, _unknown(variables, described.values()))
+    unknown = _unknown(variables, described.values())
+    if settings is None or problems:
+        raise InvalidSettingsError(problems, _hints(unknown))
+    return LoadedSettings(settings, sources, unknown)
+
+
+def misspelt() -> Sequence[str]:
+    """Return the hints for this process's environment and `.env` alone, whatever the values are.
+
+    :raises ConfigurationError: if the file cannot be read.
+    """
+    file, environment = _file_source(None), EnvSettingsSource(Settings)
+    variables = (name.upper() for name in (*file.env_vars, *environment.env_vars))
+    return _hints(_unknown(variables, all_settings()))
+
+
+def _hints(unknown: Mapping[str, str | None]) -> Sequence[str]:
+    return [
+        f"{variable} is no setting of this release and is ignored.{f' Did you mean {similar}?' if similar else ''}"
+        for variable, similar in unknown.items()
+    ]
 
 
 def _file_source(env_file: Path | None) -> DotEnvSettingsSource:

@@ -1,29 +1,61 @@
-"""Relays and consumers as services of the daemon: what they left in flight, taken from what they report."""
+"""The relay of a process, and what measures how far behind its outbox is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import anyio
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Broker
 from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.observer import Observation, Observer, Observers
 from sagapost.core.outbox_store import OutboxBacklog, OutboxStore
-from sagapost.inbox.consumer import Consumer
-from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.observations import ConsumerStopped
-from sagapost.inbox.settings import ConsumerSettings
+from sagapost.ops.adapters import make_store
+from sagapost.ops.composition import Composition
+from sagapost.ops.daemon import Requirement, Worker
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay.observations import RelayStopped, StoreLost
-from sagapost.sagas import Compensator, Sagas
 
-__all__ = ["BacklogService", "CompensatorService", "ConsumerService", "RelayService"]
+__all__ = ["BacklogService", "RelayService", "outbox_there", "relays"]
+
+
+def outbox_there(composition: Composition) -> Requirement:
+    """The database answers and holds this release's outbox."""
+
+    async def check() -> None:
+        store = make_store(composition.loaded)
+        try:
+            await store.check_schema()
+        finally:
+            await store.aclose()
+
+    return Requirement("database", check)
+
+
+def relays(composition: Composition) -> list[Worker]:
+    """A relay on the settings' outbox and, where there are metrics, what measures how far behind it is."""
+    loaded = composition.loaded
+    settings = loaded.settings.relay_settings()
+    observer = composition.observer("sagapost.relay")
+
+    def make() -> RelayService:
+        return RelayService(make_store(loaded), composition.broker, settings, observer)
+
+    workers = [Worker("relay", make, settings.drain_timeout)]
+    metrics = composition.metrics
+    if metrics is not None:
+        report = metrics.backlog
+
+        def make_backlog() -> BacklogService:
+            return BacklogService(make_store(loaded), report, observer)
+
+        workers.append(Worker("backlog", make_backlog, timedelta(seconds=1)))
+    return workers
 
 
 class _LeftInFlight:
-    """Remembers what a relay or consumer says when it ends."""
+    """Remembers what a relay says when it ends."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,8 +63,6 @@ class _LeftInFlight:
     def notify(self, event: Observation, /) -> None:
         if isinstance(event, RelayStopped):
             self.count = event.left_in_flight
-        elif isinstance(event, ConsumerStopped):
-            self.count = event.unfinished
 
 
 class RelayService:
@@ -82,40 +112,3 @@ class BacklogService:
     def stop(self) -> None:
         """See `Service.stop`."""
         self._stopped.set()
-
-
-class ConsumerService:
-    """One inbox's consumer, for one run."""
-
-    def __init__(
-        self, inbox: Inbox, engine: AsyncEngine, broker: Broker, settings: ConsumerSettings, observer: Observer
-    ) -> None:
-        self._left = _LeftInFlight()
-        self._consumer = Consumer(
-            inbox, engine=engine, broker=broker, settings=settings, observer=Observers([observer, self._left])
-        )
-
-    async def run(self) -> int:
-        """See `Service.run`."""
-        await self._consumer.run()
-        return self._left.count
-
-    def stop(self) -> None:
-        """See `Service.stop`."""
-        self._consumer.stop()
-
-
-class CompensatorService:
-    """One service's compensator, for one run."""
-
-    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer) -> None:
-        self._compensator = Compensator(sagas, engine, observer=observer)
-
-    async def run(self) -> int:
-        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
-        await self._compensator.run()
-        return 0
-
-    def stop(self) -> None:
-        """See `Service.stop`."""
-        self._compensator.stop()

@@ -1,8 +1,7 @@
-"""`sagapost saga`: the choreography as declared in code: exported, drawn, checked."""
+"""`sagapost saga map|lint`: the choreography as declared in code: drawn, checked."""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,9 +12,9 @@ from typing import Annotated
 import typer
 
 from sagapost.core.errors import ConfigurationError
+from sagapost.ops.commands.loading import hint_misspelt
 from sagapost.ops.commands.options import AsJson
-from sagapost.ops.commands.output import write_json, write_line, write_table
-from sagapost.ops.inbox_path import load_inbox
+from sagapost.ops.output import write_json, write_line, write_table, write_text
 from sagapost.sagas.choreography import (
     RULES,
     STALE,
@@ -31,14 +30,11 @@ from sagapost.sagas.choreography import (
     to_dot,
     to_mermaid,
     to_svg,
-    write_manifest,
 )
 from sagapost.sagas.choreography import lint as find_mistakes
-from sagapost.sagas.declaration import manifest_of
 
-__all__ = ["app"]
+__all__ = ["draw", "lint"]
 
-app = typer.Typer(help="The choreography as declared in code: export, draw, check.", no_args_is_help=True)
 
 Manifests = Annotated[
     list[Path], typer.Argument(metavar="MANIFEST...", help="Manifest files, one for each service.", show_default=False)
@@ -64,22 +60,14 @@ _DRAWN: Mapping[MapFormat, Callable[[Choreography], str]] = {
 }
 
 
-@app.command()
-def manifest(
-    inbox: Annotated[str, typer.Argument(metavar="MODULE:INBOX", help="The service's inbox, e.g. warehouse:inbox.")],
-) -> None:
-    """Write a service's manifest as JSON; keep it beside the code, and merge all of them with `map` and `lint`."""
-    sys.stdout.buffer.write(write_manifest(manifest_of(load_inbox(inbox))))
-
-
-@app.command("map")
 def draw(
     manifests: Manifests,
     format_: Annotated[MapFormat, typer.Option("--format", "-f", help="What to write.")] = MapFormat.MERMAID,
 ) -> None:
     """Draw the choreography that the manifests make."""
+    hint_misspelt()
     choreography = Choreography(read_manifest(path) for path in manifests)
-    sys.stdout.write(_DRAWN[format_](choreography))
+    write_text(_DRAWN[format_](choreography))
 
 
 class FailOn(StrEnum):
@@ -91,7 +79,6 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
-@app.command()
 def lint(
     manifests: Annotated[
         list[Path] | None,
@@ -112,11 +99,12 @@ def lint(
     as_json: AsJson = False,
 ) -> None:
     """Look for mistakes in the choreography; exit code 1 if there is an error that is not accepted."""
+    hint_misspelt()
     if explain is not None:
         _explain(explain)
         return
     if rules:
-        write_table(("code", "severity", "rule"), [(r.code, r.severity.value, r.title) for r in RULES])
+        write_table(("code", "severity", "rule"), [(r.code, r.severity.value, r.title) for r in RULES], prose={"rule"})
         return
     if not manifests:
         raise typer.BadParameter("Name the manifests: sagapost saga lint orders.json payment.json ...")
@@ -146,6 +134,7 @@ def _write_findings(choreography: Choreography, findings: Sequence[Finding]) -> 
         write_table(
             ("code", "severity", "service", "what"),
             [(f.code, f.severity.value, f.service, f.message) for f in open_],
+            prose={"what"},
         )
     else:
         steps = sum(1 for _ in choreography.steps())

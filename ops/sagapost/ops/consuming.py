@@ -1,0 +1,165 @@
+"""The consumers of a process: one for each inbox, and a compensator for each whose handlers are steps of sagas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Table, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.broker import Broker
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.observer import Observation, Observer, Observers
+from sagapost.core.schema import SchemaPart
+from sagapost.inbox.consumer import Consumer
+from sagapost.inbox.database import HOUSEKEEPING
+from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.observations import ConsumerStopped
+from sagapost.inbox.settings import ConsumerSettings
+from sagapost.ops import database
+from sagapost.ops.composition import Composition
+from sagapost.ops.daemon import Requirement, Worker
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import tables_of
+from sagapost.sagas import Compensator, Sagas
+from sagapost.sagas.declaration import sagas_of
+
+__all__ = ["consumers", "inboxes_there", "make_consumer_engine", "require_one_outbox"]
+
+
+def inboxes_there(composition: Composition, inboxes: Sequence[Inbox]) -> Requirement:
+    """The database answers and holds this release's tables for each inbox and what it publishes through."""
+    needed: dict[Table, list[SchemaPart]] = {}
+    for inbox in inboxes:
+        sagas = sagas_of(inbox)
+        for tables in (
+            inbox.tables,
+            inbox.outbox.tables if inbox.outbox is not None else None,
+            sagas.tables if sagas is not None else None,
+        ):
+            if tables is not None and tables.part not in needed.setdefault(tables.versions, []):
+                needed[tables.versions].append(tables.part)
+
+    async def check() -> None:
+        async with database.connect(composition.loaded) as connection:
+            for versions, parts in needed.items():
+                await database.check(connection, versions, parts)
+
+    return Requirement("database", check)
+
+
+def require_one_outbox(composition: Composition, inboxes: Sequence[Inbox]) -> None:
+    """Make sure that a relay with these settings reads what the inboxes publish.
+
+    :raises ConfigurationError: if an inbox publishes into other tables.
+    """
+    read = tables_of(composition.loaded.settings).outbox.outbox.fullname
+    for inbox in inboxes:
+        written = inbox.outbox.tables.outbox.fullname if inbox.outbox is not None else read
+        if written != read:
+            raise ConfigurationError(
+                f"The inbox {inbox.name!r} publishes into the table {written!r}, and the relay would read "
+                f"{read!r}. Set SAGAPOST_DATABASE_SCHEMA and SAGAPOST_TABLE_PREFIX to what its OutboxTables has."
+            )
+
+
+def consumers(composition: Composition, inboxes: Sequence[Inbox]) -> list[Worker]:
+    """A consumer for each inbox, on one engine whose pool has room for all of them, and their compensators."""
+    settings = composition.loaded.settings.consumer_settings()
+    engine = composition.owns(make_consumer_engine(composition.loaded, inboxes=len(inboxes)))
+    observer = composition.observer("sagapost.inbox")
+
+    def worker(inbox: Inbox) -> Worker:
+        def make() -> ConsumerService:
+            return ConsumerService(inbox, engine, composition.broker, settings, observer)
+
+        return Worker(f"inbox {inbox.name}", make, settings.drain_timeout)
+
+    return [worker(inbox) for inbox in inboxes] + _compensators(composition, inboxes, engine)
+
+
+def _compensators(composition: Composition, inboxes: Sequence[Inbox], engine: AsyncEngine) -> list[Worker]:
+    observer = composition.log_observer("sagapost.sagas")
+    drain = composition.loaded.settings.consumer_settings().drain_timeout
+
+    def worker(sagas: Sagas) -> Worker:
+        def make() -> CompensatorService:
+            return CompensatorService(sagas, engine, observer)
+
+        return Worker(f"compensator {sagas.service}", make, drain)
+
+    found = (sagas_of(inbox) for inbox in inboxes)
+    return [worker(sagas) for sagas in found if sagas is not None]
+
+
+def make_consumer_engine(loaded: LoadedSettings, *, inboxes: int) -> AsyncEngine:
+    """Return the engine whose transactions the handlers of `inboxes` inboxes run in; nothing is opened yet."""
+    settings, url = loaded.settings, loaded.database_url
+    # As many as can be in use at once: waiting for the pool would look like a database that does not answer.
+    room = inboxes * (settings.consumer_concurrency + HOUSEKEEPING)
+    if not url.scheme.startswith("sqlite"):
+        limits = {
+            "timeout": settings.database_connect_timeout.total_seconds(),
+            "server_settings": {"application_name": "sagapost-consumer"},
+        }
+        return database.make_engine(url, pool_size=room, max_overflow=0, connect_args=limits)
+    engine = database.make_engine(url, connect_args={"timeout": settings.consumer_database_timeout.total_seconds()})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _prepare(connection: DBAPIConnection, _record: object) -> None:
+        cursor = connection.cursor()
+        # In WAL mode the relay and other readers do not wait for a handler's transaction, nor it for them.
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    return engine
+
+
+class _LeftInFlight:
+    """Remembers what a consumer says when it ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def notify(self, event: Observation, /) -> None:
+        if isinstance(event, ConsumerStopped):
+            self.count = event.unfinished
+
+
+class ConsumerService:
+    """One inbox's consumer, for one run."""
+
+    def __init__(
+        self, inbox: Inbox, engine: AsyncEngine, broker: Broker, settings: ConsumerSettings, observer: Observer
+    ) -> None:
+        self._left = _LeftInFlight()
+        self._consumer = Consumer(
+            inbox, engine=engine, broker=broker, settings=settings, observer=Observers([observer, self._left])
+        )
+
+    async def run(self) -> int:
+        """See `Service.run`."""
+        await self._consumer.run()
+        return self._left.count
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._consumer.stop()
+
+
+class CompensatorService:
+    """One service's compensator, for one run."""
+
+    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer) -> None:
+        self._compensator = Compensator(sagas, engine, observer=observer)
+
+    async def run(self) -> int:
+        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
+        await self._compensator.run()
+        return 0
+
+    def stop(self) -> None:
+        """See `Service.stop`."""
+        self._compensator.stop()
