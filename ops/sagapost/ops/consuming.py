@@ -23,7 +23,7 @@ from sagapost.ops.daemon import Requirement, Worker
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of
 from sagapost.sagas import Compensator, Sagas
-from sagapost.sagas.declaration import sagas_of
+from sagapost.sagas.manifests import sagas_of
 
 __all__ = ["consumers", "inboxes_there", "make_consumer_engine", "require_one_outbox"]
 

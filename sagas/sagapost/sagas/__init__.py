@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from sagapost.sagas.compensations import NotYet
     from sagapost.sagas.compensator import Compensator, CompensatorSettings
     from sagapost.sagas.context import CompensationContext, StepContext
-    from sagapost.sagas.declaration import DeadlineDeclaration, manifest_of
+    from sagapost.sagas.declaration import DeadlineDeclaration
     from sagapost.sagas.http import join_request, request_headers
+    from sagapost.sagas.manifests import manifest_of
     from sagapost.sagas.sagas import Sagas
     from sagapost.sagas.tables import SagaTables
     from sagapost.sagas.task_desk import Task, TaskDesk
@@ -22,7 +23,8 @@ else:
             "compensations": "NotYet",
             "compensator": "Compensator CompensatorSettings",
             "context": "CompensationContext StepContext",
-            "declaration": "DeadlineDeclaration manifest_of",
+            "declaration": "DeadlineDeclaration",
+            "manifests": "manifest_of",
             "http": "join_request request_headers",
             "sagas": "Sagas",
             "beginning": "join start",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,10 +14,8 @@ from sagapost.inbox.context import Context
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tasks import CHOICES, Outcome, open_task
-
-if TYPE_CHECKING:
-    from sagapost.sagas.sagas import Sagas
 
 __all__ = ["CompensationContext", "StepContext"]
 
@@ -25,7 +23,7 @@ __all__ = ["CompensationContext", "StepContext"]
 class StepContext(Context):
     """The context of a handler that is a step of a saga. Made by `Sagas.context`."""
 
-    sagas: ClassVar[Sagas]
+    sagas: ClassVar[Rollbacks]
 
     __slots__ = ()
 

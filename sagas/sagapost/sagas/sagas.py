@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from sagapost.core.clock import Clock, SystemClock
-from sagapost.core.databases import kit_of
-from sagapost.core.envelope import Event
+from sagapost.core.clock import Clock
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.context import Context
 from sagapost.inbox.handlers import is_async, name_of
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.outcomes import Exhausted, LastResort
 from sagapost.outbox.outbox import Outbox
-from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction, declare
+from sagapost.sagas.choreography.manifest import Step
+from sagapost.sagas.compensations import CompensationFunction, declare
 from sagapost.sagas.context import StepContext
 from sagapost.sagas.declaration import DeadlineDeclaration, StepDeclaration, type_names
-from sagapost.sagas.events import RetryRequested, RollbackRequested, RollbackStarted
-from sagapost.sagas.ledger import Ledger
+from sagapost.sagas.events import RetryRequested, RollbackRequested
+from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tables import SagaTables
-from sagapost.sagas.tasks import CHOICES, Close, Outcome, RollBack, has_open_task, open_task, withdraw_tasks
-
-if TYPE_CHECKING:
-    from sagapost.sagas.orchestration.island import Island
+from sagapost.sagas.tasks import CHOICES, Outcome, open_task
 
 __all__ = ["Sagas"]
-
-_AFTER_PIVOT = "rollback-past-pivot"
-"""The task that is opened where a rollback is asked for that must not be."""
 
 _F = TypeVar("_F", bound=CompensationFunction)
 _H = TypeVar("_H", bound=Callable[..., Any])
 
 
-class Sagas:
+class DeclaredIsland(Protocol):
+    """An orchestrated part, as its service knows it."""
+
+    @property
+    def name(self) -> str:
+        """Its name within the service."""
+        ...
+
+    def drawn(self) -> list[Step]:
+        """Return its steps as they look in the choreography around it."""
+        ...
+
+
+class Sagas(Rollbacks):
     """A service's compensations and the events that make it roll back.
 
     :param service: the service's name; the same as its inbox's.
@@ -60,24 +64,16 @@ class Sagas:
         announce: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        self.service = service
-        self.outbox = outbox
-        self.tables = tables if tables is not None else SagaTables()
+        super().__init__(service, outbox=outbox, tables=tables, announce=announce, clock=clock)
         self.starts = tuple(starts)
         self.ends = tuple(ends)
-        self.announce = announce
-        self.clock: Clock = clock if clock is not None else SystemClock()
-        """What deadlines are reckoned from and, on SQLite, when compensations are due. Tests may set another."""
-        self._compensations: dict[str, CompensationDeclaration] = {}
-        self._names: dict[CompensationFunction, str] = {}
         self._emitted: list[type | str] = [*self.starts, *self.ends]
         self.steps: dict[Callable[..., Any], StepDeclaration] = {}
         """What steps declare about themselves, by handler function."""
         self.rollback_events: tuple[str, ...] = ()
         """What makes this service roll back its part."""
-        self.islands: list[Island] = []
+        self.islands: list[DeclaredIsland] = []
         """The orchestrated parts of this service."""
-        self._ledgers: dict[tuple[str, Clock], Ledger] = {}
         self._context: type[StepContext] = type("StepContext", (StepContext,), {"sagas": self, "__slots__": ()})
 
     @property
@@ -242,7 +238,7 @@ class Sagas:
 
         return escalate
 
-    def add_island(self, island: Island) -> None:
+    def add_island(self, island: DeclaredIsland) -> None:
         """Note an orchestrated part; called by `Island`.
 
         :raises ConfigurationError: if the service has one of that name.
@@ -250,111 +246,3 @@ class Sagas:
         if any(each.name == island.name for each in self.islands):
             raise ConfigurationError(f"The service {self.service!r} already has an island named {island.name!r}.")
         self.islands.append(island)
-
-    @property
-    def compensations(self) -> Mapping[str, CompensationDeclaration]:
-        """What is registered, by name."""
-        return self._compensations
-
-    def name_of(self, compensation: CompensationFunction) -> str:
-        """Return the name a function is registered under.
-
-        :raises ConfigurationError: if it is not registered.
-        """
-        name = self._names.get(compensation)
-        if name is None:
-            called = getattr(compensation, "__qualname__", repr(compensation))
-            raise ConfigurationError(
-                f"{called} is no compensation of the service {self.service!r}. Decorate it with @sagas.compensation()."
-            )
-        return name
-
-    # --- in a transaction ---
-
-    def ledger(self, session: AsyncSession) -> Ledger:
-        """Return the ledger's statements for the session's database."""
-        kit = kit_of(session.get_bind())
-        ledger = self._ledgers.get((kit.name, self.clock))
-        if ledger is None:
-            ledger = Ledger(self.service, self.tables, kit.moments(self.clock))
-            self._ledgers[kit.name, self.clock] = ledger
-        return ledger
-
-    async def record(
-        self,
-        session: AsyncSession,
-        saga: str,
-        compensation: CompensationFunction,
-        arguments: Mapping[str, Any],
-        *,
-        step_event: str | None,
-    ) -> None:
-        """Record an undo intent in the caller's transaction; see `StepContext.on_rollback`."""
-        name = self.name_of(compensation)
-        packed = self._compensations[name].pack(arguments)
-        ledger = self.ledger(session)
-        first = ledger.record_first(saga, name, packed, step_event)
-        if first is not None:
-            if (await session.execute(first)).scalar_one():
-                return
-        else:
-            await session.execute(ledger.ensure(saga))
-            await session.execute(ledger.record(saga, name, packed, step_event))
-        row = (await session.execute(ledger.lock(saga))).one()
-        if row.state == "rolled_back":
-            await session.execute(ledger.reopen(saga))
-
-    async def begin_rollback(
-        self, session: AsyncSession, saga: str, *, reason: str, cause: str | None, force: bool = False
-    ) -> bool:
-        """Start the rollback in the caller's transaction; False if it has started already.
-
-        Past the point of no return (`StepContext.pivot`) nothing is undone: False, and a task asks a person what to
-        do. Open tasks of the saga are withdrawn once it is rolled back.
-
-        :param force: roll back past the point of no return too.
-        """
-        ledger = self.ledger(session)
-        await session.execute(ledger.ensure(saga))
-        row = (await session.execute(ledger.lock(saga))).one()
-        if row.state != "running":
-            return False
-        if row.pivot_reason is not None and not force:
-            await self._ask_after_pivot(session, saga, reason=reason, pivot=row.pivot_reason)
-            return False
-        await withdraw_tasks(self, session, saga, why=f"The saga is rolled back: {reason}")
-        await session.execute(ledger.begin(saga, reason=reason, cause=cause))
-        remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
-        if not remaining:
-            # Kept all the same: a step that comes late finds here that it must undo itself.
-            await session.execute(ledger.finish(saga))
-        await self.tell(session, RollbackStarted(self.service, reason, remaining), saga)
-        return True
-
-    async def pivot(self, session: AsyncSession, saga: str, *, reason: str) -> bool:
-        """Record the point of no return in the caller's transaction; see `StepContext.pivot`."""
-        ledger = self.ledger(session)
-        await session.execute(ledger.ensure(saga))
-        row = (await session.execute(ledger.lock(saga))).one()
-        if row.state != "running":
-            return False
-        await session.execute(ledger.pivot(saga, reason))
-        return True
-
-    async def _ask_after_pivot(self, session: AsyncSession, saga: str, *, reason: str, pivot: str) -> None:
-        if await has_open_task(self, session, saga, _AFTER_PIVOT):
-            return
-        await open_task(
-            self,
-            session,
-            saga,
-            _AFTER_PIVOT,
-            title=f"A rollback was asked for past the point of no return ({pivot}): {reason}",
-            outcomes={"go-on": Close(), "roll-back-anyway": RollBack(force=True)},
-        )
-
-    async def tell(self, session: AsyncSession, payload: object, saga: str) -> Event | None:
-        """Publish a lifecycle event, where somebody listens."""
-        if not self.announce:
-            return None
-        return await self.outbox.publish(session, payload, correlationid=saga, key=saga)

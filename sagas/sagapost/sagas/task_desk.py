@@ -23,7 +23,8 @@ from sagapost.outbox.outbox import Outbox
 from sagapost.outbox.tables import OutboxTables
 from sagapost.sagas.choreography.schemas import fields_of, misfit
 from sagapost.sagas.events import RollbackRequested, TaskEnded
-from sagapost.sagas.sagas import Sagas
+from sagapost.sagas.participant import Participant
+from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tables import SagaTables
 
 __all__ = ["Resolution", "Task", "TaskDesk"]
@@ -160,7 +161,7 @@ class TaskDesk:
                 .where(self._table.c.id == task)
                 .values(state="resolved", ended_at=self._moments.now(), outcome=outcome, decided_by=by, note=note)
             )
-            sagas = Sagas(
+            sagas = Rollbacks(
                 row.service,
                 outbox=Outbox(source=row.source, tables=self._outbox_tables),
                 tables=self._saga_tables,
@@ -178,7 +179,7 @@ class TaskDesk:
     async def _carry_out(
         self,
         session: AsyncSession,
-        sagas: Sagas,
+        sagas: Rollbacks,
         row: Row[Any],
         outcome: str,
         chosen: Mapping[str, Any],
@@ -228,7 +229,7 @@ class TaskDesk:
     async def _locked(self, session: AsyncSession, task: int) -> Row[Any]:
         """Lock the task's saga, then read the task: in the order in which a rollback takes them."""
         row = await self._row(session, task)
-        ledger = Sagas(
+        ledger = Participant(
             row.service, outbox=Outbox(source=row.source, tables=self._outbox_tables), tables=self._saga_tables
         ).ledger(session)
         await session.execute(ledger.ensure(row.saga))
@@ -248,7 +249,7 @@ class TaskDesk:
         return row
 
 
-async def _publish(session: AsyncSession, sagas: Sagas, saga: str, chosen: Mapping[str, Any], data: Any) -> str:
+async def _publish(session: AsyncSession, sagas: Rollbacks, saga: str, chosen: Mapping[str, Any], data: Any) -> str:
     event = await sagas.outbox.publish(
         session,
         msgspec.json.encode(data),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import msgspec
 from sqlalchemy import func, insert, select, update
@@ -27,9 +27,7 @@ from sagapost.inbox.envelope import envelope_of
 from sagapost.inbox.outcomes import Instead
 from sagapost.sagas.choreography.schemas import schema_of
 from sagapost.sagas.events import TaskEnded, TaskOpened
-
-if TYPE_CHECKING:
-    from sagapost.sagas.sagas import Sagas
+from sagapost.sagas.participant import Participant
 
 __all__ = [
     "CHOICES",
@@ -109,7 +107,7 @@ class Escalate(Instead):
         due: timedelta | None = None,
     ) -> None:
         async def work(ctx: Context) -> None:
-            sagas: Sagas | None = getattr(ctx, "sagas", None)
+            sagas: Participant | None = getattr(ctx, "sagas", None)
             if sagas is None:
                 raise ConfigurationError(
                     f"The step escalated to the task {name!r}, but the inbox {ctx.consumer!r} knows no Sagas. "
@@ -132,7 +130,7 @@ class Escalate(Instead):
 
 
 async def open_task(
-    sagas: Sagas,
+    sagas: Participant,
     session: AsyncSession,
     saga: str,
     name: str,
@@ -187,7 +185,7 @@ async def open_task(
     return number
 
 
-async def withdraw_tasks(sagas: Sagas, session: AsyncSession, saga: str, *, why: str) -> int:
+async def withdraw_tasks(sagas: Participant, session: AsyncSession, saga: str, *, why: str) -> int:
     """Close the open tasks of a saga that no person need decide any more; return how many.
 
     The caller holds the lock on the saga's row.
@@ -208,7 +206,7 @@ async def withdraw_tasks(sagas: Sagas, session: AsyncSession, saga: str, *, why:
     return len(rows)
 
 
-async def end_task(sagas: Sagas, session: AsyncSession, saga: str, task: int, *, why: str) -> None:
+async def end_task(sagas: Participant, session: AsyncSession, saga: str, task: int, *, why: str) -> None:
     """Withdraw one task, if it is still open: what it asks has settled itself. The caller holds the saga's lock."""
     table = sagas.tables.tasks
     moments = kit_of(session.get_bind()).moments(sagas.clock)
@@ -224,7 +222,7 @@ async def end_task(sagas: Sagas, session: AsyncSession, saga: str, task: int, *,
         await sagas.tell(session, TaskEnded(sagas.service, task, name, "withdrawn", None, None), saga)
 
 
-async def has_open_task(sagas: Sagas, session: AsyncSession, saga: str, name: str) -> bool:
+async def has_open_task(sagas: Participant, session: AsyncSession, saga: str, name: str) -> bool:
     """Tell whether the saga waits for a decision of this name."""
     table = sagas.tables.tasks
     found: int = (

@@ -21,7 +21,7 @@ from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
 from sagapost.sagas.beginning import start
 from sagapost.sagas.choreography.manifest import Manifest
 from sagapost.sagas.compensations import CompensationFunction
-from sagapost.sagas.declaration import manifest_of
+from sagapost.sagas.manifests import manifest_of
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.tasks import CHOICES, Outcome
 from sagapost.service.options import HandlerOptions, Handles

@@ -10,7 +10,7 @@ from sagapost.ops.commands.loading import hint_misspelt
 from sagapost.ops.inbox_path import load_inbox
 from sagapost.ops.output import write_bytes
 from sagapost.sagas.choreography import write_manifest
-from sagapost.sagas.declaration import manifest_of
+from sagapost.sagas.manifests import manifest_of
 
 __all__ = ["manifest"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,11 +18,9 @@ from sagapost.outbox.options import PublishOptions
 from sagapost.sagas.events import IslandEnded, IslandStarted, IslandStepChanged
 from sagapost.sagas.orchestration.declaration import IslandStep
 from sagapost.sagas.orchestration.messages import Decision, StepDecided, StepTimedOut
+from sagapost.sagas.orchestration.plan import IslandPlan
 from sagapost.sagas.orchestration.runs import Run, Runs, StepRow
 from sagapost.sagas.tasks import Emit, end_task, open_task
-
-if TYPE_CHECKING:
-    from sagapost.sagas.orchestration.island import Island
 
 __all__ = ["Coordinator"]
 
@@ -43,7 +41,7 @@ class _Moment:
 class Coordinator:
     """The transitions of one island's runs, in one transaction."""
 
-    def __init__(self, island: Island, session: AsyncSession, runs: Runs) -> None:
+    def __init__(self, island: IslandPlan, session: AsyncSession, runs: Runs) -> None:
         self._island = island
         self._sagas = island.sagas
         self._session = session

@@ -7,21 +7,22 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sagapost.core.codec import decode_data, encode_data
 from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.outcomes import Reject
 from sagapost.inbox.settings import RetryPolicy
+from sagapost.sagas.choreography.manifest import Step
 from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.context import CompensationContext, StepContext
 from sagapost.sagas.orchestration.coordinator import Coordinator
 from sagapost.sagas.orchestration.declaration import ONCE, Build, IslandStep, sent_by, types_of
 from sagapost.sagas.orchestration.messages import StepDecided, StepTimedOut
+from sagapost.sagas.orchestration.picture import steps_of
+from sagapost.sagas.orchestration.plan import IslandPlan
 from sagapost.sagas.orchestration.runs import Answered, Runs
 from sagapost.sagas.sagas import Sagas
 
@@ -33,7 +34,7 @@ _ASK_AGAIN = timedelta(minutes=1)
 """How often a rollback looks whether the island is undone, should it not be told."""
 
 
-class Island:
+class Island(IslandPlan):
     """Steps that one service runs in an order it decides: a coordinator, for use inside one service.
 
     Each step sends a command as an event and waits for the event that answers it; whoever handles the command (the
@@ -50,25 +51,12 @@ class Island:
     """
 
     def __init__(self, name: str, *, state: type, sagas: Sagas, inbox: Inbox) -> None:
-        if not name.isprintable() or not 0 < len(name.encode()) <= 100:
-            raise ConfigurationError(f"Island(name) has 1 to 100 printable bytes, not {name!r}.")
         if getattr(inbox.context, "sagas", None) is not sagas:
             raise ConfigurationError(
                 f"The inbox {inbox.name!r} does not know the Sagas of the island {name!r}. "
                 "Make it with Inbox(..., context=sagas.context)."
             )
-        self.name = name
-        self.sagas = sagas
-        self.steps: list[IslandStep] = []
-        """In the order of declaration."""
-        self.started_by: tuple[str, ...] = ()
-        self.completed: Build | None = None
-        self.failed: Callable[[Any, str], Any] | None = None
-        self.completes_with: str | None = None
-        self.fails_with: str | None = None
-        self.timeout_type = f"{sagas.service}.{name}.step-timed-out.v1"
-        self.decision_type = f"{sagas.service}.{name}.step-decided.v1"
-        self._state = state
+        super().__init__(name, state=state, sagas=sagas)
         self._inbox = inbox
         self._heard: set[type] = set()
         self._parallel = False
@@ -190,6 +178,10 @@ class Island:
         self.failed, self.fails_with = function, event_type_of(sent_by(function, ("state", "reason")))
         return function
 
+    def drawn(self) -> list[Step]:
+        """Return the island as it looks in the choreography around it."""
+        return steps_of(self)
+
     # --- at work ---
 
     async def start(self, ctx: StepContext, state: object, *, instance: str = "") -> str | None:
@@ -280,40 +272,6 @@ class Island:
         await Coordinator(self, ctx.session, runs).undo(found, f"the saga is rolled back: {ctx.reason}", by_saga=True)
         found = await runs.find(run)
         return None if found is None or found.state == "undone" else NotYet(_ASK_AGAIN)
-
-    # --- asked by the coordinator ---
-
-    def find_step(self, name: str) -> IslandStep | None:
-        """Return a step; None if it is not declared any more."""
-        return next((step for step in self.steps if step.name == name), None)
-
-    def step_named(self, name: str) -> IslandStep:
-        """Return a step.
-
-        :raises ConfigurationError: if it is not declared any more.
-        """
-        step = self.find_step(name)
-        if step is None:
-            raise ConfigurationError(
-                f"A run of the island {self.name!r} has the step {name!r}, which is not declared any more. "
-                "Keep declaring it until no run is under way that has it."
-            )
-        return step
-
-    def load(self, data: Any) -> Any:
-        """Return a run's state as the user's class."""
-        return decode_data(
-            msgspec.json.encode(data), self._state, event_id=self.name, event_type=f"state of {self.name}"
-        )
-
-    def dump(self, state: Any) -> Any:
-        """Return a run's state as JSON values."""
-        return msgspec.json.decode(encode_data(state, event_type=f"state of {self.name}")[0])
-
-    async def goes_on(self, session: AsyncSession, saga: str) -> bool:
-        """Tell whether the saga is running; the caller holds its lock."""
-        row = (await session.execute(self.sagas.ledger(session).lock(saga))).one()
-        return bool(row.state == "running")
 
     # --- inside ---
 

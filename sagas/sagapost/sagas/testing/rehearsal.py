@@ -27,7 +27,7 @@ from sagapost.core.naming import event_type_of
 from sagapost.inbox import Inbox
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.choreography.manifest import Choreography
-from sagapost.sagas.declaration import sagas_of
+from sagapost.sagas.manifests import sagas_of
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.testing.clock import VirtualClock
 from sagapost.sagas.testing.observed import Observed

@@ -22,7 +22,7 @@ from sagapost.inbox.observations import HandlerFailed
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 from sagapost.sagas.choreography.manifest import Manifest
 from sagapost.sagas.compensator import Compensator, CompensatorSettings
-from sagapost.sagas.declaration import manifest_of
+from sagapost.sagas.manifests import manifest_of
 from sagapost.sagas.operator import history
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.testing.clock import VirtualClock

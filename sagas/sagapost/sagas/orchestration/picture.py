@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sagapost.sagas.choreography import manifest as parts
-
-if TYPE_CHECKING:
-    from sagapost.sagas.orchestration.island import Island
+from sagapost.sagas.orchestration.plan import IslandPlan
 
 __all__ = ["steps_of"]
 
 
-def steps_of(island: Island) -> list[parts.Step]:
+def steps_of(island: IslandPlan) -> list[parts.Step]:
     """Return how the island looks in the choreography around it."""
     drawn: list[parts.Step] = []
     before = island.started_by
