@@ -6,7 +6,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.core.schema import install_schema
-from sagapost.outbox.tables import OutboxTables, key_hash
+from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["KEYS", "PAYLOAD_BYTES", "TOPIC", "empty", "fill", "install"]
 
@@ -30,19 +30,18 @@ async def fill(connection: asyncpg.Connection, rows: int, *, keys: int = KEYS) -
     payload = b'{"padding":"%s"}' % (b"x" * (PAYLOAD_BYTES - 14))
     await connection.execute(
         """
-        INSERT INTO outbox (event_id, key_hash, topic, type, source, time, datacontenttype, correlationid,
+        INSERT INTO outbox (event_id, topic, type, source, time, datacontenttype, correlationid,
                             partitionkey, data)
-        SELECT gen_random_uuid(), k.hash, $1, $1, 'https://bench.example', clock_timestamp(), 'application/json',
+        SELECT gen_random_uuid(), $1, $1, 'https://bench.example', clock_timestamp(), 'application/json',
                gen_random_uuid()::text, k.name, $2
         FROM generate_series(0, $3::int - 1) AS row(n)
-        JOIN unnest($4::text[], $5::smallint[]) WITH ORDINALITY AS k(name, hash, i) ON k.i = row.n % $6::int + 1
+        JOIN unnest($4::text[]) WITH ORDINALITY AS k(name, i) ON k.i = row.n % $5::int + 1
         ORDER BY row.n
         """,
         TOPIC,
         payload,
         rows,
         names,
-        [key_hash(name) for name in names],
         keys,
         timeout=600,
     )

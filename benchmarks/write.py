@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from benchmarks.harness import Bench, Figure
 from sagapost.core import event
 from sagapost.core.ids import new_uuid
-from sagapost.outbox import Outbox, OutboxTables, key_hash
+from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 from tests.servers.postgresql import private_postgresql
 
@@ -77,7 +77,6 @@ def row_of(order: Order) -> dict[str, Any]:
     """Return the event row as one would write it without a library: same encoding, no checks."""
     return {
         "event_id": new_uuid(),
-        "key_hash": key_hash(order.id),
         "topic": EVENT_TYPE,
         "type": EVENT_TYPE,
         "source": SOURCE,

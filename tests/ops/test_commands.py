@@ -120,7 +120,7 @@ def test_upgrade_installs_and_a_second_one_finds_nothing_to_do(tmp_path: Path) -
     assert json.loads(first.stdout)["changed"] == ["outbox", "inbox", "sagas"]
     assert json.loads(second.stdout)["changed"] == []
     assert (first.returncode, second.returncode, checked.returncode) == (0, 0, 0)
-    assert "as this release needs it (outbox 1, inbox 1, sagas 1)" in checked.stdout
+    assert "as this release needs it (outbox 2, inbox 1, sagas 1)" in checked.stdout
 
 
 def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_another_schema_version_ends_with_code_4(tmp_path: Path, version: int, r
     for command in (("db", "check"), ("status",)):
         ran = invoke(*command, cwd=tmp_path, **settings)
         assert ran.returncode == 4
-        assert f"has sagapost schema version {version}, this release needs 1. {remedy}" in ran.stderr
+        assert f"has sagapost schema version {version}, this release needs 2. {remedy}" in ran.stderr
 
 
 def test_a_newer_database_is_not_downgraded(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "position": 7,
             **dict.fromkeys(ENVELOPE_COLUMNS),
             "event_id": "0" * 32,
-            "key_hash": 1,
             "topic": "a.b",
             "type": "a.b",
             "source": "tests",

@@ -186,7 +186,7 @@ async def test_an_older_schema_ends_with_code_4(
     await engine.dispose()
     ran = run(*command, cwd=tmp_path, **settings)
     assert ran.returncode == 4
-    assert "has sagapost schema version 0, this release needs 1. Run `sagapost db upgrade`" in ran.stderr
+    assert "has sagapost schema version 0, this release needs 2. Run `sagapost db upgrade`" in ran.stderr
 
 
 # --- the tables ---

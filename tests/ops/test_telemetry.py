@@ -217,6 +217,7 @@ def test_a_relay_is_counted(figures: Figures) -> None:
         relay_obs.Held("id", "t.v1", "k", 7, 2, 4.0, "no queue is bound"),
         relay_obs.Buried("id", "t.v1", "k", 7, 20, "full", "block"),
         relay_obs.Overtaken("k", 7, 8),
+        relay_obs.Missed(rows=3, position=7),
         relay_obs.LeasesChanged(frozenset({1, 2}), frozenset({1, 2}), frozenset()),
         relay_obs.Saturated(held=10_000, saturated=True),
         relay_obs.BrokerLost("amqp://b", "away", 1, 0.2),
@@ -229,6 +230,7 @@ def test_a_relay_is_counted(figures: Figures) -> None:
     assert figures.value("sagapost.relay.retries", **{"cloudevents.event_type": "t.v1"}) == 1
     assert figures.value("sagapost.relay.dead", **{"sagapost.policy": "block"}) == 1
     assert figures.value("sagapost.relay.overtaken") == 1
+    assert figures.value("sagapost.relay.missed") == 3
     assert figures.value("sagapost.relay.partitions") == 2
     assert figures.value("sagapost.relay.paused", **{"sagapost.cause": "held keys"}) == 1
     assert figures.value("sagapost.connections.lost", **{"sagapost.server": "broker"}) == 1

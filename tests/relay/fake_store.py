@@ -6,6 +6,7 @@ late ones; what a real database does with those is tested on real ones.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,14 +26,19 @@ from sagapost.core.outbox_store import (
     OutboxCapabilities,
     OutboxReader,
     OutboxRow,
+    OutboxSweeper,
     Partition,
     Position,
+    Published,
     RelayId,
 )
-from sagapost.outbox.tables import key_hash
 from tests.relay.rows import TOPIC, make_row
 
 __all__ = ["FakeDatabase", "FakeStore"]
+
+
+def key_hash(key: str) -> int:
+    return zlib.crc32(key.encode())
 
 
 @dataclass(slots=True)
@@ -152,6 +158,23 @@ class _Reader:
         )
 
 
+class _Sweeper:
+    def __init__(self, database: FakeDatabase) -> None:
+        self._database = database
+        self._marked: frozenset[Position] = frozenset()
+
+    async def mark(self) -> None:
+        await self._database.call()
+        self._marked = frozenset(self._database.rows)
+
+    async def left(self, claims: Claims, *, above: Position, limit: int) -> Sequence[tuple[Position, str | None]]:
+        await self._database.call()
+        rows = self._database.rows
+        left = sorted(self._marked & rows.keys())
+        wanted = [p for p in left if p > above and self._database.partition(p) in claims]
+        return [(p, rows[p].key) for p in wanted[:limit]]
+
+
 class _Doorbell:
     async def arm(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -193,6 +216,13 @@ class FakeStore:
         return self._open_reader()
 
     @asynccontextmanager
+    async def _open_sweeper(self) -> AsyncGenerator[OutboxSweeper, None]:
+        yield _Sweeper(self.database)
+
+    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
+        return self._open_sweeper()
+
+    @asynccontextmanager
     async def _open_doorbell(self) -> AsyncGenerator[Doorbell, None]:
         yield _Doorbell()
 
@@ -204,12 +234,12 @@ class FakeStore:
     def _held(self, claims: Claims) -> frozenset[Partition]:
         return frozenset(p for p, token in claims.items() if self.database.leases[p].token == token)
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         await self.database.call()
         if self.database.no_deletes:
             raise StoreUnavailableError("Nothing can be deleted now, as the test asked for.")
         held = self._held(claims)
-        deleted = [p for partition, group in rows.items() if partition in held for p in group]
+        deleted = [p for partition, group in rows.items() if partition in held for p, _ in group]
         for position in deleted:
             self.database.rows.pop(position, None)
         self._raise_if_lost(rows.keys(), held)
@@ -251,12 +281,14 @@ class FakeStore:
             self.database.dead[position] = (key, True)
         return len(followers)
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
         await self.database.call()
-        blocked: dict[str, Position] = {}
+        blocked: dict[str, tuple[Partition, Position]] = {}
         for position, (key, blocks) in sorted(self.database.dead.items()):
-            if blocks and key is not None and Partition(key_hash(key) % self.database.partitions) in claims:
-                blocked.setdefault(key, position)
+            if blocks and key is not None:
+                partition = Partition(key_hash(key) % self.database.partitions)
+                if partition in claims:
+                    blocked.setdefault(key, (partition, position))
         return blocked
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:

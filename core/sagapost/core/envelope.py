@@ -10,7 +10,7 @@ import msgspec
 
 from sagapost.core.errors import InvalidEventError
 
-__all__ = ["MAX_KEY_LENGTH", "MAX_NAME_LENGTH", "Event", "validate_event"]
+__all__ = ["MAX_KEY_LENGTH", "MAX_NAME_LENGTH", "RESERVED_NAMES", "Event", "validate_event"]
 
 MAX_KEY_LENGTH = 255
 """Longest ordering key, in characters."""
@@ -61,7 +61,7 @@ _REQUIRED = ("id", "source", "type")
 _SHORT = (*_REQUIRED, "datacontenttype", "correlationid", "causationid", "traceparent")
 _TEXTS = (*_SHORT, "subject", "dataschema", "partitionkey", "tracestate")
 
-_RESERVED = frozenset({*Event.__struct_fields__, "specversion", "data_base64"})
+RESERVED_NAMES = frozenset({*Event.__struct_fields__, "specversion", "data_base64"})
 """Names an extension must not take: on the wire it would replace the attribute itself."""
 
 # CloudEvents forbids control characters and lone surrogates in strings; PostgreSQL refuses NUL, and UTF-8 the latter.
@@ -115,7 +115,7 @@ def validate_event(event: Event) -> None:
                 value=extension,
                 reason="CloudEvents extension names are lower-case ASCII letters and digits only.",
             )
-        if name in _RESERVED:
+        if name in RESERVED_NAMES:
             raise InvalidEventError(
                 attribute=name, value=extension, reason="the name belongs to an attribute of the event itself."
             )

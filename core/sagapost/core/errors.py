@@ -142,17 +142,19 @@ class DecodingError(SagapostError):
 
 
 class SchemaError(SagapostError):
-    """The database lacks sagapost's tables, or has those of another version."""
+    """The database lacks sagapost's tables, has those of another version, or lacks what they cannot do without."""
 
-    def __init__(self, *, found: int | None, expected: int, where: str) -> None:
+    def __init__(self, *, found: int | None, expected: int, where: str, lacks: str | None = None) -> None:
         self.found = found
         self.expected = expected
         self.where = where
-        what = (
-            f"{where} has no sagapost tables"
-            if found is None
-            else f"{where} has sagapost schema version {found}, this release needs {expected}"
-        )
+        self.lacks = lacks
+        if lacks is not None:
+            what = f"{where} lacks {lacks}"
+        elif found is None:
+            what = f"{where} has no sagapost tables"
+        else:
+            what = f"{where} has sagapost schema version {found}, this release needs {expected}"
         remedy = (
             "Upgrade the sagapost package on this host; the database is newer than it."
             if found is not None and found > expected

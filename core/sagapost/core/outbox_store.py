@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NewType, Protocol
+from typing import NewType, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -28,8 +28,10 @@ __all__ = [
     "OutboxReader",
     "OutboxRow",
     "OutboxStore",
+    "OutboxSweeper",
     "Partition",
     "Position",
+    "Published",
     "RelayId",
 ]
 
@@ -55,7 +57,13 @@ class OutboxRow(msgspec.Struct, frozen=True, gc=False):
     """How often the broker refused it; 0 for a row that was never refused."""
     retry_in: float = 0.0
     """Seconds until the next attempt is due, by the database's clock at fetch time; 0 or less: now."""
+    unreadable: str | None = None
+    """Why this row is no event that can be published (another writer wrote it): `event` then holds what could be read
+    of it, without its data. The relay holds it, alone with its key, as if the broker had refused it."""
 
+
+Published: TypeAlias = tuple[Position, str]
+"""Position and event id of a row that was published: a server that took over may have drawn the position again."""
 
 Claims = Mapping[Partition, LeaseToken]
 """The partitions a relay owns, each with the token it was granted."""
@@ -121,6 +129,8 @@ class OutboxReader(Protocol):
 
         * Each committed row is returned at least once and, unless it is asked for again, at most once.
         * A row that commits late is never skipped, whatever its position.
+        * A row that cannot be read as an event is returned as `unreadable`, and disturbs no other.
+        * Another server behind the same connection (a fail-over behind a pooler) makes it start over by itself.
         * If T1 committed before T2 inserted, T1's rows of a key are returned before T2's.
         * Cost follows the rows returned, not dead rows or transactions open elsewhere; at most `max_rows` rows and
           (give or take one row) `max_bytes` bytes of data are held, apart from revisited rows, which come extra.
@@ -134,8 +144,9 @@ class OutboxReader(Protocol):
     def restart(self) -> None:
         """Forget the cursor: the next fetch starts from the oldest committed row of the claims.
 
-        Called after gaining partitions, after an error, and from time to time as a safety net. Pending `revisit` and
-        `replay_key` requests are dropped, since everything comes again. The caller drops rows it has in flight.
+        Called after gaining partitions, after an error, and when a sweeper found rows that were missed. Pending
+        `revisit` and `replay_key` requests are dropped, since everything comes again; so do rows that are in flight,
+        which the caller passes over.
         """
         ...
 
@@ -148,6 +159,27 @@ class OutboxReader(Protocol):
 
         Takes effect at a later fetch, which names the key in `released`; rows of the key returned by fetches before
         that one are to be ignored by the caller, they come again.
+        """
+        ...
+
+
+class OutboxSweeper(Protocol):
+    """Finds rows that a reader should have returned long ago and has not: the net below the cursor.
+
+    No cursor can see a row that comes without a new transaction id or position: a restored dump, what logical
+    replication applies, a row repaired by hand. On a connection of its own, so that it holds up no fetch.
+    """
+
+    async def mark(self) -> None:
+        """Remember which rows are committed now."""
+        ...
+
+    async def left(self, claims: Claims, *, above: Position, limit: int) -> Sequence[tuple[Position, str | None]]:
+        """Return the rows that were committed at the last `mark` and still are there, each with its key.
+
+        At most `limit`, in position order, from beyond `above`; none before the first mark. Their data is not read.
+
+        :raises StoreUnavailableError: if the database cannot be reached.
         """
         ...
 
@@ -180,8 +212,14 @@ class OutboxStore(Protocol):
         """Open a fetch cursor on a connection of its own."""
         ...
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
+        """Open a sweeper on a connection of its own."""
+        ...
+
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """Delete confirmed rows, of partitions whose token still holds. Returns how many. Idempotent.
+
+        Only where the position still holds that very event.
 
         :raises LeaseLostError: if a token no longer holds: rows of the *other* partitions were deleted.
         """
@@ -190,12 +228,16 @@ class OutboxStore(Protocol):
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
         """Keep on each row the reason and when it is due again; count an attempt where the failure `counts`.
 
+        A row that the table refuses to keep (it breaks a rule that came later) is buried.
+
         :raises LeaseLostError: if a token no longer holds: rows of the *other* partitions were recorded.
         """
         ...
 
     async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
         """Move rows to the dead letters in one statement. Returns how many. Idempotent.
+
+        A dead letter of former times at the same position is no conflict.
 
         `block_keys`: the dead letter holds back the later rows of its key until an operator decides.
         """
@@ -208,14 +250,15 @@ class OutboxStore(Protocol):
         """
         ...
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
-        """Return the keys that wait for an operator because of a dead letter, each with its oldest one's position."""
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
+        """Return the keys that wait for an operator because of a dead letter, with their oldest one's position."""
         ...
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
         """Move due scheduled events into the outbox, each exactly once among all relays.
 
-        Returns how many, and how long until the next one is due (None: none is waiting).
+        Returns how many, and how long until the next one is due (None: none is waiting). A row that the outbox
+        refuses becomes a dead letter with the reason, and holds up no other.
         """
         ...
 
@@ -230,7 +273,10 @@ class OutboxStore(Protocol):
         ...
 
     async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
-        """Claim up to `want` more partitions that nobody holds. Returns those newly granted."""
+        """Claim up to `want` more partitions that nobody holds. Returns those newly granted.
+
+        Leases that vanished (a truncated or restored table) are made again, with tokens higher than any before.
+        """
         ...
 
     async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:

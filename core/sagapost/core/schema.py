@@ -38,6 +38,7 @@ __all__ = [
     "Supplement",
     "UpgradeProgress",
     "check_schema",
+    "check_supplements",
     "install_schema",
     "missing_supplements",
     "schema_table",
@@ -52,6 +53,8 @@ class Supplement(ExecutableDDLElement):
 
     what: str
     """What it makes, for people."""
+    needed = False
+    """Whether events go wrong without it, and not only slower."""
 
     def present(self, connection: Connection) -> bool:
         """Tell whether there is nothing to create."""
@@ -130,6 +133,16 @@ def _has_this_form(connection: Connection, part: SchemaPart) -> bool:
         <= {column["name"] for column in inspector.get_columns(table.name, schema=table.schema)}
         for table in part.tables
     )
+
+
+def check_supplements(connection: Connection, part: SchemaPart, *, where: str) -> None:
+    """Verify that nothing is missing without which events go wrong.
+
+    :raises SchemaError: otherwise.
+    """
+    for supplement in part.supplements:
+        if supplement.needed and not supplement.present(connection):
+            raise SchemaError(found=part.version, expected=part.version, where=where, lacks=supplement.what)
 
 
 def missing_supplements(connection: Connection, part: SchemaPart) -> list[str]:

@@ -16,7 +16,7 @@ from sqlalchemy.sql import ClauseElement
 
 from sagapost.core.databases import Other, kit_of
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
-from sagapost.core.schema import SchemaPart, check_schema, install_schema, missing_supplements
+from sagapost.core.schema import SchemaPart, check_schema, check_supplements, install_schema, missing_supplements
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import Tables
@@ -141,6 +141,20 @@ async def check(connection: AsyncConnection, versions: Table, parts: Iterable[Sc
     def verify(sync: Connection) -> None:
         for part in parts:
             check_schema(sync, versions, part, where=where)
+
+    await connection.run_sync(verify)
+
+
+async def check_needed(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> None:
+    """Verify that nothing is missing beside the tables without which events go wrong.
+
+    :raises SchemaError: otherwise.
+    """
+    where = f"The database at {address_of(connection.engine.url)}"
+
+    def verify(sync: Connection) -> None:
+        for part in parts:
+            check_supplements(sync, part, where=where)
 
     await connection.run_sync(verify)
 

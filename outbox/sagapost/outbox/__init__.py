@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sagapost.outbox.handles import AsyncHandle, SyncHandle
     from sagapost.outbox.options import PublishOptions
     from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
-    from sagapost.outbox.tables import OutboxTables, key_hash
+    from sagapost.outbox.tables import OutboxTables
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -18,7 +18,7 @@ else:
             "handles": "AsyncHandle SyncHandle",
             "options": "PublishOptions",
             "outbox": "DEFAULT_MAX_BYTES Outbox",
-            "tables": "OutboxTables key_hash",
+            "tables": "OutboxTables",
         },
     )
 
@@ -30,5 +30,4 @@ __all__ = [
     "SyncHandle",
     "AsyncHandle",
     "DEFAULT_MAX_BYTES",
-    "key_hash",
 ]

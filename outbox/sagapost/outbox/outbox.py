@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Unpack, overload
 
 import msgspec
@@ -16,7 +16,7 @@ from sagapost.outbox.envelope import seal, validate_topic
 from sagapost.outbox.handles import AsyncHandle, SyncHandle, after, cancel, write
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.rows import Rows, Target, row_values, scheduled_values
-from sagapost.outbox.scheduled import Cancellation, validate_schedule
+from sagapost.outbox.scheduled import Cancellation, due_time, validate_schedule
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["DEFAULT_MAX_BYTES", "Outbox"]
@@ -213,7 +213,8 @@ class Outbox:
             # Only an empty list of payloads comes here: any event would have been refused for its name.
             return events, Rows(self._now, [])
         # It happens when it is due: that is its `time`, and what an inbox judges its age by. Stamped now, a deadline
-        # beyond the inbox's dedup window would be born too old.
-        events = [msgspec.structs.replace(event, time=deliver_at.astimezone(UTC)) for event in events]
-        rows = [scheduled_values(event, topic or event.type, deliver_at=deliver_at, name=name) for event in events]
+        # beyond the inbox's dedup window would be born too old; due long ago, it happens now.
+        due = due_time(deliver_at)
+        events = [msgspec.structs.replace(event, time=max(due, event.time)) for event in events]
+        rows = [scheduled_values(event, topic or event.type, deliver_at=due, name=name) for event in events]
         return events, Rows(self._later, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -14,7 +14,7 @@ from sqlalchemy import Insert, Table, insert
 
 from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import Event
-from sagapost.outbox.tables import ENVELOPE_COLUMNS, key_hash
+from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
 __all__ = ["RowValues", "Rows", "Target", "row_values"]
 
@@ -23,7 +23,6 @@ RowValues: TypeAlias = dict[str, Any]
 
 _PARAMETER_TYPES = {
     "event_id": "uuid",
-    "key_hash": "smallint",
     "time": "timestamptz",
     "deliver_at": "timestamptz",
     "data": "bytea",
@@ -85,10 +84,8 @@ class Rows:
 
 def row_values(event: Event, topic: str) -> RowValues:
     """Return the row of an event; the event's identity is the row's."""
-    key = event.partitionkey
     return {
         "event_id": UUID(event.id),
-        "key_hash": key_hash(key if key is not None else event.id),
         "topic": topic,
         "type": event.type,
         "source": event.source,
@@ -98,7 +95,7 @@ def row_values(event: Event, topic: str) -> RowValues:
         "dataschema": event.dataschema,
         "correlationid": event.correlationid,
         "causationid": event.causationid,
-        "partitionkey": key,
+        "partitionkey": event.partitionkey,
         "traceparent": event.traceparent,
         "tracestate": event.tracestate,
         "extensions": dict(event.extensions) if event.extensions else None,
@@ -107,6 +104,8 @@ def row_values(event: Event, topic: str) -> RowValues:
 
 
 def scheduled_values(event: Event, topic: str, *, deliver_at: datetime, name: str | None) -> RowValues:
-    """Return the row of an event that becomes due later."""
-    # In UTC: SQLite keeps the digits of a time and drops its zone.
-    return {**row_values(event, topic), "deliver_at": deliver_at.astimezone(UTC), "name": name}
+    """Return the row of an event that becomes due later.
+
+    :param deliver_at: in UTC, since SQLite keeps the digits of a time and drops its zone.
+    """
+    return {**row_values(event, topic), "deliver_at": deliver_at, "name": name}

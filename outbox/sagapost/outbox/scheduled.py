@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, delete
@@ -14,7 +15,22 @@ from sagapost.outbox.asyncpg import AsyncpgConnection
 from sagapost.outbox.rows import RowValues, Target
 from sagapost.outbox.session import withdraw_pending
 
-__all__ = ["Cancellation", "validate_schedule"]
+__all__ = ["Cancellation", "due_time", "validate_schedule"]
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def due_time(deliver_at: datetime) -> datetime:
+    """Return `deliver_at` in UTC, a day inside what a datetime can say: ``datetime.min`` is at once, ``max`` is never.
+
+    At the very edge it has no UTC, and drivers take it for infinity.
+    """
+    try:
+        return min(max(deliver_at.astimezone(UTC), _EARLIEST), _LATEST)
+    except OverflowError:
+        return _EARLIEST if deliver_at.year == 1 else _LATEST
 
 
 def validate_schedule(event: Event, *, deliver_at: datetime | None, name: str | None) -> None:
@@ -34,9 +50,11 @@ def validate_schedule(event: Event, *, deliver_at: datetime | None, name: str | 
         raise InvalidEventError(
             attribute="name", value=name, reason="only a scheduled event has a name. Pass deliver_at= as well."
         )
-    if not 0 < len(name) <= MAX_NAME_LENGTH or "\x00" in name:
+    if not 0 < len(name) <= MAX_NAME_LENGTH or _UNSTORABLE.search(name):
         raise InvalidEventError(
-            attribute="name", value=name, reason=f"a name has 1 to {MAX_NAME_LENGTH} characters, none of them NUL."
+            attribute="name",
+            value=name,
+            reason=f"a name has 1 to {MAX_NAME_LENGTH} characters, none of them NUL or half of a surrogate pair.",
         )
     if event.correlationid is None:
         raise InvalidEventError(

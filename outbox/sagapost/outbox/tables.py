@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Identity,
     Index,
@@ -31,13 +32,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import UserDefinedType
 
 from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.outbox import rules
 from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
+from sagapost.outbox.positions import AdvancePositions
 
 __all__ = [
     "DEFAULT_PARTITIONS",
@@ -45,22 +45,10 @@ __all__ = [
     "OUTBOX_SCHEMA_VERSION",
     "OutboxTables",
     "doorbell_channel",
-    "key_hash",
 ]
 
-OUTBOX_SCHEMA_VERSION = 1
+OUTBOX_SCHEMA_VERSION = 2
 DEFAULT_PARTITIONS = 32
-
-_HASH_MASK = 0x7FFF
-
-
-def key_hash(key: str) -> int:
-    """Return the 15-bit hash that decides a row's partition: ``partition = hash % P``.
-
-    The hash and not the partition is stored, so a writer needs no knowledge of P and P can change without rewriting
-    rows. Rows without an ordering key hash their event id, which spreads them.
-    """
-    return zlib.crc32(key.encode()) & _HASH_MASK
 
 
 class _Xid8(UserDefinedType[int]):
@@ -77,22 +65,6 @@ class _Xid8(UserDefinedType[int]):
 PGDialect.ischema_names["xid8"] = _Xid8  # pyright: ignore[reportArgumentType] - made for it
 
 
-class _CurrentTransaction(FunctionElement[int]):
-    """The inserting transaction's id, where the database has one."""
-
-    inherit_cache = True
-
-
-@compiles(_CurrentTransaction)
-def _no_transaction_id(_element: _CurrentTransaction, _compiler: SQLCompiler, **_: Any) -> str:
-    return "0"
-
-
-@compiles(_CurrentTransaction, "postgresql")
-def _postgresql_transaction_id(_element: _CurrentTransaction, _compiler: SQLCompiler, **_: Any) -> str:
-    return "pg_current_xact_id()"
-
-
 def doorbell_channel(outbox: Table) -> str:
     """Return the NOTIFY channel of an outbox table: distinct per schema and prefix, at most 63 bytes."""
     qualified = f"{outbox.schema or ''}.{outbox.name}"
@@ -100,16 +72,19 @@ def doorbell_channel(outbox: Table) -> str:
 
 
 def _envelope() -> list[Column[Any]]:
-    """The columns that hold an event; the same in every table that keeps one."""
+    """The columns that hold an event; the same in every table that keeps one.
+
+    What has a default may be left out by those who write by plain SQL; `type`, `source` and `data` may not.
+    """
     return [
-        Column("event_id", Uuid, nullable=False),
-        Column("key_hash", SmallInteger, nullable=False),
-        Column("topic", String(255), nullable=False),
+        Column("event_id", Uuid, nullable=False, server_default=rules.NEW_ID),
+        # NULL: the type.
+        Column("topic", String(255)),
         Column("type", String(255), nullable=False),
         Column("source", String(255), nullable=False),
-        Column("time", DateTime(timezone=True), nullable=False),
+        Column("time", DateTime(timezone=True), nullable=False, server_default=func.now()),
         Column("subject", Text),
-        Column("datacontenttype", String(255)),
+        Column("datacontenttype", String(255), server_default="application/json"),
         Column("dataschema", Text),
         Column("correlationid", String(255)),
         Column("causationid", String(255)),
@@ -123,6 +98,38 @@ def _envelope() -> list[Column[Any]]:
 
 ENVELOPE_COLUMNS: tuple[str, ...] = tuple(column.name for column in _envelope())
 """Names of the columns of `_envelope`, in their order: what moves when a row changes tables."""
+
+
+def _slot() -> Column[int]:
+    """The 15-bit number that decides a row's partition: ``partition = slot % P``.
+
+    Reckoned by the database from the key, or from the id where there is no key, so that every writer agrees, whatever
+    language it is written in (docs/adr/0015). The slot and not the partition is stored: P can change without
+    rewriting rows.
+    """
+    return Column("slot", SmallInteger, Computed(rules.SLOT, persisted=True), nullable=False)
+
+
+def _key_hash() -> Column[int]:
+    """What writers of schema version 1 filled in. Read by nobody: they go on while a service is being deployed."""
+    return Column("key_hash", SmallInteger)
+
+
+def _dead_envelope() -> list[Column[Any]]:
+    """The envelope of a dead letter: no rules, since this is where rows go that break them."""
+    columns = _envelope()
+    columns[0] = Column("event_id", Uuid, primary_key=True)
+    return columns
+
+
+def _envelope_rules(table: str) -> list[CheckConstraint]:
+    """What the table refuses at once, instead of a relay that finds it unreadable later."""
+    return [
+        CheckConstraint(rules.NAMES, name=f"{table}_names"),
+        CheckConstraint(rules.TIME, name=f"{table}_time"),
+        CheckConstraint(rules.EXTENSIONS, name=f"{table}_extensions"),
+        CheckConstraint(rules.STORAGE, name=f"{table}_storage"),
+    ]
 
 
 class OutboxTables:
@@ -146,8 +153,13 @@ class OutboxTables:
             Column("position", big, Identity(always=True), primary_key=True),
             # The snapshot delta (docs/adr/0005) asks "which transactions became visible", so each row knows its own.
             Column(
-                "xid", _Xid8().with_variant(Integer(), "sqlite"), nullable=False, server_default=_CurrentTransaction()
+                "xid",
+                _Xid8().with_variant(Integer(), "sqlite"),
+                nullable=False,
+                server_default=rules.CURRENT_TRANSACTION,
             ),
+            _slot(),
+            _key_hash(),
             *_envelope(),
             Column("attempts", SmallInteger, nullable=False, server_default="0"),
             Column("next_attempt_at", DateTime(timezone=True)),
@@ -156,7 +168,8 @@ class OutboxTables:
                 "(attempts = 0) = (next_attempt_at IS NULL) AND (attempts = 0) = (last_error IS NULL)",
                 name=f"{prefix}outbox_refused_rows_say_why",
             ),
-            CheckConstraint("key_hash >= 0", name=f"{prefix}outbox_key_hash_range"),
+            CheckConstraint(rules.ATTEMPTS, name=f"{prefix}outbox_attempts"),
+            *_envelope_rules(f"{prefix}outbox"),
             schema=schema,
             sqlite_autoincrement=True,
         )
@@ -174,8 +187,11 @@ class OutboxTables:
         self.dead = Table(
             f"{prefix}outbox_dead",
             self.metadata,
+            # Both are the key: positions can begin again (a truncated table, a server whose sequence was never
+            # replicated), and burying must not fail for a dead letter of former times.
             Column("position", big, primary_key=True, autoincrement=False),
-            *_envelope(),
+            _slot(),
+            *_dead_envelope(),
             Column("attempts", SmallInteger, nullable=False),
             Column("last_error", Text, nullable=False),
             Column("died_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -197,7 +213,10 @@ class OutboxTables:
             Column("deliver_at", DateTime(timezone=True), nullable=False),
             # A deadline is cancelled by (saga, name): `correlationid` of the envelope plus this name.
             Column("name", String(255)),
+            _key_hash(),
             *_envelope(),
+            CheckConstraint(rules.DELIVER_AT, name=f"{prefix}outbox_scheduled_deliver_at"),
+            *_envelope_rules(f"{prefix}outbox_scheduled"),
             schema=schema,
             sqlite_autoincrement=True,
         )
@@ -238,6 +257,8 @@ class OutboxTables:
         )
         """For a migration that was generated, where tables come without their triggers:
         ``op.execute(tables.create_doorbell)``. Repeatable; does nothing where there is no NOTIFY."""
+        self.advance_positions = AdvancePositions(outbox=self.outbox, dead=self.dead)
+        """Lets positions go on behind those that are in use; see `AdvancePositions`."""
         self._attach_doorbell()
 
     def _attach_doorbell(self) -> None:
@@ -253,5 +274,5 @@ class OutboxTables:
             name="outbox",
             version=OUTBOX_SCHEMA_VERSION,
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
-            supplements=(self.create_doorbell,),
+            supplements=(self.create_doorbell, self.advance_positions),
         )

@@ -61,7 +61,7 @@ async def scene(postgresql: PostgreSQLServer, request: pytest.FixtureRequest) ->
                 await database.sql.execute("ANALYZE outbox")
             if kind.startswith("dead"):
                 await database.sql.execute("DELETE FROM outbox")
-            scene = Scene(database, FetchStatements(database.tables.outbox), NOTHING, 0)
+            scene = Scene(database, FetchStatements(database.tables.outbox, database.tables.dead), NOTHING, 0)
             scene.seen = await scene.now()
             scene.last = await database.value("SELECT last_value FROM outbox_position_seq")
             await database.write(NEW, size=200)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import tracemalloc
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
@@ -204,8 +205,10 @@ class _FailedOver:
 
     opened = 1
 
-    def __init__(self) -> None:
-        self.snapshots = ["100:100:", "120:120:", "90:90:", "90:90:"]
+    def __init__(self, *answers: tuple[str, int]) -> None:
+        self.answers = list(answers)
+        """Snapshots, each with the second in which the server was started that took it."""
+        self.server = 0
         self.asked: list[str] = []
 
     async def fetchrow(self, sql: str, *_args: object) -> Sequence[object]:
@@ -213,23 +216,41 @@ class _FailedOver:
         return row
 
     async def fetch(self, sql: str, *_args: object) -> Sequence[Sequence[object]]:
+        if "setval" in sql:
+            return []
         if sql.strip().startswith("UPDATE"):
             self.asked.append("restamp")
             return []
-        if sql.startswith("SELECT pg_current_snapshot"):
-            lowest, highest, _ = self.snapshots.pop(0).split(":")
-            return [[(int(lowest), int(highest), ())]]
-        if "stretch" in sql or "AS first" in sql:
+        if "AS first" in sql:
             self.asked.append("page")
-            return [[0, 0, None, *[None] * 14, 0, 0]]
+            return [self._header(None, self.server)]
+        snapshot, self.server = self.answers.pop(0)
+        if sql.startswith("SELECT pg_current_snapshot"):
+            lowest, highest, _ = snapshot.split(":")
+            return [[(int(lowest), int(highest), ()), _started(self.server)]]
         self.asked.append("delta")
-        return [[0, 0, self.snapshots.pop(0), *[None] * 14, 0, 1.0]]
+        return [self._header(snapshot, self.server)]
+
+    def _header(self, snapshot: str | None, server: int) -> Sequence[object]:
+        return [0, 0, snapshot, None, None, None, _started(server), *[None] * 10, 0, 1.0]
 
 
-async def test_a_snapshot_that_goes_back_starts_over() -> None:
-    """Behind a pooler a standby may take over without the connection noticing: its transaction ids tell."""
-    link = _FailedOver()
-    reader: OutboxReader = SnapshotReader(cast("Link", link), FetchStatements(OutboxTables().outbox), 32)
+def _started(second: int) -> datetime:
+    return datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param([("90:90:", 1), ("90:90:", 1)], id="its transaction ids went back"),
+        pytest.param([("130:130:", 2), ("131:131:", 2)], id="its transaction ids have passed the old ones"),
+    ],
+)
+async def test_another_server_behind_the_same_connection_starts_over(later: list[tuple[str, int]]) -> None:
+    """Behind a pooler a standby may take over without the connection noticing: ids or the start of the server tell."""
+    link = _FailedOver(("100:100:", 1), ("120:120:", 1), *later)
+    statements = FetchStatements(OutboxTables().outbox, OutboxTables().dead)
+    reader: OutboxReader = SnapshotReader(cast("Link", link), statements, 32)
     for _ in range(3):
         await reader.fetch(EVERYTHING, max_rows=10, max_bytes=10)
     assert link.asked == ["restamp", "page", "delta", "delta", "restamp", "page"]

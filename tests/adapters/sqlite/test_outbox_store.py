@@ -245,6 +245,6 @@ async def test_reused_positions_do_not_exist(path: Path) -> None:
             page = await reader.fetch(claims, max_rows=10, max_bytes=1_000)
             assert [row.event.data for row in page.rows] == [b"%d" % n]
             (row,) = page.rows
-            assert await store.delete_published({row.partition: [row.position]}, claims) == 1
+            assert await store.delete_published({row.partition: [(row.position, row.event.id)]}, claims) == 1
     engine.dispose()
     await store.aclose()

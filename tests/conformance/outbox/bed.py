@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
 import pytest
-from sqlalchemy import Table, func, select, update
+from sqlalchemy import Table, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from sagapost.core.databases import kit_of
 from sagapost.core.outbox_store import (
     Claims,
     Failure,
@@ -21,6 +22,7 @@ from sagapost.core.outbox_store import (
     OutboxStore,
     Partition,
     Position,
+    Published,
     RelayId,
 )
 from sagapost.outbox import Outbox, OutboxTables
@@ -91,6 +93,32 @@ class Bed:
                     connection, data, type="conformance.scheduled.v1", deliver_at=datetime.now(UTC) + after
                 )
 
+    async def write_at(self, position: Position, data: bytes, *, event_id: str | None = None) -> None:
+        """Commit a row at a given position."""
+        outbox = self.factory.tables.outbox
+        values = {
+            "position": position,
+            "event_id": UUID(event_id) if event_id else uuid4(),
+            "type": "t",
+            "source": "s",
+        }
+        async with self.factory.engine.begin() as connection:
+            kit = kit_of(connection)
+            columns = ", ".join((*values, "data"))
+            statement = f"INSERT INTO {kit.quote(outbox)} ({columns}) {kit.overrides_identity}"
+            types = {name: outbox.c[name].type for name in (*values, "data")}
+            given = [bindparam(name, type_=type_) for name, type_ in types.items()]
+            marks = ", ".join(f":{name}" for name in types)
+            await connection.execute(
+                text(f"{statement} VALUES ({marks})").bindparams(*given), {**values, "data": data}
+            )
+
+    async def replace_ids(self) -> None:
+        """Turn every row into another event at the same position."""
+        outbox = self.factory.tables.outbox
+        async with self.factory.engine.begin() as connection:
+            await connection.execute(update(outbox).values(event_id=uuid4()))
+
     # --- reading ---
 
     async def fetch(self, *, max_rows: int = MANY, max_bytes: int = BYTES) -> list[OutboxRow]:
@@ -144,11 +172,11 @@ def failure(row: OutboxRow, reason: str = "refused", *, retry_after: timedelta =
     return Failure(position=row.position, partition=row.partition, reason=reason, retry_after=retry_after)
 
 
-def by_partition(rows: Sequence[OutboxRow]) -> dict[Partition, list[Position]]:
+def by_partition(rows: Sequence[OutboxRow]) -> dict[Partition, list[Published]]:
     """Group rows for `delete_published`."""
-    grouped: dict[Partition, list[Position]] = {}
+    grouped: dict[Partition, list[Published]] = {}
     for row in rows:
-        grouped.setdefault(row.partition, []).append(row.position)
+        grouped.setdefault(row.partition, []).append((row.position, row.event.id))
     return grouped
 
 

@@ -33,7 +33,7 @@ class LifeConformance(StoreSuite):
         finally:
             await store.aclose()
         assert caught.value.found is None
-        assert caught.value.expected == 1
+        assert caught.value.expected == 2
 
     @pytest.mark.parametrize(("version", "remedy"), [(0, "sagapost db upgrade"), (99, "Upgrade the sagapost package")])
     async def test_tables_of_another_release_are_refused(self, bed: Bed, version: int, remedy: str) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import anyio
+from sqlalchemy import delete
 
 from sagapost.core.outbox_store import Claims, LeaseToken, OutboxStore, RelayId
 from tests.conformance.outbox.bed import TTL, Bed, StoreFactory, StoreSuite, requires
@@ -41,6 +42,24 @@ class OwnershipConformance(StoreSuite):
         assert set(bed.claims) == set(range(PARTITIONS))
         assert all(token > 0 for token in bed.claims.values())
         assert await bed.store.claim(bed.relay, want=PARTITIONS, ttl=TTL) == {}
+
+    async def test_leases_that_vanish_are_made_again(self, bed: Bed) -> None:
+        """The table was truncated, or restored empty: all are claimed again, and no former token holds any more."""
+        leases = bed.factory.tables.leases
+        async with bed.factory.engine.begin() as connection:
+            await connection.execute(delete(leases))
+        assert await bed.store.renew(bed.relay, bed.claims, ttl=TTL) == frozenset()
+        again = await bed.store.claim(bed.relay, want=PARTITIONS, ttl=TTL)
+        assert set(again) == set(range(PARTITIONS))
+        assert all(again[partition] > bed.claims[partition] + 1_000_000 for partition in again)
+        assert await bed.store.renew(bed.relay, again, ttl=TTL) == frozenset(range(PARTITIONS))
+
+    async def test_a_single_lease_that_vanishes_is_made_again(self, bed: Bed) -> None:
+        """Deleted by hand: it alone is claimed again."""
+        leases = bed.factory.tables.leases
+        async with bed.factory.engine.begin() as connection:
+            await connection.execute(delete(leases).where(leases.c.partition == 7))
+        assert set(await bed.store.claim(bed.relay, want=1, ttl=TTL)) == {7}
 
     async def test_a_claim_takes_no_more_than_wanted(self, second: OutboxStore) -> None:
         """A relay takes its share and leaves the rest."""

@@ -24,6 +24,37 @@ class SettleConformance(StoreSuite):
         assert await bed.store.delete_published(by_partition([rows[0], rows[1], rows[3]]), bed.claims) == 3
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"3",)]
 
+    async def test_another_event_at_the_same_position_is_not_deleted(self, bed: Bed) -> None:
+        """A server that took over may have drawn the position again: the confirm is of the other event."""
+        await bed.write(("a", b"confirmed"))
+        rows = await bed.fetch()
+        await bed.replace_ids()
+        assert await bed.store.delete_published(by_partition(rows), bed.claims) == 0
+        assert await bed.count(bed.factory.tables.outbox) == 1
+
+    async def test_a_row_is_buried_although_its_position_holds_a_dead_letter(self, bed: Bed) -> None:
+        """Positions began again, as after TRUNCATE ... RESTART IDENTITY: both are dead letters, with their reasons."""
+        await bed.write(("a", b"old"))
+        (old,) = await bed.fetch()
+        await bed.store.bury([failure(old, "then")], bed.claims, block_keys=True)
+        await bed.write_at(old.position, b"new")
+        bed.reader.restart()
+        (new,) = await bed.fetch()
+        assert new.position == old.position
+        assert await bed.store.bury([failure(new, "now")], bed.claims, block_keys=True) == 1
+        dead = bed.factory.tables.dead
+        assert sorted(await bed.table(dead, "data", "last_error")) == [(b"new", "now"), (b"old", "then")]
+
+    async def test_a_dead_letter_that_was_put_back_is_buried_again(self, bed: Bed) -> None:
+        """Somebody restored the outbox's row from a backup: one dead letter, with the newer reason."""
+        await bed.write((None, b"twice"))
+        (row,) = await bed.fetch()
+        await bed.store.bury([failure(row, "then")], bed.claims, block_keys=True)
+        await bed.write_at(row.position, b"twice", event_id=row.event.id)
+        assert await bed.store.bury([failure(row, "now")], bed.claims, block_keys=True) == 1
+        assert await bed.table(bed.factory.tables.dead, "last_error") == [("now",)]
+        assert await bed.count(bed.factory.tables.outbox) == 0
+
     async def test_deleting_twice_deletes_nothing(self, bed: Bed) -> None:
         """Idempotent: the answer to the first call may have been lost."""
         await bed.write(("a", b"1"))
@@ -184,14 +215,14 @@ class SettleConformance(StoreSuite):
         assert await bed.store.blocked_keys(bed.claims) == {}
         await bed.store.bury([failure(rows[1]), failure(rows[0]), failure(rows[3])], bed.claims, block_keys=True)
         await bed.store.bury([failure(rows[2])], bed.claims, block_keys=False)
-        assert await bed.store.blocked_keys(bed.claims) == {"k": rows[0].position}
+        assert await bed.store.blocked_keys(bed.claims) == {"k": (rows[0].partition, rows[0].position)}
 
     async def test_blocked_keys_are_those_of_the_claims(self, bed: Bed) -> None:
         """What another relay owns is not our concern."""
         lost, kept = await two_partitions(bed)
         await bed.store.bury([failure(lost), failure(kept)], bed.claims, block_keys=True)
         mine = {p: token for p, token in bed.claims.items() if p == kept.partition}
-        assert await bed.store.blocked_keys(mine) == {"b": kept.position}
+        assert await bed.store.blocked_keys(mine) == {"b": (kept.partition, kept.position)}
         assert await bed.store.blocked_keys({}) == {}
 
     async def test_nothing_to_settle_is_fine(self, bed: Bed) -> None:

@@ -79,6 +79,28 @@ def test_a_time_in_any_zone_is_the_same_moment(database: Database) -> None:
     ] == [DUE, DUE, DUE]
 
 
+@pytest.mark.parametrize(
+    ("deliver_at", "due"),
+    [
+        (datetime.max.replace(tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))), datetime(9999, 12, 30, tzinfo=UTC)),
+        (datetime.min.replace(tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC)),
+        (datetime.min.replace(tzinfo=timezone(timedelta(hours=5))), datetime(1, 1, 2, tzinfo=UTC)),
+    ],
+    ids=["never", "never, where UTC ends later", "at once", "at once, where UTC began later"],
+)
+def test_never_and_at_once_are_times_that_a_database_can_tell(
+    database: Database, deliver_at: datetime, due: datetime
+) -> None:
+    """The ends of the calendar are infinity to a driver, and have no UTC; the event itself happens now or then."""
+    before = datetime.now(UTC)
+    with Session(database.engine) as session, session.begin():
+        event = outbox.publish(session, {"n": 1}, type="t", deliver_at=deliver_at)
+    (row,) = database.scheduled()
+    assert row["deliver_at"].replace(tzinfo=UTC) == due
+    assert event.time >= before
+
+
 def test_the_name_may_come_from_the_running_saga(database: Database) -> None:
     """Inside a handler a deadline needs a name and nothing else."""
     with Session(database.engine) as session, session.begin(), bind(SagaContext("saga")):

@@ -18,16 +18,21 @@ the backlog), is paged along the primary key, filtered to what S' sees and S did
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 from sagapost.adapters.postgresql.connection import Link
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.rows import decode_rows
+from sagapost.core.errors import StoreRefusedError
 from sagapost.core.outbox_store import Claims, FetchPage, OutboxRow, Position
 
-__all__ = ["SnapshotReader"]
+__all__ = ["SnapshotReader", "SnapshotSweeper"]
+
+_log = logging.getLogger("sagapost.postgresql")
 
 Snapshot: TypeAlias = tuple[int, int, tuple[int, ...]]
 """(xmin, xmax, xip) as asyncpg reads a pg_snapshot."""
@@ -35,6 +40,8 @@ Snapshot: TypeAlias = tuple[int, int, tuple[int, ...]]
 _NOTHING: Snapshot = (1, 1, ())
 """A snapshot that sees no transaction of ours: ids below xmin are visible, and the smallest normal id is 3."""
 
+_BEFORE_ALL = -(2**63)
+"""Below every position: what was buried before it had one is redriven to a negative one."""
 _DATA = 16
 """Place of the data among the columns of a row."""
 _SHARED_STRETCH = 4
@@ -64,6 +71,9 @@ class SnapshotReader:
         self._replays: dict[str, Position] = {}
         self._opened = 0
         self._went_back = False
+        self._may_not_advance = False
+        self._server: datetime | None = None
+        """When the server that answered last was started: no two have that in common."""
 
     def restart(self) -> None:
         """Start again from the oldest committed row."""
@@ -86,7 +96,8 @@ class SnapshotReader:
         page = await self._fetch(claims, max_rows, max_bytes)
         while self._lost_sight():
             # A server that crashed, or a standby that took over, may hand transaction ids out again: what it commits
-            # under them would look as if it had been seen. So the reader starts over on every new connection.
+            # under them would look as if it had been seen. So the reader starts over on every new connection, and
+            # behind a pooler, where the connection may survive the server, whenever another server answers.
             self.restart()
             self._revisits, self._replays = set(revisits), dict(replays)
             page = await self._fetch(claims, max_rows, max_bytes)
@@ -130,7 +141,22 @@ class SnapshotReader:
     async def _begin_backlog(self) -> None:
         """First generation: everything visible now."""
         await self._link.fetch(self._sql.restamp)
-        self._walk = _Walk(target=await self._snapshot(), since=_NOTHING, last=0, replays={})
+        await self._advance_positions()
+        self._walk = _Walk(target=await self._snapshot(), since=_NOTHING, last=_BEFORE_ALL, replays={})
+
+    async def _advance_positions(self) -> None:
+        """Let positions go on behind those in use, where the sequence was left behind by a restore or a move."""
+        try:
+            await self._link.fetch(self._sql.advance)
+        except StoreRefusedError as error:
+            if not self._may_not_advance:
+                self._may_not_advance = True
+                _log.warning(
+                    "Whether the outbox's positions go on behind its rows cannot be seen by this role (%s). After a "
+                    "restore or a move to another server run `sagapost db upgrade`, or grant the role USAGE, SELECT "
+                    "and UPDATE on the sequence: positions that begin again let new events overtake those that wait.",
+                    error,
+                )
 
     async def _begin_replay(self) -> None:
         """A generation that also returns rows of released keys; they may lie far back, so it is paged."""
@@ -152,7 +178,7 @@ class SnapshotReader:
         records = await self._link.fetch(sql, xip, xmax, max_rows, max_bytes, *owned)
         header = records[0]
         target = _parse(header[2])
-        self._check_direction(target)
+        self._check_history(target, header[6])
         if header[18] == 1.0:
             self._seen = target
             return decode_rows(records[1:], self._partitions), _in_progress(target)
@@ -182,6 +208,7 @@ class SnapshotReader:
             stretch,
             *owned,
         )
+        self._check_history(walk.target, header[6])
         full = len(records) >= max_rows or sum(len(record[_DATA]) for record in records) >= max_bytes
         if full:
             walk.last = records[-1][0]
@@ -205,12 +232,17 @@ class SnapshotReader:
         row = await self._link.fetchrow(self._sql.snapshot)
         assert row is not None  # noqa: S101 - a SELECT without FROM always has a row
         snapshot: Snapshot = row[0]
-        self._check_direction(snapshot)
+        self._check_history(snapshot, row[1])
         return snapshot
 
-    def _check_direction(self, snapshot: Snapshot) -> None:
-        """Behind a pooler the server may be another one although the connection is the same."""
-        if self._seen is not None and snapshot[1] < self._seen[1]:
+    def _check_history(self, snapshot: Snapshot, server: datetime) -> None:
+        """Behind a pooler the server may be another one although the connection is the same.
+
+        Its transaction ids may have gone back, or have passed the old ones already. System identifier and timeline
+        do not tell a copy that was started from a backup; the moment of its start does.
+        """
+        former, self._server = self._server, server
+        if former not in {None, server} or (self._seen is not None and snapshot[1] < self._seen[1]):
             self._went_back = True
 
     async def _low(self, since: Snapshot) -> int | None:
@@ -223,6 +255,36 @@ class SnapshotReader:
     def _owned(self, claims: Claims) -> tuple[int, list[int]] | tuple[()]:
         """The arguments of the partition filter; empty when this relay owns every partition."""
         return () if len(claims) == self._partitions else (self._partitions, [int(p) for p in claims])
+
+
+class SnapshotSweeper:
+    """`OutboxSweeper` on PostgreSQL."""
+
+    def __init__(self, link: Link, statements: FetchStatements, partitions: int) -> None:
+        self._link = link
+        self._sql = statements
+        self._partitions = partitions
+        self._mark: tuple[Snapshot, int] | None = None
+        self._opened = 0
+
+    async def mark(self) -> None:
+        """See `OutboxSweeper.mark`."""
+        row = await self._link.fetchrow(self._sql.mark)
+        assert row is not None  # noqa: S101 - an aggregate without GROUP BY always has a row
+        self._mark, self._opened = (row[0], row[1]), self._link.opened
+
+    async def left(self, claims: Claims, *, above: Position, limit: int) -> Sequence[tuple[Position, str | None]]:
+        """See `OutboxSweeper.left`."""
+        if self._mark is None or not claims:
+            return []
+        snapshot, highest = self._mark
+        owned = [int(p) for p in claims]
+        rows = await self._link.fetch(self._sql.left, above, highest, snapshot, limit, self._partitions, owned)
+        if self._link.opened != self._opened:
+            # Another connection, maybe of another server, whose transactions the mark says nothing about.
+            await self.mark()
+            return []
+        return [(Position(row[0]), row[1]) for row in rows]
 
 
 def _merge(revisited: Sequence[OutboxRow], rows: Sequence[OutboxRow]) -> Sequence[OutboxRow]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from sqlalchemy import Table
 
 from sagapost.adapters.postgresql.rows import ROW_COLUMNS, qualified
+from sagapost.outbox.positions import advance_statement
 
 __all__ = ["FetchStatements"]
 
 _PAGE_NAMES = (
-    "position", "key_hash", "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema",
+    "position", "slot", "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema",
     "correlationid", "causationid", "partitionkey", "traceparent", "tracestate", "extensions", "data", "attempts",
     "retry_in",
 )  # fmt: skip
@@ -18,7 +19,7 @@ _PAGE_NAMES = (
 class FetchStatements:
     """The reader's SQL, for one outbox table. `owned` variants filter on the relay's partitions."""
 
-    def __init__(self, outbox: Table) -> None:
+    def __init__(self, outbox: Table, dead: Table) -> None:
         table = qualified(outbox)
 
         def delta(owned: str) -> str:
@@ -29,8 +30,8 @@ class FetchStatements:
             # index whatever the statistics say. A straggler's id is a range for the same reason: of an equality the
             # planner concludes that the order of positions is enough, which the primary key has too (110 ms after an
             # ANALYZE that found few and large transactions).
-            # The row with position 0 is the header: the snapshot, and whether the delta was over the limits, in
-            # which case no rows are sent and the generation is paged.
+            # The row with position 0 is the header: the snapshot, which server answers, and whether the delta was over
+            # the limits, in which case no rows are sent and the generation is paged.
             return f"""
                 WITH delta AS MATERIALIZED (
                     SELECT r.* FROM unnest($1::xid8[]) AS straggler(id), LATERAL (
@@ -46,9 +47,9 @@ class FetchStatements:
                 ), total AS MATERIALIZED (
                     SELECT count(*) <= $3::int AND coalesce(sum(octet_length(data)), 0) <= $4::int8 AS fits FROM delta
                 )
-                SELECT 0 AS position, 0 AS key_hash, pg_current_snapshot()::text AS topic,
-                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       0, CASE WHEN fits THEN 1 ELSE 0 END::float8
+                SELECT 0 AS position, 0 AS slot, pg_current_snapshot()::text AS topic,
+                       NULL, NULL, NULL, pg_postmaster_start_time(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       NULL, NULL, 0, CASE WHEN fits THEN 1 ELSE 0 END::float8
                 FROM total
                 UNION ALL
                 SELECT delta.* FROM delta, total WHERE fits
@@ -67,8 +68,9 @@ class FetchStatements:
                 WITH next AS MATERIALIZED (
                     SELECT position AS first FROM {table} WHERE position > $1::int8 ORDER BY position LIMIT 1
                 )
-                SELECT 0 AS position, 0 AS key_hash, (SELECT first FROM next)::text AS topic,
-                       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0
+                SELECT 0 AS position, 0 AS slot, (SELECT first FROM next)::text AS topic,
+                       NULL, NULL, NULL, pg_postmaster_start_time(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       NULL, NULL, 0, 0
                 UNION ALL
                 SELECT {", ".join(f"p.{name}" for name in _PAGE_NAMES)}
                 FROM (
@@ -102,12 +104,21 @@ class FetchStatements:
             ) first
         """
 
-        mine = "AND key_hash % $%s::int = ANY($%s::int[])"
+        mine = "AND slot % $%s::int = ANY($%s::int[])"
         self.delta_all, self.delta_owned = delta(""), delta(mine.replace("$%s", "$5", 1).replace("$%s", "$6", 1))
         self.page_all, self.page_owned = page(""), page(mine.replace("$%s", "$9", 1).replace("$%s", "$10", 1))
         self.low = low
-        self.snapshot = "SELECT pg_current_snapshot()"
+        self.snapshot = "SELECT pg_current_snapshot(), pg_postmaster_start_time()"
         self.revisit = f"SELECT {ROW_COLUMNS} FROM {table} WHERE position = ANY($1::int8[]) ORDER BY position"
+        # Of the rows that were committed when the mark was made, those that are still there: few, unless the relay is
+        # behind. The bound on positions keeps it from reading on through all that came after the mark.
+        self.mark = f"SELECT pg_current_snapshot(), coalesce(max(position), 0) FROM {table}"
+        self.left = f"""
+            SELECT position, partitionkey FROM {table}
+            WHERE position > $1::int8 AND position <= $2::int8 AND slot % $5::int = ANY($6::int[])
+              AND (pg_visible_in_snapshot(xid, $3::pg_snapshot) OR xid >= pg_snapshot_xmax(pg_current_snapshot()))
+            ORDER BY position LIMIT $4::int"""
+        self.advance = advance_statement(outbox, dead, "postgresql")
         # After a dump is restored into another cluster, transaction ids restart: rows then carry ids from the future,
         # which no snapshot will see for a long time. They are visible to us, so they are committed: stamp them anew.
         # Costs one index probe when there are none.

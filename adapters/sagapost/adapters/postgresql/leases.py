@@ -29,6 +29,14 @@ class Leases:
             INSERT INTO {leases} (partition) SELECT generate_series(0, $1::int - 1)
             WHERE NOT EXISTS (SELECT FROM {leases}) ON CONFLICT DO NOTHING"""
         self._count = f"SELECT count(*) FROM {leases}"
+        # Tokens of leases that are made again begin at the time of day, far above any that was counted up: a relay
+        # that still holds an old one must not be taken for the owner.
+        self._remake = f"""
+            INSERT INTO {leases} (partition, token)
+            SELECT n, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM generate_series(0, $1::int - 1) n
+            WHERE (SELECT count(*) FROM {leases}) < $1::int
+            ON CONFLICT DO NOTHING RETURNING partition"""
+        self._partitions: int | None = None
         # Relays that stopped without a word are cleared by the living; a relay that comes back announces itself. One
         # that another is clearing, or is stuck in clearing, is left to it.
         self._heartbeat = f"""
@@ -73,7 +81,8 @@ class Leases:
         """See `OutboxStore.partition_count`."""
         await self._link.fetch(self._seed, DEFAULT_PARTITIONS)
         row = await self._link.fetchrow(self._count)
-        return int(row[0]) if row is not None else 0
+        self._partitions = int(row[0]) if row is not None else 0
+        return self._partitions
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
         """See `OutboxStore.heartbeat`."""
@@ -82,7 +91,9 @@ class Leases:
 
     async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
         """See `OutboxStore.claim`."""
-        rows = await self._link.fetch(self._claim, relay, want, ttl)
+        rows = list(await self._link.fetch(self._claim, relay, want, ttl))
+        if len(rows) < want and self._partitions and await self._link.fetch(self._remake, self._partitions):
+            rows += await self._link.fetch(self._claim, relay, want - len(rows), ttl)
         return {Partition(row[0]): LeaseToken(row[1]) for row in rows}
 
     async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:

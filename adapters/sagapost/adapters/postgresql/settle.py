@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from sagapost.adapters.postgresql.connection import Link
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
-from sagapost.core.errors import LeaseLostError
-from sagapost.core.outbox_store import Claims, Failure, Partition, Position
+from sagapost.core.errors import LeaseLostError, StoreError, StoreRefusedError, StoreUnavailableError
+from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["Settlement"]
@@ -32,52 +32,60 @@ class Settlement:
             )"""
         # Only the number of rows and the leases that held come back, not a row each.
         self._delete = f"""{held}, gone AS (
-                DELETE FROM {outbox}
-                WHERE position = ANY($1::bigint[]) AND key_hash % $4::int IN (SELECT partition FROM held)
+                DELETE FROM {outbox} o USING unnest($1::bigint[], $5::text[]) AS published(position, event_id)
+                WHERE o.position = published.position AND o.event_id = published.event_id::uuid
+                  AND o.slot % $4::int IN (SELECT partition FROM held)
                 RETURNING 1
             )
             SELECT count(*), (SELECT array_agg(partition) FROM held) FROM gone"""
         self._record = f"""{held}
             UPDATE {outbox} o
-            SET attempts = CASE WHEN f.counts OR o.attempts = 0 THEN o.attempts + 1 ELSE o.attempts END,
+            SET attempts = CASE WHEN f.counts OR o.attempts = 0 THEN least(o.attempts::int + 1, 32767)
+                                ELSE o.attempts END,
                 last_error = f.reason, next_attempt_at = clock_timestamp() + f.retry_after
             FROM unnest($1::bigint[], $5::text[], $6::interval[], $7::boolean[])
               AS f(position, reason, retry_after, counts)
-            WHERE o.position = f.position AND o.key_hash % $4::int IN (SELECT partition FROM held)
+            WHERE o.position = f.position AND o.slot % $4::int IN (SELECT partition FROM held)
             RETURNING o.position"""
+        # The very same row was buried before, and somebody put it back from a backup.
+        again = """ON CONFLICT (position, event_id) DO UPDATE SET attempts = EXCLUDED.attempts,
+                last_error = EXCLUDED.last_error, blocks_key = EXCLUDED.blocks_key, died_at = EXCLUDED.died_at"""
         # One statement: the row is in exactly one of the two tables at every moment.
         self._bury = f"""{held}, gone AS (
                 DELETE FROM {outbox} o
                 USING unnest($1::bigint[], $5::text[]) AS f(position, reason)
-                WHERE o.position = f.position AND o.key_hash % $4::int IN (SELECT partition FROM held)
+                WHERE o.position = f.position AND o.slot % $4::int IN (SELECT partition FROM held)
                 RETURNING o.*, f.reason
             )
             INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)
-            SELECT position, {ENVELOPE}, attempts + 1, reason,
+            SELECT position, {ENVELOPE}, least(attempts::int + 1, 32767), reason,
                    CASE WHEN $6::boolean AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
             FROM gone
+            {again}
             RETURNING position"""
         # Behind its dead letter, if that is still there: an operator may be redriving the key at this moment.
         self._bury_followers = f"""{held}, gone AS (
                 DELETE FROM {outbox} o
                 WHERE o.partitionkey = $1::text
                   AND o.position > (SELECT min(position) FROM {dead} WHERE partitionkey = $1::text AND blocks_key = 1)
-                  AND o.key_hash % $4::int IN (SELECT partition FROM held)
+                  AND o.slot % $4::int IN (SELECT partition FROM held)
                 RETURNING o.*
             )
             INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)
             SELECT position, {ENVELOPE}, attempts, coalesce(last_error, $5::text), 1 FROM gone
+            {again}
             RETURNING position"""
         self._blocked = f"""
-            SELECT partitionkey, min(position) FROM {dead}
-            WHERE blocks_key = 1 AND key_hash % $1::int = ANY($2::int[]) GROUP BY partitionkey"""
+            SELECT partitionkey, min(slot) % $1::int, min(position) FROM {dead}
+            WHERE blocks_key = 1 AND slot % $1::int = ANY($2::int[]) GROUP BY partitionkey"""
         self._held = f"{held} SELECT partition FROM held WHERE $1::int IS NULL"
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """See `OutboxStore.delete_published`."""
         partitions, tokens = _arrays({p: claims[p] for p in rows if p in claims})
-        positions = [position for group in rows.values() for position in group]
-        record = await self._link.fetchrow(self._delete, positions, partitions, tokens, self._partitions)
+        positions = [position for group in rows.values() for position, _ in group]
+        ids = [event_id for group in rows.values() for _, event_id in group]
+        record = await self._link.fetchrow(self._delete, positions, partitions, tokens, self._partitions, ids)
         deleted, held = (0, None) if record is None else (record[0], record[1])
         lost = frozenset(rows) - frozenset(held or ())
         if lost:
@@ -86,6 +94,19 @@ class Settlement:
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
         """See `OutboxStore.record_failures`."""
+        try:
+            await self._record_all(failures, claims)
+        except (StoreUnavailableError, StoreRefusedError, LeaseLostError):
+            raise
+        except StoreError:
+            # One of the rows breaks a rule that came later, and cannot be kept where it is.
+            if len(failures) == 1:
+                await self.bury(failures, claims, block_keys=True)
+                return
+            for failure in failures:
+                await self.record_failures([failure], claims)
+
+    async def _record_all(self, failures: Sequence[Failure], claims: Claims) -> None:
         partitions, tokens = _arrays(claims)
         written = await self._link.fetch(
             self._record,
@@ -123,10 +144,10 @@ class Settlement:
         written = await self._link.fetch(self._bury_followers, key, partitions, tokens, self._partitions, reason)
         return len(written)
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
         """See `OutboxStore.blocked_keys`."""
         rows = await self._link.fetch(self._blocked, self._partitions, [int(p) for p in claims])
-        return {row[0]: Position(row[1]) for row in rows}
+        return {row[0]: (Partition(row[1]), Position(row[2])) for row in rows}
 
     async def _raise_if_lost(self, failures: Sequence[Failure], claims: Claims) -> None:
         """Tell a row that is gone (fine, someone settled it) from a lease that is gone."""

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from sagapost.adapters.postgresql.connection import KIT, Link, parse_url
 from sagapost.adapters.postgresql.doorbell import PostgreSQLDoorbell
-from sagapost.adapters.postgresql.fetch import SnapshotReader
+from sagapost.adapters.postgresql.fetch import SnapshotReader, SnapshotSweeper
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.leases import Leases
 from sagapost.adapters.postgresql.rows import qualified
@@ -25,8 +25,10 @@ from sagapost.core.outbox_store import (
     OutboxBacklog,
     OutboxCapabilities,
     OutboxReader,
+    OutboxSweeper,
     Partition,
     Position,
+    Published,
     RelayId,
 )
 from sagapost.core.schema import check_schema
@@ -62,7 +64,7 @@ class PostgreSQLOutboxStore:
         self._tables = tables if tables is not None else OutboxTables()
         self._call_timeout = call_timeout
         self._connect_timeout = connect_timeout
-        self._statements = FetchStatements(self._tables.outbox)
+        self._statements = FetchStatements(self._tables.outbox, self._tables.dead)
         self._partitions: int | None = None
         self._settle_link = self._link("settle")
         self._control_link = self._link("control")
@@ -119,9 +121,21 @@ class PostgreSQLOutboxStore:
         finally:
             await link.aclose()
 
+    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
+        """See `OutboxStore.sweeper`."""
+        return self._open_sweeper()
+
+    @asynccontextmanager
+    async def _open_sweeper(self) -> AsyncGenerator[OutboxSweeper, None]:
+        link = self._link("sweep")
+        try:
+            yield SnapshotSweeper(link, self._statements, await self.partition_count())
+        finally:
+            await link.aclose()
+
     # --- settle ---
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """See `OutboxStore.delete_published`."""
         return await (await self._settled()).delete_published(rows, claims)
 
@@ -137,7 +151,7 @@ class PostgreSQLOutboxStore:
         """See `OutboxStore.bury_followers`."""
         return await (await self._settled()).bury_followers(key, partition, claims)
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
         """See `OutboxStore.blocked_keys`."""
         return await (await self._settled()).blocked_keys(claims)
 

@@ -19,7 +19,11 @@ from sagapost.adapters.sqlite.connection import Link
 from sagapost.adapters.sqlite.rows import ROW_COLUMNS, decode_rows, json_array, quoted
 from sagapost.core.outbox_store import Claims, FetchPage, OutboxRow, Position
 
-__all__ = ["PositionReader"]
+__all__ = ["PositionReader", "PositionSweeper"]
+
+
+_BEFORE_ALL = -(2**63)
+"""Below every position: what was buried before it had one is redriven to a negative one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,12 @@ class PositionReader:
     def __init__(self, link: Link, outbox: Table, partitions: int) -> None:
         self._link = link
         self._partitions = partitions
-        self._last = 0
+        self._last = _BEFORE_ALL
         self._wanted: set[Position] = set()
         self._asked: dict[str, int] = {}
         self._replay: _Replay | None = None
         table = quoted(outbox)
-        owned = "key_hash % ?2 IN (SELECT value FROM json_each(?3))"
+        owned = "slot % ?2 IN (SELECT value FROM json_each(?3))"
         # Sizes first, without their data: length() of a BLOB reads the record's header, not its pages, so a page of
         # large rows is cut before they are loaded. Both run along the primary key from the cursor on.
         self._sizes = f"""
@@ -59,7 +63,7 @@ class PositionReader:
 
     def restart(self) -> None:
         """Start again from the oldest row."""
-        self._last = 0
+        self._last = _BEFORE_ALL
         self._wanted.clear()
         self._asked.clear()
         self._replay = None
@@ -133,8 +137,60 @@ class PositionReader:
     def _load(self, connection: sqlite3.Connection, positions: Collection[int]) -> list[OutboxRow]:
         if not positions:
             return []
-        records: Sequence[tuple[Any, ...]] = connection.execute(self._rows, (json_array(positions),)).fetchall()
+        records: Sequence[tuple[Any, ...]]
+        try:
+            records = connection.execute(self._rows, (json_array(positions),)).fetchall()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) is not None:
+                raise
+            # No answer of SQLite but of the driver: a text that is no UTF-8, by another writer, for which it gives up
+            # the page. Such texts are read as the bytes they are.
+            connection.text_factory = _text_or_bytes
+            try:
+                records = connection.execute(self._rows, (json_array(positions),)).fetchall()
+            finally:
+                connection.text_factory = str
         return decode_rows(records, self._partitions)
+
+
+class PositionSweeper:
+    """`OutboxSweeper` on SQLite: what was passed long ago lies below the position of the mark."""
+
+    def __init__(self, link: Link, outbox: Table, partitions: int) -> None:
+        self._link = link
+        self._partitions = partitions
+        self._highest = 0
+        table = quoted(outbox)
+        self._mark = f"SELECT coalesce(max(position), 0) FROM {table}"
+        self._left = f"""
+            SELECT position, CASE WHEN typeof(partitionkey) = 'text' THEN partitionkey END FROM {table}
+            WHERE position > ? AND position <= ? AND slot % ? IN (SELECT value FROM json_each(?))
+            ORDER BY position LIMIT ?"""
+
+    async def mark(self) -> None:
+        """See `OutboxSweeper.mark`."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            (highest,) = connection.execute(self._mark).fetchone()
+            return int(highest)
+
+        self._highest = await self._link.read(work)
+
+    async def left(self, claims: Claims, *, above: Position, limit: int) -> Sequence[tuple[Position, str | None]]:
+        """See `OutboxSweeper.left`."""
+        bounds = (above, self._highest, self._partitions, json_array(claims), limit)
+
+        def work(connection: sqlite3.Connection) -> list[tuple[Position, str | None]]:
+            return [(Position(position), key) for position, key in connection.execute(self._left, bounds)]
+
+        return await self._link.read(work)
+
+
+def _text_or_bytes(stored: bytes) -> str | bytes:
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
 
 
 def _merge(again: Sequence[OutboxRow], rows: Sequence[OutboxRow]) -> Sequence[OutboxRow]:

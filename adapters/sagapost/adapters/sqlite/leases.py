@@ -11,7 +11,7 @@ import sqlite3
 from datetime import timedelta
 
 from sagapost.adapters.sqlite.connection import Link
-from sagapost.adapters.sqlite.rows import LATER, NOW, modifier, quoted
+from sagapost.adapters.sqlite.rows import LATER, NOW, json_array, modifier, quoted
 from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
 from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
 
@@ -26,6 +26,12 @@ class Leases:
         leases, relays = quoted(tables.leases), quoted(tables.relays)
         self._count = f"SELECT count(*) FROM {leases}"
         self._seed = f"INSERT INTO {leases} (partition) VALUES (?)"
+        # Tokens of leases that are made again begin at the time of day, far above any that was counted up: a relay
+        # that still holds an old one must not be taken for the owner.
+        self._remake = f"""
+            INSERT OR IGNORE INTO {leases} (partition, token)
+            SELECT value, CAST(strftime('%s', 'now') AS INTEGER) * 1000 FROM json_each(?)"""
+        self._partitions = 0
         self._clear = f"DELETE FROM {relays} WHERE expires_at < {NOW}"
         self._heartbeat = f"""
             INSERT INTO {relays} (relay, expires_at) VALUES (?, {LATER})
@@ -57,7 +63,8 @@ class Leases:
                 connection.executemany(self._seed, [(n,) for n in range(DEFAULT_PARTITIONS)])
             return count(connection)
 
-        return await self._link.read(count) or await self._link.write(seed)
+        self._partitions = await self._link.read(count) or await self._link.write(seed)
+        return self._partitions
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
         """See `OutboxStore.heartbeat`; always 1, since the partitions are not shared with those that stand by."""
@@ -76,6 +83,10 @@ class Leases:
             if connection.execute(self._other, (relay.hex,)).fetchone() is not None:
                 return {}
             rows = connection.execute(self._claim, (relay.hex, modifier(ttl), want)).fetchall()
+            if len(rows) < want:
+                every = json_array(range(self._partitions))
+                if connection.execute(self._remake, (every,)).rowcount > 0:
+                    rows += connection.execute(self._claim, (relay.hex, modifier(ttl), want - len(rows))).fetchall()
             return {Partition(partition): LeaseToken(token) for partition, token in rows}
 
         return await self._link.write(work)

@@ -7,17 +7,17 @@ by time.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
 
 from sagapost.core.envelope import Event
 from sagapost.core.outbox_store import OutboxRow, Partition, Position
+from sagapost.outbox.reading import UnreadableRowError, read_extensions, read_rows
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
 __all__ = [
@@ -51,11 +51,16 @@ def seconds_until(column: str) -> str:
 
 
 ROW_COLUMNS = (
-    "position, key_hash, topic, event_id, source, type, time, subject, datacontenttype, dataschema, correlationid, "
-    "causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
-    f"CASE WHEN attempts = 0 THEN 0.0 ELSE {seconds_until('next_attempt_at')} END"
+    "position, slot, coalesce(topic, type), event_id, source, type, time, subject, datacontenttype, dataschema, "
+    "correlationid, causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
+    f"CASE WHEN attempts = 0 THEN 0.0 ELSE coalesce({seconds_until('next_attempt_at')}, 0.0) END"
 )
 """What the relay reads of a row; `decode_rows` relies on the order."""
+
+_TEXTS = (
+    "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "correlationid",
+    "causationid", "partitionkey", "traceparent", "tracestate", "extensions",
+)  # fmt: skip
 
 _preparer = sqlite.dialect().identifier_preparer
 
@@ -75,15 +80,19 @@ def modifier(after: timedelta) -> str:
     return f"{after.total_seconds():+.3f} seconds"
 
 
-def decode_rows(records: Iterable[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
-    """Turn records with the columns of ROW_COLUMNS into rows."""
+def decode_rows(records: Sequence[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
+    """Turn records with the columns of ROW_COLUMNS into rows; what is no event becomes an unreadable one."""
+    return read_rows(records, partitions, _decode_all)
+
+
+def _decode_all(records: Sequence[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
     return [_decode(partitions, *record) for record in records]
 
 
 def _decode(
     partitions: int,
     position: int,
-    key_hash: int,
+    slot: int,
     topic: str,
     event_id: str,
     source: str,
@@ -102,15 +111,27 @@ def _decode(
     attempts: int,
     retry_in: float,
 ) -> OutboxRow:
+    # SQLite stores what it is given, whatever the column's type.
+    texts = (topic, event_id, source, type_, time, subject, content_type, schema, correlation, causation, key,
+             traceparent, tracestate, extensions)  # fmt: skip
+    for name, value in zip(_TEXTS, texts, strict=True):
+        if value is not None and not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnreadableRowError(f"its {name} is no text")
+    if not isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UnreadableRowError("its data is no blob")
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError:
+        raise UnreadableRowError(f"its time {time[:80]!r} is none of the form 2026-11-23 08:00:00") from None
     return OutboxRow(
         Position(position),
-        Partition(key_hash % partitions),
+        Partition(slot % partitions),
         topic,
         Event(
             id=str(UUID(event_id)),
             source=source,
             type=type_,
-            time=datetime.fromisoformat(time).replace(tzinfo=UTC),
+            time=moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC),
             data=data,
             subject=subject,
             datacontenttype=content_type,
@@ -120,7 +141,7 @@ def _decode(
             partitionkey=key,
             traceparent=traceparent,
             tracestate=tracestate,
-            extensions={} if extensions is None else msgspec.json.decode(extensions, type=dict[str, str]),
+            extensions={} if extensions is None else read_extensions(extensions),
         ),
         attempts,
         retry_in,

@@ -17,8 +17,12 @@ class Schedule:
 
     def __init__(self, link: Link, tables: OutboxTables) -> None:
         self._link = link
-        outbox, scheduled = quoted(tables.outbox), quoted(tables.scheduled)
-        self._next = f"SELECT {seconds_until('min(deliver_at)')} FROM {scheduled}"
+        outbox, scheduled, dead = quoted(tables.outbox), quoted(tables.scheduled), quoted(tables.dead)
+        # Looked at as text, as the due ones are: of what is no time there are no seconds until then.
+        self._next = f"""
+            SELECT CASE WHEN min(deliver_at) <= {NOW} THEN 0.0
+                        ELSE min(coalesce({seconds_until("min(deliver_at)")}, 86400.0), 86400.0) END
+            FROM {scheduled} HAVING count(*) > 0"""
         self._due = f"""
             SELECT id FROM {scheduled} WHERE deliver_at <= {NOW}
             ORDER BY deliver_at, id LIMIT ?"""
@@ -28,6 +32,10 @@ class Schedule:
             INSERT INTO {outbox} ({ENVELOPE})
             SELECT {ENVELOPE} FROM {scheduled} WHERE {chosen} ORDER BY deliver_at, id"""
         self._delete = f"DELETE FROM {scheduled} WHERE {chosen}"
+        # It never had a position. A negative one is free, and a redriven event goes first.
+        self._bury = f"""
+            INSERT OR REPLACE INTO {dead} (position, {ENVELOPE}, attempts, last_error)
+            SELECT -id, {ENVELOPE}, 0, ? FROM {scheduled} WHERE id = ?"""
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
         """See `OutboxStore.move_due`."""
@@ -39,10 +47,25 @@ class Schedule:
 
     def _move(self, connection: sqlite3.Connection, limit: int) -> int:
         # One write transaction: the row is in exactly one of the tables, and no other relay sees it twice.
-        due = json_array([row[0] for row in connection.execute(self._due, (limit,))])
-        connection.execute(self._insert, (due,))
-        return connection.execute(self._delete, (due,)).rowcount
+        ids = [row[0] for row in connection.execute(self._due, (limit,))]
+        due = json_array(ids)
+        moved = len(ids)
+        try:
+            connection.execute(self._insert, (due,))
+        except sqlite3.IntegrityError:
+            # The statement alone is undone. The outbox refuses one of them, which becomes a dead letter.
+            moved = sum(self._move_one(connection, row) for row in ids)
+        connection.execute(self._delete, (due,))
+        return moved
+
+    def _move_one(self, connection: sqlite3.Connection, row: int) -> bool:
+        try:
+            connection.execute(self._insert, (json_array([row]),))
+        except sqlite3.IntegrityError as error:
+            connection.execute(self._bury, (f"the outbox refuses this scheduled event: {error}", row))
+            return False
+        return True
 
     def _wait(self, connection: sqlite3.Connection) -> timedelta | None:
-        (seconds,) = connection.execute(self._next).fetchone()
-        return None if seconds is None else timedelta(seconds=max(seconds, 0.0))
+        row = connection.execute(self._next).fetchone()
+        return None if row is None else timedelta(seconds=max(row[0], 0.0))

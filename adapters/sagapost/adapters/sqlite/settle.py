@@ -6,13 +6,14 @@ changes nothing there; SQLite lets nobody else write in between.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
 from sagapost.adapters.sqlite.connection import Link
 from sagapost.adapters.sqlite.rows import ENVELOPE, LATER, json_array, modifier, quoted
 from sagapost.core.errors import LeaseLostError
-from sagapost.core.outbox_store import Claims, Failure, Partition, Position
+from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["Settlement"]
@@ -26,17 +27,23 @@ class Settlement:
         self._partitions = partitions
         outbox, dead, leases = quoted(tables.outbox), quoted(tables.dead), quoted(tables.leases)
         self._tokens = f"SELECT partition, token FROM {leases}"
-        mine = "key_hash % ? = ?"
+        mine = "slot % ? = ?"
         self._delete = f"""
             DELETE FROM {outbox}
-            WHERE position IN (SELECT value FROM json_each(?)) AND {mine}"""
+            WHERE position IN (
+                SELECT o.position FROM json_each(?) AS published
+                JOIN {outbox} AS o ON o.position = json_extract(published.value, '$[0]')
+                WHERE o.event_id = json_extract(published.value, '$[1]')
+            ) AND {mine}"""
         self._record = f"""
             UPDATE {outbox} SET attempts = CASE WHEN ? OR attempts = 0 THEN attempts + 1 ELSE attempts END,
                 last_error = ?, next_attempt_at = {LATER}
             WHERE position = ? AND {mine}"""
-        into_dead = f"INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)"
+        # REPLACE: the very same row was buried before, and somebody put it back from a backup.
+        into_dead = f"INSERT OR REPLACE INTO {dead} (position, {ENVELOPE}, attempts, last_error, blocks_key)"
         self._bury = f"""{into_dead}
-            SELECT position, {ENVELOPE}, attempts + 1, ?, CASE WHEN ? AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
+            SELECT position, {ENVELOPE}, min(attempts + 1, 32767), ?,
+                   CASE WHEN ? AND partitionkey IS NOT NULL THEN 1 ELSE 0 END
             FROM {outbox} WHERE position = ? AND {mine}"""
         self._buried = f"DELETE FROM {outbox} WHERE position = ? AND {mine}"
         # Behind its dead letter, if that is still there: an operator may just have redriven the key.
@@ -47,18 +54,18 @@ class Settlement:
             FROM {outbox} WHERE partitionkey = ? AND {behind} AND {mine}"""
         self._buried_followers = f"DELETE FROM {outbox} WHERE partitionkey = ? AND {behind} AND {mine}"
         self._blocked = f"""
-            SELECT partitionkey, min(position) FROM {dead}
-            WHERE blocks_key = 1 AND key_hash % ? IN (SELECT value FROM json_each(?))
+            SELECT partitionkey, min(slot) % ?, min(position) FROM {dead}
+            WHERE blocks_key = 1 AND slot % ? IN (SELECT value FROM json_each(?))
             GROUP BY partitionkey"""
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """See `OutboxStore.delete_published`."""
 
         def work(connection: sqlite3.Connection) -> tuple[int, frozenset[Partition]]:
             held = self._held(connection, claims)
             deleted = 0
             for partition in held.intersection(rows):
-                cursor = connection.execute(self._delete, (json_array(rows[partition]), self._partitions, partition))
+                cursor = connection.execute(self._delete, (_published(rows[partition]), self._partitions, partition))
                 deleted += cursor.rowcount
             return deleted, held
 
@@ -71,17 +78,21 @@ class Settlement:
 
         def work(connection: sqlite3.Connection) -> frozenset[Partition]:
             held = self._held(connection, claims)
-            connection.executemany(
-                self._record,
-                [
-                    (f.counts, f.reason, modifier(f.retry_after), f.position, self._partitions, f.partition)
-                    for f in failures
-                    if f.partition in held
-                ],
-            )
+            for f in failures:
+                if f.partition in held:
+                    self._record_one(connection, f)
             return held
 
         _raise_if_lost((f.partition for f in failures), await self._link.write(work))
+
+    def _record_one(self, connection: sqlite3.Connection, failure: Failure) -> None:
+        row = (failure.position, self._partitions, failure.partition)
+        try:
+            connection.execute(self._record, (failure.counts, failure.reason, modifier(failure.retry_after), *row))
+        except sqlite3.IntegrityError:
+            # The row breaks a rule that came later, and cannot be kept where it is.
+            connection.execute(self._bury, (failure.reason, True, *row))
+            connection.execute(self._buried, row)
 
     async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
         """See `OutboxStore.bury`."""
@@ -112,12 +123,12 @@ class Settlement:
 
         return await self._link.write(work)
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
         """See `OutboxStore.blocked_keys`."""
 
-        def work(connection: sqlite3.Connection) -> dict[str, Position]:
-            rows = connection.execute(self._blocked, (self._partitions, json_array(claims)))
-            return {key: Position(position) for key, position in rows}
+        def work(connection: sqlite3.Connection) -> dict[str, tuple[Partition, Position]]:
+            rows = connection.execute(self._blocked, (self._partitions, self._partitions, json_array(claims)))
+            return {key: (Partition(partition), Position(position)) for key, partition, position in rows}
 
         return await self._link.read(work)
 
@@ -125,6 +136,11 @@ class Settlement:
         """Return the claimed partitions whose token is unchanged."""
         tokens = dict(connection.execute(self._tokens))
         return frozenset(partition for partition, token in claims.items() if tokens.get(partition) == token)
+
+
+def _published(rows: Sequence[Published]) -> str:
+    """Return the parameter of ``json_each(?)``: positions with ids as they are stored."""
+    return json.dumps([(position, event_id.replace("-", "")) for position, event_id in rows])
 
 
 def _raise_if_lost(partitions: Iterable[Partition], held: frozenset[Partition]) -> None:

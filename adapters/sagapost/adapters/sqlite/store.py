@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from sagapost.adapters.sqlite.connection import KIT, Link, parse_path
 from sagapost.adapters.sqlite.doorbell import PositionDoorbell
-from sagapost.adapters.sqlite.fetch import PositionReader
+from sagapost.adapters.sqlite.fetch import PositionReader, PositionSweeper
 from sagapost.adapters.sqlite.leases import Leases
 from sagapost.adapters.sqlite.rows import quoted, seconds_until
 from sagapost.adapters.sqlite.schedule import Schedule
@@ -29,11 +29,14 @@ from sagapost.core.outbox_store import (
     OutboxBacklog,
     OutboxCapabilities,
     OutboxReader,
+    OutboxSweeper,
     Partition,
     Position,
+    Published,
     RelayId,
 )
 from sagapost.core.schema import check_schema
+from sagapost.outbox.positions import advance_statement
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
 
 __all__ = ["SQLiteOutboxStore"]
@@ -117,14 +120,28 @@ class SQLiteOutboxStore:
     @asynccontextmanager
     async def _open_reader(self) -> AsyncGenerator[OutboxReader, None]:
         link = self._open_link()
+        advance = advance_statement(self._tables.outbox, self._tables.dead, "sqlite")
         try:
+            await link.write(lambda connection: connection.execute(advance).close())
             yield PositionReader(link, self._tables.outbox, await self.partition_count())
+        finally:
+            await link.aclose()
+
+    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
+        """See `OutboxStore.sweeper`."""
+        return self._open_sweeper()
+
+    @asynccontextmanager
+    async def _open_sweeper(self) -> AsyncGenerator[OutboxSweeper, None]:
+        link = self._open_link()
+        try:
+            yield PositionSweeper(link, self._tables.outbox, await self.partition_count())
         finally:
             await link.aclose()
 
     # --- settle ---
 
-    async def delete_published(self, rows: Mapping[Partition, Sequence[Position]], claims: Claims) -> int:
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """See `OutboxStore.delete_published`."""
         return await (await self._settled()).delete_published(rows, claims)
 
@@ -140,7 +157,7 @@ class SQLiteOutboxStore:
         """See `OutboxStore.bury_followers`."""
         return await (await self._settled()).bury_followers(key, partition, claims)
 
-    async def blocked_keys(self, claims: Claims) -> Mapping[str, Position]:
+    async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
         """See `OutboxStore.blocked_keys`."""
         return await (await self._settled()).blocked_keys(claims)
 

@@ -51,6 +51,7 @@ def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     async def run() -> list[str]:
         async with database.connect(loaded) as connection:
             await database.check(connection, tables.versions, tables.parts)
+            await database.check_needed(connection, tables.parts)
             return await database.missing(connection, tables.parts)
 
     missing = anyio.run(run)

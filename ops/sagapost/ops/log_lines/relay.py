@@ -77,6 +77,12 @@ def _relay_line(event: relay.Relayed) -> Line | None:
         case relay.Overtaken(key=key, position=position, by=by):
             text = f"the event at {by} was confirmed after an earlier one of its key was refused in the same window"
             return Line(ERROR, text, {"key": key, "position": position, "by": by})
+        case relay.Missed(rows=rows, position=position):
+            text = (
+                f"a sweep found {rows} events, from position {position} on, that no fetch had returned (restored, "
+                "replicated or repaired by hand); the outbox is read from the oldest one again"
+            )
+            return Line(WARNING, text, {"rows": rows, "position": position}, READABLE)
         case relay.Saturated(saturated=True, held=held):
             text = (
                 f"{held} keys wait behind a refused event or a dead letter, and no more are kept in mind: nothing new "

@@ -68,10 +68,11 @@ class RelayOptions(BaseSettings):
     )
     relay_sweep_interval: Duration = setting(
         _LIBRARY.sweep_interval,
-        "How often an idle relay reads its partitions from the start, which finds rows changed by hand or restored.",
+        "How often a relay, idle or busy, looks for rows that it does not know of (restored, replicated, repaired by "
+        "hand).",
         example="1m",
         unit="duration",
-        danger="Short with a large backlog of held rows: they are read again and again.",
+        danger="Short with a large backlog of held rows: their positions are read again and again.",
         low=timedelta(seconds=1),
         high=timedelta(days=1),
     )

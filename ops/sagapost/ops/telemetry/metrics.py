@@ -40,6 +40,7 @@ class OpenTelemetryMetrics:
         self._moved = meter.create_counter("sagapost.relay.moved", "{event}", "Scheduled events that became due")
         self._retries = meter.create_counter("sagapost.relay.retries", "{event}", "Refusals that are tried again")
         self._buried = meter.create_counter("sagapost.relay.dead", "{event}", "Events that became dead letters")
+        self._missed = meter.create_counter("sagapost.relay.missed", "{event}", "Found by a sweep only")
         self._overtaken = meter.create_counter("sagapost.relay.overtaken", "{event}", "Confirmed out of order")
         self._partitions = meter.create_gauge("sagapost.relay.partitions", "{partition}", "Owned now")
         self._paused = meter.create_gauge("sagapost.relay.paused", "1", "1 while nothing new is published, by cause")
@@ -83,6 +84,8 @@ class OpenTelemetryMetrics:
                 self._buried.add(1, {"cloudevents.event_type": type_, "sagapost.policy": policy})
             case relay.Overtaken():
                 self._overtaken.add(1)
+            case relay.Missed(rows=rows):
+                self._missed.add(rows)
             case relay.LeasesChanged(owned=owned):
                 self._partitions.set(len(owned))
             case relay.Blocked(blocked=blocked):

@@ -36,8 +36,8 @@ class FetchStage:
         self._generation = parts.ownership.generation
         self._passed = 0.0
         self._quiet_since: float | None = None
-        self._swept_at = parts.clock.monotonic()
-        self._blocked_checked_at = self._swept_at
+        self._start_over = False
+        self._blocked_checked_at = parts.clock.monotonic()
         self._armed = False
         self._false_rings = 0
         self._naps_after_arming = 0
@@ -76,13 +76,24 @@ class FetchStage:
             elif self._overfull and not page.rows:
                 await self._nap(_LONGEST_NAP)
 
+    @property
+    def passed(self) -> float:
+        """The position up to which every committed row was read since the reader last started over."""
+        return self._passed
+
+    def start_over(self) -> None:
+        """Read from the oldest row again; what is in flight or held comes again and is passed over."""
+        self._start_over = True
+        self._parts.nudge.set()
+
     async def _fetch(self) -> FetchPage:
         parts, settings = self._parts, self._parts.settings
         now = parts.clock.monotonic()
         if parts.gate.blocked_keys() and now - self._blocked_checked_at > _BLOCKED_CHECK:
             self._blocked_checked_at = now
             await self._refusals.load_blocked()
-        while self._generation != parts.ownership.generation:
+        while self._generation != parts.ownership.generation or self._start_over:
+            self._start_over = False
             # Again if more was gained meanwhile: a partition's dead letters must be known before its rows are read.
             self._generation = parts.ownership.generation
             self._restart()
@@ -123,7 +134,6 @@ class FetchStage:
         self._passed = 0.0
         self._reader.restart()
         self._parts.gate.restarted()
-        self._swept_at = self._parts.clock.monotonic()
 
     async def _has_room(self) -> bool:
         """Wait until a page of useful size fits (small ones cost a round trip for little); False when stopping."""
@@ -150,10 +160,6 @@ class FetchStage:
         if not self._armed:
             if quiet < min(_AWAKE * 2**self._false_rings, longest):
                 await self._nap(min(max(quiet / 4, _SHORTEST_NAP), _LONGEST_NAP))
-                return
-            if now - self._swept_at > parts.settings.sweep_interval.total_seconds() and not parts.gate.in_flight:
-                self._restart()
-                await self._refusals.load_blocked()
                 return
             # Arm, then look once more: a writer that committed before it saw the flag did not ring.
             await self._doorbell.arm()

@@ -114,6 +114,12 @@ class Gate:
         """Return the number of rows of a partition in flight."""
         return self._per_partition[partition]
 
+    def knows(self, position: Position, key: str | None) -> bool:
+        """Return whether a row is in flight, or waits behind a hold or a dead letter of its key."""
+        if position in self._flight or position in self._recently_settled:
+            return True
+        return (position if key is None else key) in self._holds
+
     # --- fetch stage ---
 
     def begin_fetch(self) -> None:
@@ -150,7 +156,12 @@ class Gate:
                 # Nothing is confirmed or refused while this runs, so one look per run of rows of a route will do.
                 topic, type_ = row.topic, event.type
                 proven = self._routes.proven(row)
-            risky = not proven or row.attempts > 0 or (largest is not None and size > largest)
+            risky = (
+                not proven
+                or row.attempts > 0
+                or (largest is not None and size > largest)
+                or row.unreadable is not None
+            )
             key = self._keys.get(name)
             if key is None:
                 key = self._keys[name] = _Key()
@@ -193,6 +204,7 @@ class Gate:
         """Whether nothing of the row's key may follow it before its answer."""
         return (
             row.attempts > 0
+            or row.unreadable is not None
             or not self._routes.proven(row)
             or (self.max_message_bytes is not None and len(row.event.data) > self.max_message_bytes)
         )

@@ -17,6 +17,7 @@ __all__ = [
     "Idle",
     "LeaseLost",
     "LeasesChanged",
+    "Missed",
     "Moved",
     "Overtaken",
     "Relayed",
@@ -195,6 +196,17 @@ class Moved(Relayed):
     """Scheduled events became due and moved into the outbox."""
 
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missed(Relayed):
+    """A sweep found rows that the relay did not know of (restored, replicated, repaired by hand); it starts over.
+
+    `position` is the lowest of them.
+    """
+
+    rows: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)

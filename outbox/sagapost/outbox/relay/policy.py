@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from sagapost.core.outbox_store import Failure, OutboxRow, Partition
+from sagapost.core.outbox_store import Failure, OutboxRow
 from sagapost.outbox.relay.observations import Buried, Held, Released
-from sagapost.outbox.tables import key_hash
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import Parts
 
 __all__ = ["Decided", "Refusal", "Refusals"]
 
+_LONGEST_REASON = 2_000
 _LONGEST = 32_000
 """An attempt whose wait is the longest there is."""
 
@@ -57,7 +57,7 @@ class Refusals:
         spent: list[tuple[OutboxRow, Failure]] = []
         kept = parts.ownership.fetchable
         for refusal in refused:
-            row, reason = refusal.row, refusal.reason
+            row, reason = refusal.row, _storable(refusal.reason)
             parts.routes.refused(row)
             if row.partition not in kept:
                 parts.gate.abandon(row)
@@ -153,11 +153,16 @@ class Refusals:
     async def load_blocked(self) -> None:
         """Bring the blocked keys in line with the dead letters: an operator may have redriven or discarded some."""
         parts = self._parts
-        partitions = await parts.store.partition_count()
         blocked = await parts.store.blocked_keys(parts.ownership.claims)
         for key in parts.gate.blocked_keys() - blocked.keys():
             hold = parts.gate.release(key)
             if hold is not None:
                 parts.observer.notify(Released(key=key, position=int(hold.position)))
-        for key, position in blocked.items():
-            parts.gate.block(key, Partition(key_hash(key) % partitions), position)
+        for key, (partition, position) in blocked.items():
+            parts.gate.block(key, partition, position)
+
+
+def _storable(reason: str) -> str:
+    """Return a reason that every database keeps: what brokers and rows say may hold anything, of any length."""
+    text = reason.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

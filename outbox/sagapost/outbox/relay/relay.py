@@ -40,6 +40,7 @@ from sagapost.outbox.relay.scheduling import run_schedule
 from sagapost.outbox.relay.sending import SendStage
 from sagapost.outbox.relay.settings import RelaySettings
 from sagapost.outbox.relay.settlement import Settler
+from sagapost.outbox.relay.sweeping import run_sweep
 
 __all__ = ["Relay", "RelayStatistics"]
 
@@ -196,6 +197,7 @@ class Relay:
         async with AsyncExitStack() as stack:
             reader = await stack.enter_async_context(parts.store.reader())
             doorbell = await stack.enter_async_context(parts.store.doorbell(self.id))
+            sweeper = await stack.enter_async_context(parts.store.sweeper())
             sender: SendStage | None = None
             try:
                 async with self._broker.publisher() as publisher:
@@ -225,6 +227,7 @@ class Relay:
                         tasks.start_soon(guard, sender.send)
                         tasks.start_soon(guard, sender.confirm)
                         tasks.start_soon(guard, sender.watch)
+                        tasks.start_soon(run_sweep, parts, sweeper, fetcher)
                         await guard(fetcher.run)
                         if not failure:
                             await self._drain()

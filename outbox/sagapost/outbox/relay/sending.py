@@ -57,10 +57,21 @@ class SendStage:
             rows = parts.gate.take_ready(limit)
             if not rows:
                 continue
+            if any(row.unreadable is not None for row in rows):
+                rows = self._set_aside(rows)
+                if not rows:
+                    continue
             confirmation = await publisher.send([outgoing(row) for row in rows])
             self._sent.append((rows, confirmation))
             parts.observer.notify(obs.Sent(rows=len(rows)))
             self._answered.set()
+
+    def _set_aside(self, rows: Sequence[OutboxRow]) -> list[OutboxRow]:
+        """Answer for the rows that are no events, in the broker's place; return the others."""
+        unreadable = [row for row in rows if row.unreadable is not None]
+        self._sent.append((unreadable, _Refused([Rejected(row.unreadable or "") for row in unreadable])))
+        self._answered.set()
+        return [row for row in rows if row.unreadable is None]
 
     async def confirm(self) -> None:
         """Handle answers, in order, until cancelled.
@@ -159,3 +170,13 @@ class SendStage:
         if self._publisher.blocked is not self._blocked:
             self._blocked = self._publisher.blocked
             self._parts.observer.notify(obs.Blocked(blocked=self._blocked))
+
+
+class _Refused:
+    """A `Confirmation` that is known beforehand."""
+
+    def __init__(self, results: Sequence[PublishResult]) -> None:
+        self._results = results
+
+    async def wait(self) -> Sequence[PublishResult]:
+        return self._results

@@ -58,7 +58,8 @@ class RelaySettings:
     poll_interval: timedelta = timedelta(seconds=1)
     """Longest sleep without looking at the table, whatever the doorbell says."""
     sweep_interval: timedelta = timedelta(minutes=1)
-    """How often an idle relay reads its partitions from the start, which finds rows changed by hand or restored."""
+    """How often, idle or busy, a relay looks for rows that were there an interval ago and that it does not know of
+    (restored, replicated, repaired by hand). A sweep that is slow comes less often."""
     lease_ttl: timedelta = timedelta(seconds=6)
     """How long a partition stays owned without a heartbeat. A crashed relay's share moves on after this time; a
     relay that cannot reach the database stops publishing before it ends. Range 1 s to 10 min."""

@@ -9,7 +9,7 @@ import anyio
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import LeaseLostError, StoreError
 from sagapost.core.observer import Observer
-from sagapost.core.outbox_store import OutboxRow, OutboxStore, Partition, Position
+from sagapost.core.outbox_store import OutboxRow, OutboxStore, Partition, Published
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.observations import Settled, StoreLost
 from sagapost.outbox.relay.ownership import Ownership
@@ -34,7 +34,7 @@ class Settler:
         self._ownership = ownership
         self._observer = observer
         self._backoff = backoff
-        self._pending: dict[Partition, list[Position]] = {}
+        self._pending: dict[Partition, list[Published]] = {}
         self._arrived = anyio.Event()
         self.capacity = anyio.Event()
         """Set when rows left flight."""
@@ -46,9 +46,9 @@ class Settler:
         for row in rows:
             group = pending.get(row.partition)
             if group is None:
-                pending[row.partition] = [row.position]
+                pending[row.partition] = [(row.position, row.event.id)]
             else:
-                group.append(row.position)
+                group.append((row.position, row.event.id))
         self._arrived.set()
 
     async def run(self) -> None:
@@ -69,15 +69,15 @@ class Settler:
                 self._observer.notify(StoreLost(self._store.address, str(error), attempt, pause))
                 await anyio.sleep(pause)
 
-    async def _delete(self, batch: Mapping[Partition, Sequence[Position]]) -> None:
+    async def _delete(self, batch: Mapping[Partition, Sequence[Published]]) -> None:
         lost: frozenset[Partition] = frozenset()
         try:
             deleted = await self._store.delete_published(batch, self._ownership.claims)
         except LeaseLostError as error:
             lost = frozenset(Partition(p) for p in error.partitions)
-            deleted = sum(len(positions) for p, positions in batch.items() if p not in lost)
-        for partition, positions in batch.items():
-            self._gate.settled(partition, positions)
+            deleted = sum(len(rows) for p, rows in batch.items() if p not in lost)
+        for partition, rows in batch.items():
+            self._gate.settled(partition, [position for position, _ in rows])
         self.total += deleted
         self._observer.notify(Settled(rows=deleted))
         self.capacity.set()
@@ -85,12 +85,12 @@ class Settler:
             self._ownership.lose(lost, "the token was refused when deleting published rows")
             self._ownership.nudge()
 
-    def _take(self) -> dict[Partition, list[Position]]:
+    def _take(self) -> dict[Partition, list[Published]]:
         pending = self._pending
         if sum(len(group) for group in pending.values()) <= _BATCH:
             self._pending = {}
             return pending
-        taken: dict[Partition, list[Position]] = {}
+        taken: dict[Partition, list[Published]] = {}
         count = 0
         for partition in list(pending):
             taken[partition] = pending.pop(partition)
@@ -99,6 +99,6 @@ class Settler:
                 break
         return taken
 
-    def _give_back(self, batch: Mapping[Partition, Sequence[Position]]) -> None:
-        for partition, positions in batch.items():
-            self._pending.setdefault(partition, []).extend(positions)
+    def _give_back(self, batch: Mapping[Partition, Sequence[Published]]) -> None:
+        for partition, rows in batch.items():
+            self._pending.setdefault(partition, []).extend(rows)

@@ -29,7 +29,7 @@ from sagapost.sagas.testing.clock import VirtualClock
 
 __all__ = ["ParkedMessage", "RehearsedService"]
 
-_ATTRIBUTES = [name for name in ENVELOPE_COLUMNS if name not in {"event_id", "key_hash", "topic", "extensions"}]
+_ATTRIBUTES = [name for name in ENVELOPE_COLUMNS if name not in {"event_id", "topic", "extensions"}]
 
 
 @dataclass(frozen=True, slots=True)
