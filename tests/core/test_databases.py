@@ -144,7 +144,7 @@ def test_a_result_code_of_sqlite_means_one_thing(code: int, kind: type[Failure])
         (_GermanError("25006"), StoreUnavailableError, "takes no writes"),
         (_GermanError("25P03"), StoreUnavailableError, "idle_in_transaction_session_timeout"),
         (_GermanError("26000"), StoreUnavailableError, "pooler"),
-        (_GermanError("28P01"), StoreRefusedError, "password is wrong"),
+        (_GermanError("28P01"), StoreRefusedError, "user or password is wrong"),
         (_GermanError("42P01"), StoreRefusedError, "sagapost db upgrade"),
         (_GermanError("42501"), StoreRefusedError, "privilege"),
         (_GermanError("3D000"), StoreRefusedError, "no such database"),
@@ -156,7 +156,7 @@ def test_the_sentence_fits_the_code(error: Exception, raised: type[SagapostError
     assert type(found) is raised
     assert words in str(found)
     assert "db:5432/orders" in str(found)
-    assert ("password" in str(found)) == (words == "password is wrong")
+    assert ("password" in str(found)) == (words == "user or password is wrong")
 
 
 def test_what_may_quote_data_is_not_in_the_sentence() -> None:

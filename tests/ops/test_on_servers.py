@@ -142,7 +142,7 @@ def test_a_refused_database_login_ends_with_code_3(
     wrong = settings | {"SAGAPOST_DATABASE_URL": wrong_login(settings["SAGAPOST_DATABASE_URL"])}
     ran = run(*command, cwd=tmp_path, **wrong)
     assert ran.returncode == 3, ran.stderr
-    assert "Check the user, password, database name" in ran.stderr
+    assert "user or password is wrong" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
     assert WRONG_SECRET not in ran.stderr + ran.stdout
 

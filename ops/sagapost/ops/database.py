@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
 
-from sagapost.core.databases import Other, kit_of
+from sagapost.core.databases import Other, drop_useless_connections, kit_of
+from sagapost.core.databases.server_url import read_server_url
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
 from sagapost.core.schema import SchemaPart, check_schema, check_supplements, install_schema, missing_supplements
 from sagapost.ops.masking import SecretUrl
@@ -34,7 +35,6 @@ __all__ = [
     "upgrade",
 ]
 
-_DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 _PACKAGES = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
 
 
@@ -42,9 +42,19 @@ _PACKAGES = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
 
 
 def engine_url(url: SecretUrl) -> URL:
-    """Return the URL with the asyncio driver that sagapost uses."""
-    parsed = make_url(url.reveal())
-    return parsed.set(drivername=_DRIVERS[parsed.get_backend_name()])
+    """Return the URL that SQLAlchemy shows for the database, with the driver that sagapost uses."""
+    return _READERS[url.scheme.partition("+")[0]](url.reveal())
+
+
+def _server(url: str) -> URL:
+    return read_server_url(url).to_sqlalchemy("asyncpg")
+
+
+def _file(url: str) -> URL:
+    return make_url(url).set(drivername="sqlite+aiosqlite")
+
+
+_READERS: dict[str, Callable[[str], URL]] = {"postgresql": _server, "postgres": _server, "sqlite": _file}
 
 
 def address_of(url: URL) -> str:
@@ -57,15 +67,32 @@ def make_engine(url: SecretUrl, **options: Any) -> AsyncEngine:
 
     :raises MissingExtraError: if the driver is not installed.
     """
-    target = engine_url(url)
-    backend = target.get_backend_name()
+    backend = engine_url(url).get_backend_name()
     try:
-        return create_async_engine(target, **options)
+        engine = _ENGINES[backend](url.reveal(), options)
     except ModuleNotFoundError as error:
         package = _PACKAGES[backend]
         if error.name != package:
             raise
         raise MissingExtraError(module=package, extra=backend, purpose=f"A {backend} database") from error
+    drop_useless_connections(engine)
+    return engine
+
+
+def _server_engine(url: str, options: dict[str, Any]) -> AsyncEngine:
+    from sagapost.adapters.postgresql import create_engine
+
+    return create_engine(url, **options)
+
+
+def _file_engine(url: str, options: dict[str, Any]) -> AsyncEngine:
+    return create_async_engine(_file(url), **options)
+
+
+_ENGINES: dict[str, Callable[[str, dict[str, Any]], AsyncEngine]] = {
+    "postgresql": _server_engine,
+    "sqlite": _file_engine,
+}
 
 
 @asynccontextmanager

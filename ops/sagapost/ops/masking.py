@@ -76,15 +76,31 @@ class SecretUrl:
         return match[0].lower() if match else ""
 
     @property
+    def backend(self) -> str:
+        """The kind of server, as SQLAlchemy calls it: the scheme without a driver."""
+        backend = self.scheme.partition("+")[0]
+        return "postgresql" if backend == "postgres" else backend
+
+    @property
     def well_formed(self) -> bool:
         """Whether the parts of the URL can be told apart without doubt."""
         return _URL.fullmatch(self._url) is not None
 
     @property
     def password(self) -> str | None:
-        """The password as a server would compare it, where the URL carries one in its user part."""
+        """The password as a server would compare it, where the URL carries one."""
+        written = self.written_password
+        return None if written is None else unquote(written)
+
+    @property
+    def written_password(self) -> str | None:
+        """The password as it stands in the URL."""
         match = _URL.fullmatch(self._url)
-        return unquote(match["secret"][1:]) if match is not None and match["secret"] else None
+        if match is None:
+            return None
+        pairs = (pair.partition("=") for pair in (match["query"] or "").split("&"))
+        by_parameter = next((value for name, _, value in pairs if name == "password"), None)
+        return (match["secret"] or "")[1:] or by_parameter
 
     def __str__(self) -> str:
         return mask_url(self._url)
@@ -116,8 +132,7 @@ class Redactor:
             password = url.password
             if password is None or len(password) < _SHORTEST_REDACTED or password in str(url):
                 continue
-            raw = url.reveal().split("://", 1)[1].split(":", 1)[1].split("@", 1)[0]
-            words |= {password, raw, repr(password)[1:-1]}
+            words |= {password, url.written_password or password, repr(password)[1:-1]}
         pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         self._known = re.compile(pattern) if words else None
 

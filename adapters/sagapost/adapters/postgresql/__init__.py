@@ -7,6 +7,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - covered by tests/pack
 
     raise MissingExtraError(module="asyncpg", extra="postgresql", purpose="The PostgreSQL adapter") from error
 
+from sagapost.adapters.postgresql.server import create_engine
 from sagapost.adapters.postgresql.store import PostgreSQLOutboxStore
 
-__all__ = ["PostgreSQLOutboxStore"]
+__all__ = ["PostgreSQLOutboxStore", "create_engine"]

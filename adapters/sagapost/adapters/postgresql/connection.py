@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
 import asyncpg
-from sqlalchemy.engine import URL, make_url
 
+from sagapost.adapters.postgresql.server import Server
 from sagapost.core.databases import Outage, PostgreSQL
-from sagapost.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
-__all__ = ["KIT", "Link", "parse_url"]
+__all__ = ["KIT", "Link"]
 
 KIT = PostgreSQL()
-
-
-def parse_url(url: str | URL) -> URL:
-    """Accept a SQLAlchemy or libpq URL; return it with the scheme asyncpg understands.
-
-    :raises ConfigurationError: if it is not a PostgreSQL URL.
-    """
-    try:
-        parsed = make_url(url)
-    except Exception as error:
-        raise ConfigurationError(
-            "The database URL cannot be read. Example: postgresql+asyncpg://user:password@localhost:5432/orders"
-        ) from error
-    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise ConfigurationError(
-            f"The database URL names {parsed.get_backend_name()!r}, this adapter speaks to PostgreSQL. "
-            "Example: postgresql+asyncpg://user:password@localhost:5432/orders"
-        )
-    return parsed.set(drivername="postgresql")
 
 
 class Link:
@@ -48,12 +27,11 @@ class Link:
     within it whatever the peer does. A call that fails drops the connection; the next call opens a new one.
     """
 
-    def __init__(self, url: URL, *, purpose: str, timeout: float, connect_timeout: float) -> None:
-        self._dsn = url.render_as_string(hide_password=False)
-        self._where = KIT.address(url)
+    def __init__(self, server: Server, *, purpose: str, timeout: float) -> None:
+        self._server = server
+        self._where = server.address
         self._purpose = purpose
         self._timeout = timeout
-        self._connect_timeout = connect_timeout
         self._connection: asyncpg.Connection | None = None
         self.opened = 0
         """How often a connection was opened: it grows when one was replaced."""
@@ -68,7 +46,8 @@ class Link:
             try:
                 with anyio.fail_after(self._timeout):
                     connection = await self.connected()
-                    rows: Sequence[Record] = await connection.fetch(sql, *args)
+                    async with self._server.undivided(connection):
+                        rows: Sequence[Record] = await connection.fetch(sql, *args)
                     return rows
             except BaseException as error:
                 self._give_up(error)
@@ -90,7 +69,9 @@ class Link:
             try:
                 with anyio.fail_after(self._timeout):
                     connection = await self.connected()
-                    await connection.add_listener(channel, callback)
+                    # Through a pooler nothing is heard, and the server would go on telling whoever has its connection.
+                    if not self._server.is_pooled:
+                        await connection.add_listener(channel, callback)
                     connection.add_termination_listener(callback)
             except BaseException as error:
                 self._give_up(error)
@@ -102,11 +83,7 @@ class Link:
         """Return the open connection, opening it if needed. Untranslated errors; call under a time limit."""
         connection = self._connection
         if connection is None or connection.is_closed():
-            connection = await asyncpg.connect(
-                self._dsn,
-                timeout=math.ceil(self._connect_timeout),
-                server_settings={"application_name": f"sagapost-{self._purpose}"},
-            )
+            connection = await self._server.connect(self._purpose)
             self._connection = connection
             self.opened += 1
         return connection

@@ -7,16 +7,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from sagapost.adapters.postgresql.connection import KIT, Link, parse_url
+from sagapost.adapters.postgresql.connection import KIT, Link
 from sagapost.adapters.postgresql.doorbell import PostgreSQLDoorbell
 from sagapost.adapters.postgresql.fetch import SnapshotReader, SnapshotSweeper
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.leases import Leases
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.adapters.postgresql.schedule import Schedule
+from sagapost.adapters.postgresql.server import Server
 from sagapost.adapters.postgresql.settle import Settlement
 from sagapost.core.outbox_store import (
     Claims,
@@ -43,11 +43,12 @@ _COUNT_CAP = 100_000
 class PostgreSQLOutboxStore:
     """The outbox in a PostgreSQL database (14 or later).
 
-    :param url: SQLAlchemy or libpq URL; several connections of its own are opened as needed (fetch, settle, control,
-        and one that listens). Statements are single and short, so PgBouncer in transaction mode works for all but
-        the listening one: give `direct_url` for that, or live with polling.
+    :param url: of libpq, a provider or SQLAlchemy; several connections of its own are opened as needed (fetch, settle,
+        control, and one that listens). A pooler in transaction mode is recognised and served, at two more round
+        trips for each call. Nothing can be heard through it: give `direct_url` for the listening connection, or live
+        with polling.
     :param call_timeout: seconds until a database call counts as failed and its connection is dropped.
-    :raises ConfigurationError: if the URL is not a PostgreSQL URL.
+    :raises ConfigurationError: if a URL cannot be read; it names the part that is wrong.
     """
 
     def __init__(
@@ -59,11 +60,10 @@ class PostgreSQLOutboxStore:
         call_timeout: float = 30.0,
         connect_timeout: float = 10.0,
     ) -> None:
-        self._url = parse_url(url)
-        self._direct_url = self._url if direct_url is None else parse_url(direct_url)
+        self._server = Server(url, connect_timeout=connect_timeout)
+        self._direct = self._server if direct_url is None else Server(direct_url, connect_timeout=connect_timeout)
         self._tables = tables if tables is not None else OutboxTables()
         self._call_timeout = call_timeout
-        self._connect_timeout = connect_timeout
         self._statements = FetchStatements(self._tables.outbox, self._tables.dead)
         self._partitions: int | None = None
         self._settle_link = self._link("settle")
@@ -83,15 +83,11 @@ class PostgreSQLOutboxStore:
     @property
     def address(self) -> str:
         """Host, port and database."""
-        return KIT.address(self._url)
+        return self._server.address
 
     async def check_schema(self) -> None:
         """See `OutboxStore.check_schema`."""
-        engine = create_async_engine(
-            self._url.set(drivername="postgresql+asyncpg"),
-            poolclass=NullPool,
-            connect_args={"timeout": self._connect_timeout, "command_timeout": self._call_timeout},
-        )
+        engine = self._server.engine("check", poolclass=NullPool, connect_args={"command_timeout": self._call_timeout})
         try:
             async with engine.connect() as connection:
                 await connection.run_sync(
@@ -195,7 +191,7 @@ class PostgreSQLOutboxStore:
 
     @asynccontextmanager
     async def _open_doorbell(self, relay: RelayId) -> AsyncGenerator[Doorbell, None]:
-        link = self._link("doorbell", self._direct_url)
+        link = self._link("doorbell", self._direct)
         try:
             yield PostgreSQLDoorbell(link, self._tables, relay)
         finally:
@@ -217,13 +213,8 @@ class PostgreSQLOutboxStore:
 
     # --- inside ---
 
-    def _link(self, purpose: str, url: URL | None = None) -> Link:
-        return Link(
-            self._url if url is None else url,
-            purpose=purpose,
-            timeout=self._call_timeout,
-            connect_timeout=self._connect_timeout,
-        )
+    def _link(self, purpose: str, server: Server | None = None) -> Link:
+        return Link(self._server if server is None else server, purpose=purpose, timeout=self._call_timeout)
 
     async def _settled(self) -> Settlement:
         if self._settlement is None:

@@ -47,7 +47,7 @@ from sagapost.core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Batch", "DatabaseKit", "HasDialect", "Moments", "aware", "kit_of", "register"]
+__all__ = ["Batch", "DatabaseKit", "HasDialect", "Moments", "aware", "has_kit", "kit_of", "register"]
 
 
 class HasDialect(Protocol):
@@ -83,6 +83,8 @@ class DatabaseKit(ABC):
     """Writing transactions take turns, and a statement must not be cancelled half-way; one connection is enough."""
     locks_rows: ClassVar[bool] = True
     """SELECT ... FOR UPDATE locks a row until the transaction ends."""
+    has_schemas: ClassVar[bool] = True
+    """Tables are in schemas."""
     notifies: ClassVar[bool] = False
     """A trigger can wake who listens (LISTEN/NOTIFY)."""
     writes_in_with: ClassVar[bool] = False
@@ -326,6 +328,11 @@ _kits: dict[str, DatabaseKit] = {}
 def register(kit: DatabaseKit) -> None:
     """Make a kind of database known; a later one of the same name replaces the earlier."""
     _kits[kit.name] = kit
+
+
+def has_kit(name: str) -> bool:
+    """Return whether there is a kit for the dialect of this name."""
+    return name in _kits
 
 
 def kit_of(bind: HasDialect | str) -> DatabaseKit:

@@ -93,7 +93,7 @@ _MISSING: Final = frozenset({"42P01", "42703", "3F000"})
 """Undefined table, undefined column, no such schema: no tables of ours, or those of another release."""
 
 _REFUSALS: Final[Mapping[str, str]] = {
-    "28P01": "the password is wrong",
+    "28P01": "user or password is wrong",
     "28000": "this user may not log in to this database from here (pg_hba.conf, or the role may not log in)",
     "3D000": "there is no such database",
     "42501": "this user lacks a privilege",
@@ -146,7 +146,9 @@ class PostgreSQL(DatabaseKit):
 
     def insert_once(self, table: Table) -> Insert:
         """See `DatabaseKit.insert_once`."""
-        return postgresql.insert(table).on_conflict_do_nothing().inline()
+        # psycopg's cursor forgets the count when it is closed.
+        insert = postgresql.insert(table).on_conflict_do_nothing().inline()
+        return insert.execution_options(preserve_rowcount=True)
 
     def insert_missing(
         self, table: Table, column_: Column[Any], fixed: Mapping[str, object]

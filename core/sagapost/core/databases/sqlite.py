@@ -83,6 +83,7 @@ class SQLite(DatabaseKit):
     title = "SQLite"
     one_writer = True
     locks_rows = False
+    has_schemas = False
     advice = "check that the path names a SQLite database and that this user may write the file and its folder"
 
     def classify(self, error: BaseException) -> Failure:

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 import anyio
 import typer
 
+from sagapost.core.databases import has_kit
 from sagapost.ops import database
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
@@ -76,7 +77,7 @@ def sql(
     loaded = load(required=() if dialect else ("database_url",), env_file=env_file)
     if dialect is None:
         dialect = database.engine_url(loaded.database_url).get_backend_name()
-    if dialect not in {"postgresql", "sqlite"}:
+    if not has_kit(dialect):
         raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
     for statement in database.ddl(tables_of(loaded.settings), dialect):
         write_line(f"{statement}\n")

@@ -10,16 +10,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, GetPydanticSchema
 from pydantic_core import core_schema
 from pydantic_settings import BaseSettings
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
+from sagapost.core.databases.server_url import read_server_url
+from sagapost.core.errors import ConfigurationError
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings.field import setting
 from sagapost.ops.settings.units import ByteSize, Duration
 
 __all__ = ["ConnectionSettings"]
 
-_DATABASES = ("postgresql", "postgres", "sqlite")
 _BROKERS = ("amqp", "amqps", "memory")
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 
@@ -58,27 +57,38 @@ def _check_parts(url: SecretUrl, *, server: bool) -> None:
 
 
 def _check_database(url: SecretUrl) -> None:
-    dialect = url.scheme.partition("+")[0]
-    if dialect not in _DATABASES:
+    backend, _, driver = url.scheme.partition("+")
+    known = _DATABASES.get(backend)
+    if known is None:
         raise ValueError(f"{_scheme_of(url)}; use postgresql:// or sqlite://")
-    driver = url.scheme.partition("+")[2]
-    expected = "aiosqlite" if dialect == "sqlite" else "asyncpg"
+    expected, check = known
     if driver and driver != expected:
         raise ValueError(f"names the driver {driver!r}; leave the driver out, or name {expected!r}")
-    _check_parts(url, server=dialect != "sqlite")
+    check(url)
+
+
+def _check_server(url: SecretUrl) -> None:
+    _check_parts(url, server=True)
     try:
-        make_url(url.reveal())
-    except (ArgumentError, ValueError):
-        # The parser's own message may quote the URL. Several hosts, for example, it takes only as parameters.
-        raise ValueError(
-            "is not understood by SQLAlchemy; name one host and port, and further ones as parameters "
-            "(?host=db1:5432&host=db2:5432)"
-        ) from None
-    rest = url.reveal().split("://", 1)[1]
-    if dialect == "sqlite" and rest.partition("?")[0].lstrip("/") in {"", ":memory:"}:
-        raise ValueError("names no file, and an in-memory database cannot be shared between connections")
-    if dialect != "sqlite" and not rest.partition("?")[0].rpartition("@")[2].partition("/")[2]:
+        read = read_server_url(url.reveal())
+        read.tls_argument()
+    except ConfigurationError as error:
+        raise ValueError(f"is refused. {error}") from None
+    if read.database is None:
         raise ValueError("names no database after the host")
+
+
+def _check_file(url: SecretUrl) -> None:
+    if url.reveal().split("://", 1)[1].partition("?")[0].lstrip("/") in {"", ":memory:"}:
+        raise ValueError("names no file, and an in-memory database cannot be shared between connections")
+
+
+_DATABASES: dict[str, tuple[str, Callable[[SecretUrl], None]]] = {
+    "postgresql": ("asyncpg", _check_server),
+    "postgres": ("asyncpg", _check_server),
+    "sqlite": ("aiosqlite", _check_file),
+}
+"""Scheme -> the driver that is used, and what a URL of it must be."""
 
 
 def _check_broker(url: SecretUrl) -> None:
@@ -126,7 +136,8 @@ class ConnectionSettings(BaseSettings):
         "The database that holds the outbox and the inbox of this service.",
         example="postgresql+asyncpg://orders:password@localhost:5432/orders",
         unit="URL, postgresql:// or sqlite://",
-        danger="Two services that share a database need different table prefixes or schemas.",
+        danger="Without `?sslmode=verify-full` somebody may stand in for the server (docs/operations.md). "
+        "Two services that share a database need different table prefixes or schemas.",
     )
     database_direct_url: DatabaseUrl | None = setting(
         None,

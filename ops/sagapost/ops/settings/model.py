@@ -8,6 +8,7 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
+from sagapost.core.databases import kit_of
 from sagapost.ops.settings.connections import ConnectionSettings
 from sagapost.ops.settings.consumer import ConsumerOptions
 from sagapost.ops.settings.field import ENV_PREFIX, Setting, describe, render
@@ -50,10 +51,13 @@ class Settings(ProcessSettings, ConsumerOptions, RelayOptions, ConnectionSetting
         for low, high in _ORDERED_PAIRS:
             if getattr(self, high) is not None and getattr(self, high) < getattr(self, low):
                 raise _disagree(high, f"is less than {ENV_PREFIX}{low.upper()} ({render(getattr(self, low))})")
-        sqlite = self.database_url is not None and self.database_url.scheme.startswith("sqlite")
-        if sqlite and self.database_schema is not None:
-            raise _disagree("database_schema", "is set, but SQLite has no schemas; use a table prefix instead")
-        if self.database_direct_url is not None and self.database_direct_url.scheme.startswith("sqlite"):
+        if self.database_url is not None and self.database_schema is not None:
+            kit = kit_of(self.database_url.backend)
+            if not kit.has_schemas:
+                raise _disagree(
+                    "database_schema", f"is set, but {kit.title} has no schemas; use a table prefix instead"
+                )
+        if self.database_direct_url is not None and not kit_of(self.database_direct_url.backend).notifies:
             raise _disagree("database_direct_url", "names an SQLite file; only PostgreSQL is reached by two ways")
         return self
 

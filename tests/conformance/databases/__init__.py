@@ -1,0 +1,1 @@
+"""The suite of the database kits, on every database and driver."""
