@@ -216,7 +216,7 @@ async def test_a_handler_that_commits_behind_the_sessions_back_is_found_out(
         await consumer.settled(1)
     (parked,) = await service.parked(engine)
     assert (parked.state, parked.reason) == ("dead", "broke-contract")
-    assert "ended the inbox's transaction" in parked.error
+    assert "ended the transaction" in parked.error
 
 
 async def test_a_handler_that_commits_the_connection_is_found_out(engine: AsyncEngine, broker: MemoryBroker) -> None:

@@ -15,6 +15,7 @@ from sagapost.inbox.database import Database
 from sagapost.inbox.dedup import Dedup
 from sagapost.inbox.dispatch import Dispatcher
 from sagapost.inbox.group_commit import GroupCommit
+from sagapost.inbox.guarded import Guard
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.parked_order import ParkedOrder
 from sagapost.inbox.parking import ParkingLot
@@ -68,7 +69,7 @@ def assemble(
         sessions,
         observer,
         clock,
-        timeout=settings.handler_timeout.total_seconds(),
+        Guard(database, settings.handler_timeout.total_seconds(), setting="ConsumerSettings.handler_timeout"),
         threads=anyio.CapacityLimiter(database.concurrency),
     )
     screening = Screening(database, dedup, observer, consumer=inbox.name)

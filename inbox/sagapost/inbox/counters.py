@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from sagapost.core.observer import Observation, Observer
 from sagapost.inbox import observations as obs
 
 __all__ = ["ConsumerStatistics", "Counters"]
+
+_log = logging.getLogger("sagapost.inbox")
 
 
 @dataclass(slots=True)
@@ -76,4 +79,7 @@ class Counters:
             case _:
                 # Starts, losses and the like have no figure here.
                 ...
-        self._pass_on(event)
+        try:
+            self._pass_on(event)
+        except BaseException:  # nothing is awaited here: whatever it is, it is the observer's
+            _log.exception("an observer failed on %s; the work goes on", type(event).__name__)

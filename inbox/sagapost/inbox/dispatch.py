@@ -11,10 +11,12 @@ import anyio
 from sqlalchemy import Connection
 
 from sagapost.core.broker import Delivery, Malformed
+from sagapost.core.envelope import Event
 from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.database import Link
+from sagapost.inbox.faults import kind_of, text_of, traceback_of
 from sagapost.inbox.keys import dedup_key, malformed_key
 from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
@@ -25,7 +27,7 @@ from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.settlement import Settlement
 from sagapost.inbox.suspects import Suspects
 from sagapost.inbox.transaction import Toolbox, Transactions
-from sagapost.inbox.verdicts import describe, killer, policy_for, undecodable, unhandled, verdict
+from sagapost.inbox.verdicts import killer, policy_for, undecodable, unhandled, verdict
 
 __all__ = ["Dispatcher"]
 
@@ -129,8 +131,8 @@ class Dispatcher:
                 return verdict(message, outcome, self._settings.retry, now=self._now())
             conflicts += 1
             if not outcome.conflict or conflicts >= _CONFLICT_TRIES:
-                failure = describe(outcome.error)
-                return replace(parked, error=f"{parked.error} Its last resort failed too: {failure}.")
+                failure = text_of(outcome.error)
+                return replace(parked, error=f"{parked.error} Its last resort failed too: {failure}")
             await link.give_back()
             await anyio.sleep(self._conflict_pause.seconds(conflicts))
 
@@ -158,9 +160,7 @@ class Dispatcher:
             outcome = await self._transactions.run(link, message, attempt=attempt)
             if not isinstance(outcome, Failed):
                 return outcome
-            self._observer.notify(
-                obs.HandlerFailed(self._consumer, event.id, event.type, attempt, describe(outcome.error))
-            )
+            self._notify_failed(event, attempt, outcome.error)
             if outcome.conflict and conflicts < _CONFLICT_TRIES:
                 conflicts += 1
                 tries -= 1
@@ -242,7 +242,10 @@ class Dispatcher:
         if parked is not None and parked.state == "behind":
             await self._database.run(lambda connection: self._lot.call_off(connection, [place], behind=True))
         elif parked is not None:
-            await self._park_again(place, message.event, parked)
+            held = await self._park_again(place, message.event, parked)
+            if not held and parked.reason == "broke-contract":
+                # The handler has committed that the message was taken out.
+                await self._park(message, parked, unclaimed=False)
         if self._inbox.ordered and key is not None and not isinstance(outcome, Duplicate):
             await self.promote([key])
 
@@ -266,16 +269,21 @@ class Dispatcher:
             # What it waits for may have gone between the look and the commit.
             await self.promote([event.partitionkey])
 
+    async def park_broken(self, message: Message, parked: Parked) -> None:
+        """Park a message, delivered or parked before, whose claim may be committed although it was not handled."""
+        await self._park(message, parked, unclaimed=False)
+
     def parked_behind(self, messages: Sequence[Message]) -> None:
         """Report messages that were parked in a group's transaction."""
         for message in messages:
             self._notify_parked(message.event.id, message.event.type, BEHIND)
 
-    async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> None:
+    async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> bool:
         held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
         if held:
             id_ = content.message_id if isinstance(content, Malformed) else getattr(content, "id", None)
             self._notify_parked(id_, getattr(content, "type", None), parked)
+        return held
 
     async def _park_unreadable(self, arrival: Unreadable) -> None:
         content, topic = arrival.content, arrival.topic
@@ -315,6 +323,12 @@ class Dispatcher:
         promoted = await self._database.run(self._lot.order.promote_all)
         if promoted:
             self._observer.notify(obs.Promoted(self._consumer, promoted))
+
+    def _notify_failed(self, event: Event, attempt: int, error: BaseException) -> None:
+        detail = traceback_of(error)
+        self._observer.notify(
+            obs.HandlerFailed(self._consumer, event.id, event.type, attempt, kind_of(error), text_of(error), detail)
+        )
 
     def _notify_parked(self, event_id: str | None, event_type: str | None, parked: Parked) -> None:
         self._observer.notify(

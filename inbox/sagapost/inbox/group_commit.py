@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import anyio
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,11 +19,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sagapost.core.errors import DecodingError
 from sagapost.inbox import observations as obs
 from sagapost.inbox.database import Link
-from sagapost.inbox.execution import Execution, Progress, decode
+from sagapost.inbox.execution import Execution, decode
+from sagapost.inbox.faults import kind_of
+from sagapost.inbox.guarded import EndedError, LateError, Progress
 from sagapost.inbox.message import Message
-from sagapost.inbox.transaction import Toolbox, sole
+from sagapost.inbox.transaction import Toolbox
 
 __all__ = ["GroupCommit", "Grouped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A group whose transaction a handler has ended: keys of messages may be committed that were never handled."""
+
+    error: EndedError
+    begun: Sequence[Message]
+    """Some of what these did may be committed."""
+    not_begun: Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +43,10 @@ class Grouped:
     """What came of messages that shared a transaction; those not counted here were handled."""
 
     duplicates: int
-    behind: Sequence[Message]
+    behind: Sequence[Message] = ()
     """Parked: an earlier message of their ordering key is."""
+    broken: Broken | None = None
+    """Set if a handler ended the transaction that they shared; then no other figure is."""
 
 
 class GroupCommit:
@@ -49,28 +62,28 @@ class GroupCommit:
 
         :raises StoreUnavailableError: if the database went away; as for `Transactions.run`.
         """
-        tools = self._tools
-        async with tools.database.turn():
-            connection = await link.get()
-            progress = Progress()
-            try:
-                with anyio.fail_after(tools.timeout):
-                    return await connection.run_sync(self._run, connection, messages, progress)
-            except TimeoutError as error:
-                await link.give_back(broken=True)
-                if progress.stage != "handle":
-                    raise tools.database.unavailable(error) from error
-                return None
-            except BaseException as error:
-                await link.give_back(broken=True)
-                if isinstance(error, SQLAlchemyError | OSError | EOFError):
-                    raise tools.database.unavailable(error) from error
-                raise
+        begun: list[Message] = []
+        try:
+            return await self._tools.guard.run(
+                link, lambda connection, outer, progress: self._run(connection, outer, messages, progress, begun)
+            )
+        except LateError:
+            return None
+        except EndedError as error:
+            self._observer.notify(obs.GroupUndone(self._consumer, len(messages), kind_of(error)))
+            # By identity: a group may hold two copies of one message.
+            handled = {id(message) for message in begun}
+            return Grouped(0, broken=Broken(error, begun, [each for each in messages if id(each) not in handled]))
 
     # --- in the greenlet ---
 
     def _run(
-        self, connection: Connection, outer: AsyncConnection, messages: Sequence[Message], progress: Progress
+        self,
+        connection: Connection,
+        outer: AsyncConnection,
+        messages: Sequence[Message],
+        progress: Progress,
+        handled: list[Message],
     ) -> Grouped | None:
         try:
             payloads = {id(message): decode(message) for message in messages}
@@ -96,7 +109,6 @@ class GroupCommit:
             connection.commit()
             return self._ended([], behind, len(messages), began)
         execution = self._tools.execution(connection, outer, progress)
-        handled: list[Message] = []
         try:
             for message in messages:
                 # Of two copies of a message in one group the first is handled.
@@ -108,18 +120,19 @@ class GroupCommit:
             execution.write()
             self._observer.notify(obs.GroupWritten(self._consumer, len(handled)))
             execution.commit()
-        except Exception as raised:
-            cause = sole(raised)
-            if progress.stage == "commit" and self._tools.database.concerns(cause):
-                raise
-            execution.undo()
+        except BaseException as raised:
+            cause = execution.failure(raised)
+            if isinstance(cause, EndedError):
+                raise cause from None
             self._observer.notify(obs.GroupUndone(self._consumer, len(messages), type(cause).__name__))
             return None
         return self._ended(handled, behind, len(messages), began)
 
     def _call(self, execution: Execution, message: Message, payloads: Sequence[object]) -> None:
         for call, payload in zip(message.calls, payloads, strict=True):
-            execution.call(call, payload, message, message.attempts + 1)
+            execution.handle(call, payload, message, message.attempts + 1)
+            if (ended := execution.ended()) is not None:
+                raise ended
 
     def _ended(self, handled: Sequence[Message], behind: Sequence[Message], messages: int, began: float) -> Grouped:
         duplicates = messages - len(handled) - len(behind)

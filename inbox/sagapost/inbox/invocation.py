@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager
 from contextvars import Context as Variables
+from dataclasses import dataclass
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
 
 import anyio
@@ -13,14 +15,15 @@ import anyio.to_thread
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]  # no type information
 
 from sagapost.core.context import SagaContext, bind
+from sagapost.core.errors import HandlerError
 from sagapost.inbox.handlers import HandlerFunction
 
-__all__ = ["call_async", "call_in_thread"]
+__all__ = ["Isolated", "call_async", "call_in_thread"]
 
 T = TypeVar("T")
 
 
-class _Isolated(Awaitable[T]):
+class Isolated(Awaitable[T]):
     """Runs a coroutine with context variables of its own, in the task that awaits it.
 
     The consumer's tasks live for many messages: what a handler sets must not be seen by the next, nor must what was
@@ -63,9 +66,9 @@ def call_async(
 
     async def handle() -> None:
         with bind(saga), around:
-            await function(payload, ctx)
+            _require_done(await function(payload, ctx))
 
-    return _Isolated(handle())
+    return Isolated(handle())
 
 
 def call_in_thread(
@@ -84,9 +87,12 @@ def call_in_thread(
     async def handle() -> None:
         with bind(saga), around:
             # The context variables, the saga among them, are carried into the thread.
-            await anyio.to_thread.run_sync(_drive, function, payload, ctx, limiter=limiter)
+            ended = await anyio.to_thread.run_sync(_drive, function, payload, ctx, limiter=limiter)
+            if ended.error is not None:
+                raise ended.error
+            _require_done(ended.result)
 
-    return _Isolated(handle())
+    return Isolated(handle())
 
 
 class _Driven(greenlet):  # type: ignore[misc]  # greenlet has no type information
@@ -96,15 +102,31 @@ class _Driven(greenlet):  # type: ignore[misc]  # greenlet has no type informati
     __sqlalchemy_greenlet_provider__ = True
 
 
-def _drive(function: HandlerFunction, payload: object, ctx: object) -> None:
+@dataclass(slots=True)
+class _Ended:
+    """How a function in a thread ended. Kept, not raised: threads, futures and greenlets swallow some errors."""
+
+    result: object = None
+    error: BaseException | None = None
+
+
+def _drive(function: HandlerFunction, payload: object, ctx: object) -> _Ended:
     """Run a handler in this thread; what its Session awaits is awaited on the event loop.
 
     So a `def` handler works on the very connection, and in the very transaction, that holds the dedup key.
     """
+    ended = _Ended()
+
+    def run() -> None:
+        try:
+            ended.result = function(payload, ctx)
+        except BaseException as error:
+            ended.error = error
+
     driver = getcurrent()
-    driven = _Driven(function, driver)
+    driven = _Driven(run, driver)
     driven.gr_context = driver.gr_context
-    awaited = driven.switch(payload, ctx)
+    awaited = driven.switch()
     while not driven.dead:
         try:
             value = anyio.from_thread.run(_wait, awaited)
@@ -112,6 +134,24 @@ def _drive(function: HandlerFunction, payload: object, ctx: object) -> None:
             awaited = driven.throw(error)
         else:
             awaited = driven.switch(value)
+    return ended
+
+
+def _require_done(result: object) -> None:
+    """Refuse what has not run yet: a coroutine that nobody awaits, the generator that a `yield` has made.
+
+    :raises HandlerError: if the function returned such a thing.
+    """
+    if result is None or not isinstance(result, Awaitable | GeneratorType | AsyncGeneratorType):
+        return
+    kind = type(result).__name__
+    if isinstance(result, Coroutine):
+        # It will never be awaited, which is what the error says.
+        result.close()
+    raise HandlerError(
+        f"The handler returned {kind}, which nothing runs: none of it was done. Make it an `async def` without "
+        "`yield` that awaits what it calls, and declare that with @inbox.on(...)."
+    )
 
 
 async def _wait(awaitable: Awaitable[T]) -> T:

@@ -6,7 +6,7 @@ A `Step` is one on the way from a delivery to its acknowledgement. The tests kil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sagapost.core.observer import Observation
 
@@ -159,6 +159,11 @@ class HandlerFailed(Step):
     event_type: str
     attempt: int
     error: str
+    """Its class and, of a database error, the SQLSTATE; quotes nothing."""
+    text: str = field(default="", repr=False)
+    """What it says, bounded, and without the values a statement was given. For a log; it may quote the message."""
+    traceback: str = field(default="", repr=False)
+    """The same with where it was raised and what led to it."""
 
 
 @dataclass(frozen=True, slots=True)

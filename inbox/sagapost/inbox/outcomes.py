@@ -36,6 +36,16 @@ __all__ = [
 ]
 
 
+_LONGEST = timedelta(days=3653)
+_LAST_YEAR = 9000
+"""From here on a time may have no form in some timezone, or in a database."""
+
+
+def _require_wait(what: str, after: timedelta | None) -> None:
+    if after is not None and not timedelta(0) <= after <= _LONGEST:
+        raise ConfigurationError(f"{what}(after=) is a time to wait, 0 to {_LONGEST.days} days, not {after}.")
+
+
 # --- raised by handlers ---
 
 
@@ -62,12 +72,11 @@ class Retry(Exception):  # noqa: N818 an instruction, not an error
 
     :param after: wait at least this long; default: what the handler's policy says.
     :param reason: shown to operators.
-    :raises ConfigurationError: if `after` is negative.
+    :raises ConfigurationError: if `after` is negative, or over ten years.
     """
 
     def __init__(self, after: timedelta | None = None, *, reason: str = "the handler asked for a retry") -> None:
-        if after is not None and after < timedelta(0):
-            raise ConfigurationError(f"Retry(after=) is a time to wait, not {after}.")
+        _require_wait("Retry", after)
         self.after = after
         self.reason = reason
         super().__init__(reason)
@@ -103,8 +112,9 @@ class Snooze(Exception):  # noqa: N818 an instruction, not an error
             raise ConfigurationError("Snooze() takes either until= or after=.")
         if until is not None and until.tzinfo is None:
             raise ConfigurationError(f"Snooze(until={until}) has no timezone. Make it aware, e.g. with tzinfo=UTC.")
-        if after is not None and after < timedelta(0):
-            raise ConfigurationError(f"Snooze(after=) is a time to wait, not {after}.")
+        _require_wait("Snooze", after)
+        if until is not None and until.year >= _LAST_YEAR:
+            raise ConfigurationError(f"Snooze(until={until}) is too far away; use a time before {_LAST_YEAR}.")
         self.until = until
         self.after = after
         self.reason = reason

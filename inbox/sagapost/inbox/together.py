@@ -8,9 +8,10 @@ import anyio
 
 from sagapost.inbox.database import Link
 from sagapost.inbox.dispatch import Dispatcher
-from sagapost.inbox.group_commit import GroupCommit
+from sagapost.inbox.group_commit import Broken, GroupCommit
 from sagapost.inbox.message import Arrival, Message
 from sagapost.inbox.suspects import Suspects
+from sagapost.inbox.verdicts import in_group, not_begun
 
 __all__ = ["Together"]
 
@@ -80,6 +81,10 @@ class Together:
         ended = await self._groups.run(link, messages)
         if ended is None:
             return False
+        if ended.broken is not None:
+            await link.give_back(broken=True)
+            await self._park_broken(ended.broken)
+            return True
         if ended.duplicates:
             self._dispatcher.found_duplicate()
         self._dispatcher.parked_behind(ended.behind)
@@ -90,6 +95,12 @@ class Together:
             await link.give_back()
             await self._dispatcher.promote(keys)
         return True
+
+    async def _park_broken(self, broken: Broken) -> None:
+        for message in broken.begun:
+            await self._dispatcher.park_broken(message, in_group(broken.error))
+        for message in broken.not_begun:
+            await self._dispatcher.park_broken(message, not_begun(message, broken.error))
 
 
 def _place(message: Message) -> int:

@@ -21,7 +21,9 @@ from sagapost.core.observer import Observer
 from sagapost.inbox import observations as obs
 from sagapost.inbox.claims import Claims
 from sagapost.inbox.database import Database, Link
-from sagapost.inbox.execution import Execution, Progress, decode
+from sagapost.inbox.execution import Execution, decode
+from sagapost.inbox.faults import text_of
+from sagapost.inbox.guarded import Guard, LateError, LostError, Progress, contained, is_ours
 from sagapost.inbox.inbox import Inbox
 from sagapost.inbox.message import Message
 from sagapost.inbox.outcomes import (
@@ -43,14 +45,7 @@ from sagapost.inbox.outcomes import (
 )
 from sagapost.inbox.session import HandlerSessions
 
-__all__ = ["Toolbox", "Transactions", "sole"]
-
-
-def sole(error: Exception) -> Exception:
-    """Return the one exception in a group of one: a handler that uses a task group raises its errors so."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+__all__ = ["Toolbox", "Transactions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,7 @@ class Toolbox:
     sessions: HandlerSessions
     observer: Observer
     clock: Clock
-    timeout: float
-    """Seconds a transaction may take."""
+    guard: Guard
     threads: anyio.CapacityLimiter
 
     def execution(self, connection: Connection, outer: AsyncConnection, progress: Progress) -> Execution:
@@ -87,33 +81,15 @@ class Transactions:
         :raises StoreUnavailableError: if the database went away. Nothing is done, or (rarely, if it went during the
             commit) everything is; running the message again finds out by itself.
         """
-        tools = self._tools
-        async with tools.database.turn():
-            connection = await link.get()
-            progress = Progress()
-            try:
-                with anyio.fail_after(tools.timeout):
-                    outcome = await connection.run_sync(self._run, connection, message, attempt, progress, instead)
-            except TimeoutError as error:
-                await link.give_back(broken=True)
-                if progress.stage != "handle":
-                    raise tools.database.unavailable(error) from error
-                late = HandlerError(
-                    f"{progress.handler} did not return within {tools.timeout:g} seconds. Raise "
-                    "ConsumerSettings.handler_timeout, or make it faster; its transaction was rolled back."
-                )
-                return Failed(late)
-            except BaseException as error:
-                # Cancelled, or the database failed a statement of ours: what the connection is in, nobody knows.
-                await link.give_back(broken=True)
-                if isinstance(error, SQLAlchemyError | OSError | EOFError):
-                    raise tools.database.unavailable(error) from error
-                raise
-        if isinstance(outcome, Failed) and tools.database.concerns(outcome.error):
-            # Ours may be gone, or a database that only the handler knows: a fresh connection tells them apart.
-            await link.give_back(broken=True)
-            await tools.database.ping()
-        return outcome
+        try:
+            return await self._tools.guard.run(
+                link,
+                lambda connection, outer, progress: self._run(connection, outer, message, attempt, progress, instead),
+            )
+        except LateError as late:
+            return Failed(late)
+        except HandlerError as broken:
+            return Refused("broke-contract", text_of(broken))
 
     # --- in the greenlet ---
 
@@ -141,17 +117,17 @@ class Transactions:
         execution = self._tools.execution(connection, outer, progress)
         try:
             for call, payload in zip(message.calls, payloads, strict=True):
-                execution.call(call, payload, message, attempt)
+                execution.handle(call, payload, message, attempt)
                 self._observer.notify(obs.HandlerReturned(self._consumer, event.id, call.handler.name))
-            execution.write(event)
+            execution.write_for(event)
             self._observer.notify(obs.Written(self._consumer, event.id))
             execution.commit()
-        except Exception as raised:
-            cause = sole(raised)
-            if progress.stage == "commit" and self._tools.database.concerns(cause):
-                # It may have been committed; whoever runs it again finds the dedup key, or does not.
-                raise
-            execution.undo()
+        except BaseException as raised:
+            cause = execution.failure(raised)
+            if isinstance(cause, LostError) and not message.lost:
+                # The server may be restarting. If it happens to this message again, the message is to blame.
+                message.lost = True
+                raise self._tools.database.unavailable(cause) from cause
             match cause:
                 case BusinessFailure():
                     return self._publish_failure(connection, message, cause, began, progress)
@@ -164,10 +140,8 @@ class Transactions:
                     return RetryLater(cause.after, cause.reason)
                 case Reject():
                     return Rejected(cause.reason)
-                case HandlerError():
-                    return Refused("broke-contract", str(cause))
                 case _:
-                    return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))
+                    return self._failed(cause)
         self._notify_handled(message, began)
         return Handled()
 
@@ -220,11 +194,11 @@ class Transactions:
             self._observer.notify(obs.Written(self._consumer, message.event.id))
             progress.stage = "commit"
             connection.commit()
-        except Exception as error:
-            if self._tools.database.concerns(error):
+        except BaseException as error:
+            if is_ours(error) or self._tools.database.concerns(error):
                 raise
             connection.rollback()
-            return Failed(error, conflict=self._tools.database.kit.is_conflict(error))
+            return self._failed(contained(error))
         self._notify_handled(message, began, failure=published.type)
         return BusinessFailed(published.type)
 
@@ -244,18 +218,12 @@ class Transactions:
             return refusal
         execution = self._tools.execution(connection, outer, progress)
         try:
-            execution.call_instead(instead.work, instead.reason, message, attempt)
-            execution.write(message.event)
+            execution.handle_instead(instead.work, instead.reason, message, attempt)
+            execution.write_for(message.event)
             self._observer.notify(obs.Written(self._consumer, message.event.id))
             execution.commit()
-        except Exception as raised:
-            cause = sole(raised)
-            if progress.stage == "commit" and self._tools.database.concerns(cause):
-                raise
-            execution.undo()
-            if isinstance(cause, HandlerError):
-                return Refused("broke-contract", str(cause))
-            return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))
+        except BaseException as raised:
+            return self._failed(execution.failure(raised))
         self._notify_handled(message, began)
         return Handled()
 
@@ -271,3 +239,8 @@ class Transactions:
                 failure=failure,
             )
         )
+
+    def _failed(self, cause: Exception) -> Outcome:
+        if isinstance(cause, HandlerError):
+            return Refused("broke-contract", text_of(cause))
+        return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))

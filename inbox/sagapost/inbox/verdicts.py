@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from datetime import datetime, timedelta
 from typing import assert_never
 
 from sagapost.core.broker import Malformed
-from sagapost.core.databases import code_of
+from sagapost.inbox.faults import clean, text_of, traceback_of
+from sagapost.inbox.guarded import GuardError
 from sagapost.inbox.message import Message
 from sagapost.inbox.outcomes import (
     Behind,
@@ -26,7 +26,7 @@ from sagapost.inbox.outcomes import (
 from sagapost.inbox.parking import BEHIND, Parked
 from sagapost.inbox.settings import RetryPolicy
 
-__all__ = ["describe", "killer", "policy_for", "undecodable", "unhandled", "verdict"]
+__all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
@@ -55,13 +55,13 @@ def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: da
             return _failed(message, outcome, default, now)
         case RetryLater(after=after, reason=reason):
             policy = policy_for(message, None, default) or default
-            return _another_round(message, policy, "retry", reason, None, after, now)
+            return _another_round(message, policy, "retry", clean(reason), None, after, now)
         case Snoozed(until=until, after=after, reason=reason):
             # Nothing failed: the count of attempts stays as it was.
             wait = after if until is None else max(until - now, timedelta(0))
-            return Parked("waiting", "snoozed", reason, None, message.attempts, wait)
+            return Parked("waiting", "snoozed", clean(reason), None, message.attempts, wait)
         case Rejected(reason=reason):
-            return Parked("dead", "rejected", reason, None, message.attempts + 1)
+            return Parked("dead", "rejected", clean(reason), None, message.attempts + 1)
         case Refused(reason=category, error=sentence, traceback=detail):
             return Parked("dead", category, sentence, detail, message.attempts + 1)
         case TooOld(error=sentence):
@@ -98,20 +98,32 @@ def killer(crashes: int, attempts: int = 0) -> Parked:
     )
 
 
+def in_group(error: Exception) -> Parked:
+    """Return how a message is parked whose handler shared a transaction with one that ended it."""
+    return Parked("dead", "broke-contract", f"In a group commit: {clean(error)}", attempts=1)
+
+
+def not_begun(message: Message, error: Exception) -> Parked:
+    """Return how a message is parked that was claimed in such a transaction and not handled: it is due at once."""
+    sentence = f"It was not handled yet when another of its group commit broke off: {clean(error)}"
+    return Parked("waiting", "failed", sentence, attempts=message.attempts, retry_in=timedelta(0))
+
+
 def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> Parked:
     error = outcome.error
     policy = policy_for(message, error, default)
-    detail = "".join(traceback.format_exception(error))
+    detail = traceback_of(error)
+    text = text_of(error)
     if policy is None:
-        sentence = f"The handler raised {type(error).__name__}, which it declares not to be retried: {error}"
+        sentence = f"The handler raised an error that it declares not to be retried: {text}"
         return Parked("dead", "rejected", sentence, detail, message.attempts + 1)
     if outcome.conflict:
         sentence = (
             "The database undid the transaction each time it was tried, for the sake of another one "
-            f"(deadlock or serialisation failure): {error}"
+            f"(deadlock or serialisation failure): {text}"
         )
         return _another_round(message, policy, "conflict", sentence, detail, None, now)
-    sentence = f"The handler raised {type(error).__name__}: {error}"
+    sentence = clean(error) if isinstance(error, GuardError) else f"The handler raised {text}"
     return _another_round(message, policy, "failed", sentence, detail, None, now)
 
 
@@ -129,9 +141,3 @@ def _another_round(
         return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.rounds})", detail, attempts)
     delay = after if after is not None else policy.delay(attempts, now)
     return Parked("waiting", reason, sentence, detail, attempts, delay)
-
-
-def describe(error: BaseException) -> str:
-    """Return what may be logged of an error: its kind, never its text, which may quote the message."""
-    code = code_of(error)
-    return f"{type(error).__name__} ({code})" if code else type(error).__name__

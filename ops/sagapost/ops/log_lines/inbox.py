@@ -35,7 +35,9 @@ def _step_line(event: inbox.Step) -> Line | None:
             return Line(DEBUG, f"{event_type} was handled before; nothing done", extra, READABLE)
         case inbox.HandlerFailed():
             extra |= {"event_id": event.event_id, "event_type": event.event_type, "attempt": event.attempt}
-            return Line(WARNING, f"handling {event.event_type} failed: {event.error}", extra, READABLE)
+            extra |= {"traceback": event.traceback} if event.traceback else {}
+            said = event.text or event.error
+            return Line(WARNING, f"handling {event.event_type} failed: {said}", extra, READABLE)
         case inbox.Parked():
             return _parked_line(event, extra)
         case inbox.AttemptBegun(event_id=event_id, unended=unended) if unended:
