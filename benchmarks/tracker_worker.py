@@ -20,7 +20,7 @@ from sagapost.core.broker import Outgoing
 from sagapost.core.envelope import Event
 from sagapost.core.ids import new_id
 from sagapost.core.observer import Observation
-from sagapost.sagas.choreography import Choreography, Compensation, Deadline, Manifest, Step
+from sagapost.sagas.choreography import Choreography, Compensation, DeclaredDeadline, Manifest, Step
 from sagapost.sagas.tracker import Tracker, TrackerConsumer, TrackerSettings
 from sagapost.sagas.tracker.observations import Folded
 
@@ -38,7 +38,7 @@ FLOW = (
 
 def choreography() -> Choreography:
     """Three services, with a compensation and a deadline."""
-    overdue = Deadline(name="fulfil", event="order-overdue", after_seconds=3600)
+    overdue = DeclaredDeadline(name="fulfil", event="order-overdue", after_seconds=3600)
     take = Step(
         name="take_payment",
         hears=("order-placed",),

@@ -14,61 +14,52 @@ from examples.concepts.events import (
     PointsRevoked,
     show,
 )
-from sagapost.inbox import BusinessFailure, Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import CompensationContext, Sagas, StepContext
+from sagapost import BusinessFailure, CompensationContext, Service, StepContext
 from sagapost.sagas.testing import Rehearsal
 
 # For brevity one service takes the money, awards the points and sends the mail; in StreamTech these are three.
-outbox = Outbox(source="https://shop.example")
-sagas = Sagas("shop", outbox=outbox)
-shop = Inbox("shop", outbox=outbox, context=sagas.context)
+shop = Service("shop", source="https://shop.example")
+warehouse = Service("warehouse", source="https://warehouse.example")
 
 
-@sagas.compensation(emits=[PaymentRefunded])
+@shop.compensation(emits=[PaymentRefunded])
 async def refund_payment(ctx: CompensationContext, *, order: str, cents: int) -> None:
     await ctx.publish(PaymentRefunded(order, cents))
 
 
-@sagas.compensation(emits=[PointsRevoked])
+@shop.compensation(emits=[PointsRevoked])
 async def revoke_points(ctx: CompensationContext, *, order: str, points: int) -> None:
     await ctx.publish(PointsRevoked(order, points))
 
 
-@sagas.compensation(emits=[MailSent])
+@shop.compensation(emits=[MailSent])
 async def apologise(ctx: CompensationContext, *, order: str) -> None:
     """A mail cannot be unsent: a second one corrects the first."""
     await ctx.publish(MailSent(order, "We are sorry: your order is cancelled"))
 
 
-@shop.on(OrderPlaced, emits=[PaymentTaken])
-@sagas.step(compensation=refund_payment)
+@shop.on(OrderPlaced, emits=[PaymentTaken], compensation=refund_payment)
 async def take_payment(placed: OrderPlaced, ctx: StepContext) -> None:
     await ctx.on_rollback(refund_payment, order=placed.order, cents=30_00)
     await ctx.publish(PaymentTaken(placed.order, 30_00))
 
 
-@shop.on(PaymentTaken, emits=[PointsAwarded])
-@sagas.step(compensation=revoke_points)
+@shop.on(PaymentTaken, emits=[PointsAwarded], compensation=revoke_points)
 async def award_points(paid: PaymentTaken, ctx: StepContext) -> None:
     await ctx.on_rollback(revoke_points, order=paid.order, points=30)
     await ctx.publish(PointsAwarded(paid.order, 30))
 
 
-@shop.on(PointsAwarded, emits=[MailSent])
-@sagas.step(compensation=apologise)
+@shop.on(PointsAwarded, emits=[MailSent], compensation=apologise)
 async def confirm(awarded: PointsAwarded, ctx: StepContext) -> None:
     await ctx.on_rollback(apologise, order=awarded.order)
     await ctx.publish(MailSent(awarded.order, "Your order is on its way"))
 
 
-sagas.rolls_back_on(shop, ItemMissing)
-
-warehouse_outbox = Outbox(source="https://warehouse.example")
-warehouse = Inbox("warehouse", outbox=warehouse_outbox, context=Sagas("warehouse", outbox=warehouse_outbox).context)
+shop.rolls_back_on(ItemMissing)
 
 
-@warehouse.on(MailSent, emits=[ItemMissing])
+@warehouse.on(MailSent, fails_with=[ItemMissing])
 async def pack(sent: MailSent, _ctx: StepContext) -> None:
     if sent.subject.startswith("Your order"):
         raise BusinessFailure(ItemMissing(sent.order, "blue-train"))

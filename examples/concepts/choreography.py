@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import anyio
 
 from examples.concepts.events import (
@@ -14,23 +12,14 @@ from examples.concepts.events import (
     PointsAwarded,
     show,
 )
-from sagapost.inbox import Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import Sagas, StepContext
+from sagapost import Service, StepContext
 from sagapost.sagas.choreography import graph_of, to_mermaid
 from sagapost.sagas.testing import Rehearsal
 
-
-def service(name: str, *, starts: Sequence[type] = (), ends: Sequence[type] = ()) -> tuple[Inbox, Sagas]:
-    outbox = Outbox(source=f"https://{name}.example")
-    sagas = Sagas(name, outbox=outbox, starts=starts, ends=ends)
-    return Inbox(name, outbox=outbox, context=sagas.context), sagas
-
-
-orders, order_sagas = service("orders", starts=[OrderPlaced], ends=[OrderCompleted])
-payment, _ = service("payment")
-warehouse, _ = service("warehouse")
-loyalty, _ = service("loyalty", ends=[PointsAwarded])
+orders = Service("orders", source="https://orders.example", starts=[OrderPlaced], ends=[OrderCompleted])
+payment = Service("payment", source="https://payment.example")
+warehouse = Service("warehouse", source="https://warehouse.example")
+loyalty = Service("loyalty", source="https://loyalty.example", ends=[PointsAwarded])
 
 
 @payment.on(OrderPlaced, emits=[PaymentTaken])
@@ -55,8 +44,8 @@ async def complete(dispatched: GoodsDispatched, ctx: StepContext) -> None:
 
 async def main() -> None:
     async with Rehearsal() as stage:
-        for inbox in (orders, payment, warehouse, loyalty):
-            await stage.add(inbox)
+        for service in (orders, payment, warehouse, loyalty):
+            await stage.add(service)
         await stage.say(OrderPlaced("4711"))
         await stage.run()
         print("what happened:")

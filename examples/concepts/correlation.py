@@ -5,15 +5,12 @@ from __future__ import annotations
 import anyio
 
 from examples.concepts.events import GoodsDispatched, OrderPlaced, PaymentTaken, show
-from sagapost import sagas
-from sagapost.inbox import Context, Inbox
-from sagapost.outbox import Outbox
+from sagapost import Context, Service
 from sagapost.sagas.testing import Rehearsal
 
-orders_outbox = Outbox(source="https://orders.example")
-orders = Inbox("orders", outbox=orders_outbox)
-payment = Inbox("payment", outbox=Outbox(source="https://payment.example"))
-warehouse = Inbox("warehouse", outbox=Outbox(source="https://warehouse.example"))
+orders = Service("orders", source="https://orders.example")
+payment = Service("payment", source="https://payment.example")
+warehouse = Service("warehouse", source="https://warehouse.example")
 
 
 @orders.on(GoodsDispatched)
@@ -33,12 +30,12 @@ async def dispatch(paid: PaymentTaken, ctx: Context) -> None:
 
 async def main() -> None:
     async with Rehearsal() as stage:
-        service = await stage.add(orders)
-        for inbox in (payment, warehouse):
-            await stage.add(inbox)
-        with sagas.start("order-4711"):  # a web request; sagas.join(header) continues the caller's
-            async with service.sessions.begin() as session:
-                await orders_outbox.publish(session, OrderPlaced("4711"))
+        rehearsed = await stage.add(orders)
+        for service in (payment, warehouse):
+            await stage.add(service)
+        with orders.start("order-4711"):  # a web request; join_request(headers) continues the caller's
+            async with rehearsed.sessions.begin() as session:
+                await orders.publish(session, OrderPlaced("4711"))
         await stage.run()
         print("sagas:", {event.correlationid for event in stage.events})
         show(stage)

@@ -7,31 +7,27 @@ from datetime import timedelta
 import anyio
 
 from examples.concepts.events import OrderCancelled, OrderCompleted, OrderOverdue, OrderPlaced, PaymentTaken, show
-from sagapost.inbox import Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import DeadlineDeclaration, Sagas, StepContext
+from sagapost import Deadline, Service, StepContext
 from sagapost.sagas.testing import Rehearsal
 
-outbox = Outbox(source="https://orders.example")
-sagas = Sagas("orders", outbox=outbox, starts=[OrderPlaced], ends=[OrderCompleted, OrderCancelled])
-orders = Inbox("orders", outbox=outbox, context=sagas.context)
+orders = Service(
+    "orders", source="https://orders.example", starts=[OrderPlaced], ends=[OrderCompleted, OrderCancelled]
+)
+PAYMENT = Deadline("payment", OrderOverdue, after=timedelta(hours=1))
 
 
-@orders.on(OrderPlaced, emits=[OrderOverdue])
-@sagas.step(deadlines=[DeadlineDeclaration("payment", OrderOverdue, timedelta(hours=1))], changes_nothing=True)
+@orders.on(OrderPlaced, deadlines=[PAYMENT], changes_nothing=True)
 async def watch(placed: OrderPlaced, ctx: StepContext) -> None:
-    await ctx.deadline("payment", after=timedelta(hours=1), event=OrderOverdue(placed.order))
+    await ctx.deadline(PAYMENT, OrderOverdue(placed.order))
 
 
-@orders.on(PaymentTaken, emits=[OrderCompleted])
-@sagas.step(cancels=["payment"])
+@orders.on(PaymentTaken, emits=[OrderCompleted], cancels=[PAYMENT])
 async def complete(paid: PaymentTaken, ctx: StepContext) -> None:
-    await ctx.cancel_deadline("payment")
+    await ctx.cancel_deadline(PAYMENT)
     await ctx.publish(OrderCompleted(paid.order))
 
 
-@orders.on(OrderOverdue, emits=[OrderCancelled])
-@sagas.step(undoes=[OrderPlaced])
+@orders.on(OrderOverdue, emits=[OrderCancelled], undoes=[OrderPlaced])
 async def cancel(overdue: OrderOverdue, ctx: StepContext) -> None:
     await ctx.publish(OrderCancelled(overdue.order, "no payment within an hour"))
 

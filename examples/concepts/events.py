@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sagapost.core import event
+from sagapost import event
 from sagapost.sagas.testing import Rehearsal
 
 

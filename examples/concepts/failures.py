@@ -7,10 +7,8 @@ from datetime import timedelta
 import anyio
 
 from examples.concepts.events import OrderPlaced, PaymentDeclined, PaymentTaken, show
-from sagapost.core.backoff import Backoff
-from sagapost.inbox import BusinessFailure, Inbox, RetryPolicy
-from sagapost.outbox import Outbox
-from sagapost.sagas import Sagas, StepContext
+from sagapost import BusinessFailure, RetryPolicy, Service, StepContext
+from sagapost.core import Backoff
 from sagapost.sagas.testing import Rehearsal
 
 
@@ -28,17 +26,16 @@ class Gateway:
 
 
 gateway = Gateway()
-outbox = Outbox(source="https://payment.example")
-sagas = Sagas("payment", outbox=outbox)
-inbox = Inbox("payment", outbox=outbox, context=sagas.context)
+payment = Service("payment", source="https://payment.example")
 
 
-@inbox.on(
+@payment.on(
     OrderPlaced,
-    emits=[PaymentTaken, PaymentDeclined],
+    emits=[PaymentTaken],
+    fails_with=[PaymentDeclined],
+    likely_to_fail=True,
     retry=RetryPolicy(quick=0, attempts=50, backoff=Backoff(base=timedelta(seconds=10), cap=timedelta(hours=1))),
 )
-@sagas.step(fails_with=[PaymentDeclined], likely_to_fail=True)
 async def take_payment(placed: OrderPlaced, ctx: StepContext) -> None:
     cents = 30_00 if placed.item == "blue-train" else 900_00
     try:
@@ -52,10 +49,10 @@ async def take_payment(placed: OrderPlaced, ctx: StepContext) -> None:
 
 async def main() -> None:
     async with Rehearsal(strict=False) as stage:
-        payment = await stage.add(inbox)
+        service = await stage.add(payment)
         await stage.say(OrderPlaced("1", "blue-train"))
         await stage.run()
-        (parked,) = await payment.parked()
+        (parked,) = await service.parked()
         print(f"waiting after {parked.attempts} attempt, for a technical reason:")
         print(" ", parked.error)
         await stage.advance(timedelta(hours=1))

@@ -7,22 +7,17 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 from examples.concepts.events import GoodsDispatched, PaymentTaken, short
-from sagapost.inbox import Inbox, Snooze
-from sagapost.outbox import Outbox
-from sagapost.sagas import Sagas, StepContext
+from sagapost import Service, Snooze, StepContext
 from sagapost.sagas.testing import Rehearsal
 
 MONDAY = datetime(2026, 3, 2, 18, 30, tzinfo=UTC)
 
-outbox = Outbox(source="https://warehouse.example")
-sagas = Sagas("warehouse", outbox=outbox)
-warehouse = Inbox("warehouse", outbox=outbox, context=sagas.context)
+warehouse = Service("warehouse", source="https://warehouse.example")
 
 
-@warehouse.on(PaymentTaken, emits=[GoodsDispatched])
-@sagas.step(changes_nothing=True)
+@warehouse.on(PaymentTaken, emits=[GoodsDispatched], changes_nothing=True)
 async def dispatch(paid: PaymentTaken, ctx: StepContext) -> None:
-    now = outbox.clock.now()
+    now = warehouse.outbox.clock.now()
     if not 8 <= now.hour < 18:
         raise Snooze(until=(now + timedelta(hours=14)).replace(hour=8, minute=0), reason="no courier any more today")
     await ctx.publish(GoodsDispatched(paid.order))

@@ -6,8 +6,7 @@ import anyio
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from examples.concepts.events import PaymentTaken, PointsAwarded, show
-from sagapost.inbox import Context, Inbox
-from sagapost.outbox import Outbox
+from sagapost import Context, Service
 from sagapost.sagas.testing import Rehearsal
 
 
@@ -20,7 +19,7 @@ class Member(Base):
     points: Mapped[int] = mapped_column(default=0)
 
 
-loyalty = Inbox("loyalty", outbox=Outbox(source="https://loyalty.example"))
+loyalty = Service("loyalty", source="https://loyalty.example", metadata=Base.metadata)
 
 
 @loyalty.on(PaymentTaken, emits=[PointsAwarded])
@@ -32,7 +31,7 @@ async def award_points(paid: PaymentTaken, ctx: Context) -> None:
 
 async def main() -> None:
     async with Rehearsal(duplicates=True) as stage:
-        service = await stage.add(loyalty, metadata=Base.metadata)
+        service = await stage.add(loyalty)
         async with service.sessions.begin() as session:
             session.add(Member(name="ada"))
         await stage.say(PaymentTaken("1", 30_00))

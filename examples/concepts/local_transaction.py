@@ -8,8 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from examples.concepts.events import CustomerVerified
-from sagapost.inbox import Context, Inbox
-from sagapost.outbox import Outbox
+from sagapost import Context, Service
 from sagapost.sagas.testing import Rehearsal
 
 
@@ -57,14 +56,13 @@ async def together() -> None:
 
 # --- apart: Customers and Enrolments are two services with a database each ---
 
-customers_outbox = Outbox(source="https://customers.example")
-customers = Inbox("customers", outbox=customers_outbox)
-enrolments = Inbox("enrolments", outbox=Outbox(source="https://enrolments.example"))
+customers = Service("customers", source="https://customers.example", metadata=Base.metadata)
+enrolments = Service("enrolments", source="https://enrolments.example", metadata=Base.metadata)
 
 
 async def verify_apart(session: AsyncSession, customer: str) -> None:
     (await session.get_one(Customer, customer)).status = "VERIFIED"
-    await customers_outbox.publish(session, CustomerVerified(customer), key=customer)
+    await customers.publish(session, CustomerVerified(customer), key=customer)
 
 
 @enrolments.on(CustomerVerified)
@@ -74,8 +72,8 @@ async def remove_pending(verified: CustomerVerified, ctx: Context) -> None:
 
 async def apart() -> None:
     async with Rehearsal() as stage:
-        one = await stage.add(customers, metadata=Base.metadata)
-        other = await stage.add(enrolments, metadata=Base.metadata)
+        one = await stage.add(customers)
+        other = await stage.add(enrolments)
         async with one.sessions.begin() as session:
             session.add(Customer(name="ada"))
         async with other.sessions.begin() as session:

@@ -6,11 +6,7 @@ import anyio
 import msgspec
 
 from examples.concepts.events import GoodsDispatched, OrderCompleted, OrderPlaced, PaymentTaken, show
-from sagapost.core import event
-from sagapost.inbox import Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import Sagas, StepContext
-from sagapost.sagas.orchestration import Island
+from sagapost import Service, StepContext, event
 from sagapost.sagas.testing import Rehearsal
 
 # --- what the warehouse says to itself ---
@@ -36,15 +32,9 @@ class CourierBooked(msgspec.Struct, frozen=True):
     order: str
 
 
-def service(name: str) -> tuple[Inbox, Sagas]:
-    outbox = Outbox(source=f"https://{name}.example")
-    sagas = Sagas(name, outbox=outbox)
-    return Inbox(name, outbox=outbox, context=sagas.context), sagas
-
-
-orders, _ = service("orders")
-payment, _ = service("payment")
-warehouse, warehouse_sagas = service("warehouse")
+orders = Service("orders", source="https://orders.example")
+payment = Service("payment", source="https://payment.example")
+warehouse = Service("warehouse", source="https://warehouse.example")
 
 
 @payment.on(OrderPlaced, emits=[PaymentTaken])
@@ -64,7 +54,7 @@ class Parcel(msgspec.Struct):
     order: str
 
 
-dispatching = Island("dispatching", state=Parcel, sagas=warehouse_sagas, inbox=warehouse)
+dispatching = warehouse.island("dispatching", state=Parcel)
 
 
 @dispatching.starts_on(PaymentTaken)
@@ -102,8 +92,8 @@ async def book_courier(command: BookCourier, ctx: StepContext) -> None:
 
 async def main() -> None:
     async with Rehearsal() as stage:
-        for inbox in (orders, payment, warehouse):
-            await stage.add(inbox)
+        for service in (orders, payment, warehouse):
+            await stage.add(service)
         await stage.say(OrderPlaced("4711"))
         await stage.run()
         show(stage)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 import msgspec
 
-from sagapost.core import event
-from sagapost.inbox import Context, Inbox
+from sagapost import Context, Service, event
 from sagapost.sagas.testing import Rehearsal
 
 
@@ -16,7 +15,7 @@ class AddressChanged(msgspec.Struct, frozen=True):
     city: str
 
 
-shipping = Inbox("shipping", ordered=True)
+shipping = Service("shipping", source="https://shipping.example", ordered=True)
 seen: list[AddressChanged] = []
 
 

@@ -6,7 +6,7 @@ import anyio
 
 from examples.concepts.choreography import loyalty, orders, payment, warehouse
 from examples.concepts.events import OrderPlaced, short
-from sagapost.core import Event
+from sagapost import Event
 from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.testing import Rehearsal
 
@@ -24,8 +24,8 @@ def state(events: list[Event], choreography: Choreography) -> str:
 
 async def main() -> None:
     async with Rehearsal() as stage:
-        for inbox in (orders, payment, warehouse, loyalty):
-            await stage.add(inbox)
+        for service in (orders, payment, warehouse, loyalty):
+            await stage.add(service)
         await stage.say(OrderPlaced("4711"), saga="order-4711")
         await stage.run()
         for count in range(1, len(stage.events) + 1):

@@ -14,68 +14,64 @@ from examples.concepts.events import (
     PointsRevoked,
     short,
 )
+from sagapost import BusinessFailure, CompensationContext, Service, StepContext
 from sagapost.core import event_type_of
-from sagapost.inbox import BusinessFailure, Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import CompensationContext, Sagas, StepContext
 from sagapost.sagas.choreography import lint
 from sagapost.sagas.testing import Rehearsal
 
 
-def service(name: str, ends: list[type] | None = None) -> tuple[Inbox, Sagas]:
-    outbox = Outbox(source=f"https://{name}.example")
-    sagas = Sagas(name, outbox=outbox, starts=[OrderPlaced] if name == "payment" else (), ends=ends or ())
-    return Inbox(name, outbox=outbox, context=sagas.context), sagas
-
-
-def the_services(points_after: type[PaymentTaken] | type[GoodsDispatched]) -> list[Inbox]:
-    payment, payment_sagas = service("payment", ends=[PaymentRefunded])
-    warehouse, warehouse_sagas = service("warehouse", ends=[GoodsDispatched])
-    loyalty, loyalty_sagas = service(
-        "loyalty", ends=[PointsAwarded, PointsRevoked] if points_after is PaymentTaken else [PointsAwarded]
+def the_services(points_after: type[PaymentTaken] | type[GoodsDispatched]) -> list[Service]:
+    # Where nothing can fail any more there is nothing to undo, and no compensation to write.
+    early = points_after is PaymentTaken
+    payment = Service("payment", source="https://payment.example", starts=[OrderPlaced], ends=[PaymentRefunded])
+    warehouse = Service("warehouse", source="https://warehouse.example", ends=[GoodsDispatched])
+    loyalty = Service(
+        "loyalty",
+        source="https://loyalty.example",
+        ends=[PointsAwarded, PointsRevoked] if early else [PointsAwarded],
     )
 
-    @payment_sagas.compensation(emits=[PaymentRefunded])
+    @payment.compensation(emits=[PaymentRefunded])
     async def refund_payment(ctx: CompensationContext, *, order: str) -> None:
         await ctx.publish(PaymentRefunded(order, 30_00))
 
-    @payment.on(OrderPlaced, emits=[PaymentTaken])
-    @payment_sagas.step(compensation=refund_payment)
+    @payment.on(OrderPlaced, emits=[PaymentTaken], compensation=refund_payment)
     async def take_payment(placed: OrderPlaced, ctx: StepContext) -> None:
         await ctx.on_rollback(refund_payment, order=placed.order)
         await ctx.publish(PaymentTaken(placed.order, 30_00))
 
-    payment_sagas.rolls_back_on(payment, ItemMissing)
+    payment.rolls_back_on(ItemMissing)
 
-    @warehouse.on(PaymentTaken, emits=[GoodsDispatched, ItemMissing])
-    @warehouse_sagas.step(fails_with=[ItemMissing], likely_to_fail=True, changes_nothing=True)
+    @warehouse.on(
+        PaymentTaken,
+        emits=[GoodsDispatched],
+        fails_with=[ItemMissing],
+        likely_to_fail=True,
+        changes_nothing=True,
+    )
     async def dispatch(paid: PaymentTaken, _ctx: StepContext) -> None:
         raise BusinessFailure(ItemMissing(paid.order, "blue-train"))
 
-    @loyalty_sagas.compensation(emits=[PointsRevoked])
+    @loyalty.compensation(emits=[PointsRevoked])
     async def revoke_points(ctx: CompensationContext, *, order: str) -> None:
         await ctx.publish(PointsRevoked(order, 30))
 
-    # Where nothing can fail any more there is nothing to undo, and no compensation to write.
-    early = points_after is PaymentTaken
-
-    @loyalty.on(points_after, emits=[PointsAwarded])
-    @loyalty_sagas.step(compensation=revoke_points if early else None)
+    @loyalty.on(points_after, emits=[PointsAwarded], compensation=revoke_points if early else None)
     async def award_points(reason: PaymentTaken | GoodsDispatched, ctx: StepContext) -> None:
         if early:
             await ctx.on_rollback(revoke_points, order=reason.order)
         await ctx.publish(PointsAwarded(reason.order, 30))
 
     if early:
-        loyalty_sagas.rolls_back_on(loyalty, ItemMissing)
+        loyalty.rolls_back_on(ItemMissing)
     return [payment, warehouse, loyalty]
 
 
 async def main() -> None:
     for points_after in (PaymentTaken, GoodsDispatched):
         async with Rehearsal() as stage:
-            for inbox in the_services(points_after):
-                await stage.add(inbox)
+            for service in the_services(points_after):
+                await stage.add(service)
             await stage.say(OrderPlaced("4711"))
             await stage.run()
             print(f"points after {short(event_type_of(points_after))}:")

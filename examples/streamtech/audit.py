@@ -75,22 +75,24 @@ async def audit(
     """Compare what both services have, order by order."""
     async with AsyncSession(orders_engine) as session:
         status = {row.id: row.status for row in await session.execute(select(orders.Order.id, orders.Order.status))}
-        handled = await _count(session, orders.inbox.tables.seen)
-        waiting = await _waiting(session, orders.outbox.tables.outbox, orders.outbox.tables.dead)
-        parked = await _count(session, orders.inbox.tables.parked)
+        handled = await _count(session, orders.service.inbox.tables.seen)
+        waiting = await _waiting(session, orders.service.outbox.tables.outbox, orders.service.outbox.tables.dead)
+        parked = await _count(session, orders.service.inbox.tables.parked)
     async with AsyncSession(warehouse_engine) as session:
         reserved = {row.order_id: row for row in await session.scalars(select(warehouse.Reservation))}
         shelves = {row.item: row.available for row in await session.scalars(select(warehouse.Stock))}
-        handled += await _count(session, warehouse.inbox.tables.seen)
-        waiting += await _waiting(session, warehouse.outbox.tables.outbox, warehouse.outbox.tables.dead)
-        parked += await _count(session, warehouse.inbox.tables.parked)
+        handled += await _count(session, warehouse.service.inbox.tables.seen)
+        waiting += await _waiting(
+            session, warehouse.service.outbox.tables.outbox, warehouse.service.outbox.tables.dead
+        )
+        parked += await _count(session, warehouse.service.inbox.tables.parked)
     confirmed = {order for order, is_ in status.items() if is_ is orders.Status.CONFIRMED}
     cancelled = {order for order, is_ in status.items() if is_ is orders.Status.CANCELLED}
     taken = Counter[str]()
     for reservation in reserved.values():
         taken[reservation.item] += reservation.quantity
     gone = sum(abs(placed.stock - available - taken[item]) for item, available in shelves.items())
-    hearers = Counter([*orders.inbox.queue.topics, *warehouse.inbox.queue.topics])
+    hearers = Counter([*orders.service.inbox.queue.topics, *warehouse.service.inbox.queue.topics])
     heard = {order for order in placed.undone if str(order) in witness.keys}
     return Audit(
         orders=len(placed.orders),

@@ -15,13 +15,7 @@ from sqlalchemy import Enum, String
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import Inbox, InboxTables
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, DeadlineDeclaration, Sagas, SagaTables, StepContext
-
-PATIENCE = timedelta(days=1)
-"""How long a customer may be verified with the enrolment still pending."""
+from sagapost import CompensationContext, Deadline, Service, StepContext, event
 
 
 class Base(DeclarativeBase):
@@ -75,16 +69,17 @@ class EnrolmentWithdrawn(msgspec.Struct):
     customer_id: UUID
 
 
-outbox = Outbox(source="https://customers.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas(
+PATIENCE = Deadline("enrolment", EnrolmentOverdue, after=timedelta(days=1))
+"""How long a customer may be verified with the enrolment still pending."""
+
+service = Service(
     "customers",
-    outbox=outbox,
-    tables=SagaTables(Base.metadata),
+    source="https://customers.streamtech.example",
+    metadata=Base.metadata,
     starts=[CustomerVerified],
     ends=[EnrolmentClosed],
     announce=True,
 )
-inbox = Inbox("customers", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
 
 
 async def sign_up(session: AsyncSession, name: str) -> Customer:
@@ -98,34 +93,32 @@ async def verify(session: AsyncSession, customer_id: UUID) -> None:
     """This half of the step, and the event that makes the other half happen, in the caller's transaction."""
     customer = await session.get_one(Customer, customer_id)
     customer.status = Status.VERIFIED
-    saga = str(customer_id)
-    await outbox.publish(session, CustomerVerified(customer_id), key=saga, correlationid=saga)
-    await sagas.record(session, saga, withdraw_verification, {"customer_id": customer_id}, step_event=None)
+    with service.start(str(customer_id)):
+        await service.publish(session, CustomerVerified(customer_id), key=str(customer_id))
+        await service.on_rollback(session, withdraw_verification, customer_id=customer_id)
 
 
-@sagas.compensation()
+@service.compensation()
 async def withdraw_verification(ctx: CompensationContext, *, customer_id: UUID) -> None:
     """There is no other half: undo this one."""
     customer = await ctx.session.get_one(Customer, customer_id, with_for_update=True)
     customer.status = Status.PENDING
     customer.reason = ctx.reason
-    await outbox.cancel(ctx.session, correlationid=ctx.saga, name="enrolment")
+    await ctx.cancel_deadline(PATIENCE)
 
 
-@inbox.on(CustomerVerified, emits=[EnrolmentOverdue])
-@sagas.step(deadlines=[DeadlineDeclaration("enrolment", EnrolmentOverdue, PATIENCE)], changes_nothing=True)
+@service.on(CustomerVerified, deadlines=[PATIENCE], changes_nothing=True)
 async def wait_for_enrolments(verified: CustomerVerified, ctx: StepContext) -> None:
     """The other half must follow; the service hears its own event to say how long it waits."""
-    await ctx.deadline("enrolment", after=PATIENCE, event=EnrolmentOverdue(verified.customer_id))
+    await ctx.deadline(PATIENCE, EnrolmentOverdue(verified.customer_id))
 
 
-@inbox.on(EnrolmentClosed)
-@sagas.step(cancels=["enrolment"])
+@service.on(EnrolmentClosed, cancels=[PATIENCE])
 async def finish(closed: EnrolmentClosed, ctx: StepContext) -> None:
     """Both halves are done."""
     customer = await ctx.session.get_one(Customer, closed.customer_id, with_for_update=True)
     customer.enrolled = customer.status is Status.VERIFIED
-    await ctx.cancel_deadline("enrolment")
+    await ctx.cancel_deadline(PATIENCE)
 
 
-sagas.rolls_back_on(inbox, EnrolmentWithdrawn, EnrolmentOverdue)
+service.rolls_back_on(EnrolmentWithdrawn, EnrolmentOverdue)

@@ -10,7 +10,7 @@ import anyio
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from examples.streamtech.services import Service
+from sagapost import Service
 from sagapost.core.broker import Broker
 from sagapost.sagas.tracker import SagaView
 

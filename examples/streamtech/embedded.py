@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from examples.streamtech import bank
 from examples.streamtech.chronicle import Chronicle
 from examples.streamtech.deployment import Tracked
-from examples.streamtech.services import COUNTER, Service, choreography, install, unheard
+from examples.streamtech.services import COUNTER, choreography, install, unheard
+from sagapost import Service
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core.broker import Broker

@@ -7,10 +7,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import BusinessFailure, Inbox, InboxTables
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
+from sagapost import BusinessFailure, CompensationContext, Service, StepContext, event
 
 
 class Base(DeclarativeBase):
@@ -46,19 +43,16 @@ class EnrolmentWithdrawn(msgspec.Struct):
     customer_id: UUID
 
 
-outbox = Outbox(source="https://enrolments.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas("enrolments", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
-inbox = Inbox("enrolments", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+service = Service("enrolments", source="https://enrolments.streamtech.example", metadata=Base.metadata, announce=True)
 
 
-@sagas.compensation()
+@service.compensation()
 async def reopen(ctx: CompensationContext, *, customer_id: UUID) -> None:
     """The customer is not verified after all."""
     ctx.session.add(PendingEnrolment(customer_id=customer_id))
 
 
-@inbox.on(CustomerVerified, emits=[EnrolmentClosed, EnrolmentWithdrawn])
-@sagas.step(emits=[EnrolmentClosed], compensation=reopen, fails_with=[EnrolmentWithdrawn])
+@service.on(CustomerVerified, emits=[EnrolmentClosed], fails_with=[EnrolmentWithdrawn], compensation=reopen)
 async def close(verified: CustomerVerified, ctx: StepContext) -> None:
     """The second transaction: it may find that it cannot be done, when the first one was committed long ago."""
     pending = await ctx.session.get(PendingEnrolment, verified.customer_id, with_for_update=True)
@@ -69,4 +63,4 @@ async def close(verified: CustomerVerified, ctx: StepContext) -> None:
     await ctx.publish(EnrolmentClosed(verified.customer_id), key=str(verified.customer_id))
 
 
-sagas.rolls_back_on(inbox, "customers.enrolment-overdue.v1")
+service.rolls_back_on("customers.enrolment-overdue.v1")

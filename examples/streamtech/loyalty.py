@@ -9,10 +9,7 @@ from sqlalchemy import CheckConstraint, String
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import Inbox, InboxTables
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
+from sagapost import CompensationContext, Service, StepContext, event
 
 
 class Base(DeclarativeBase):
@@ -66,12 +63,10 @@ class PointsRevoked(msgspec.Struct):
     points: int
 
 
-outbox = Outbox(source="https://loyalty.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas("loyalty", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
-inbox = Inbox("loyalty", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+service = Service("loyalty", source="https://loyalty.streamtech.example", metadata=Base.metadata, announce=True)
 
 
-@sagas.compensation(emits=[PointsRevoked])
+@service.compensation(emits=[PointsRevoked])
 async def revoke_points(ctx: CompensationContext, *, order_id: UUID) -> None:
     """Take the points back."""
     award = await ctx.session.get_one(Award, order_id)
@@ -81,8 +76,7 @@ async def revoke_points(ctx: CompensationContext, *, order_id: UUID) -> None:
     await ctx.publish(PointsRevoked(order_id, award.points), key=str(order_id))
 
 
-@inbox.on(PaymentTaken, emits=[PointsAwarded])
-@sagas.step(emits=[PointsAwarded], compensation=revoke_points)
+@service.on(PaymentTaken, emits=[PointsAwarded], compensation=revoke_points)
 async def award_points(paid: PaymentTaken, ctx: StepContext) -> None:
     """Paid is paid: the points are given at once, and taken back should the order fail after all."""
     points = await credit(ctx.session, paid.order_id, paid.customer, paid.cents)
@@ -90,8 +84,8 @@ async def award_points(paid: PaymentTaken, ctx: StepContext) -> None:
     await ctx.publish(PointsAwarded(paid.order_id, paid.customer, points), key=str(paid.order_id))
 
 
-sagas.rolls_back_on(inbox, "warehouse.item-missing.v1", "orders.order-given-up.v1")
-sagas.pivots_on(inbox, "warehouse.order-dispatched.v1")
+service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
+service.pivots_on("warehouse.order-dispatched.v1")
 
 
 async def credit(session: AsyncSession, order_id: UUID, customer: str, cents: int) -> int:

@@ -11,9 +11,7 @@ import msgspec
 
 from examples.streamtech import loyalty
 from examples.streamtech.loyalty import PointsAwarded, credit
-from sagapost.core import event
-from sagapost.inbox import Inbox
-from sagapost.sagas import Sagas, StepContext
+from sagapost import Service, StepContext, event
 
 
 @event("orders.order-completed.v1")
@@ -25,19 +23,16 @@ class OrderCompleted(msgspec.Struct):
     cents: int
 
 
-sagas = Sagas("loyalty", outbox=loyalty.outbox, tables=loyalty.sagas.tables)
-inbox = Inbox(
+service = Service(
     "loyalty",
-    outbox=loyalty.outbox,
-    tables=loyalty.inbox.tables,
-    context=sagas.context,
+    source=loyalty.service.outbox.source,
+    replaces=loyalty.service,
     # The queue keeps the bindings that `loyalty` gave it until somebody removes them at the broker.
     unknown="ignore",
 )
 
 
-@inbox.on(OrderCompleted, emits=[PointsAwarded])
-@sagas.step(emits=[PointsAwarded])
+@service.on(OrderCompleted, emits=[PointsAwarded])
 async def award_points(completed: OrderCompleted, ctx: StepContext) -> None:
     """The step needs no compensation any more: it comes last."""
     points = await credit(ctx.session, completed.order_id, completed.customer, completed.cents)

@@ -64,7 +64,7 @@ async def play(deployment: Deployment, count: int, rng: random.Random, report: R
         await witness.end()
         tasks.cancel_scope.cancel()
     placed = Placed(frozenset(till.placed), frozenset(till.undone), stock)
-    left = [await deployment.in_queue(inbox.name) for inbox in (orders.inbox, warehouse.inbox)]
+    left = [await deployment.in_queue(inbox.name) for inbox in (orders.service.inbox, warehouse.service.inbox)]
     return await audit(deployment.engine("orders"), deployment.engine("warehouse"), placed, witness, sum(left))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, Service, choreography
+from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, choreography
+from sagapost import Service
 from sagapost.sagas.choreography import graph_of, to_mermaid
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "streamtech.md"

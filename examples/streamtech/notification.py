@@ -8,10 +8,7 @@ import msgspec
 from sqlalchemy import String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import Inbox, InboxTables
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
+from sagapost import CompensationContext, Service, StepContext, event
 
 
 class Base(DeclarativeBase):
@@ -46,20 +43,19 @@ class OrderCompleted(msgspec.Struct):
     customer: str
 
 
-outbox = Outbox(source="https://notification.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas("notification", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
-inbox = Inbox("notification", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+service = Service(
+    "notification", source="https://notification.streamtech.example", metadata=Base.metadata, announce=True
+)
 
 
-@sagas.compensation()
+@service.compensation()
 async def write_again(ctx: CompensationContext, *, order_id: UUID, customer: str) -> None:
     """The first mail was read long ago: say what has changed."""
     text = "Your order is cancelled, and we are sorry. What you paid is on its way back to you."
     ctx.session.add(Mail(order_id=order_id, customer=customer, subject="Your order is cancelled", text=text))
 
 
-@inbox.on(PaymentTaken)
-@sagas.step(compensation=write_again)
+@service.on(PaymentTaken, compensation=write_again)
 async def confirm_payment(paid: PaymentTaken, ctx: StepContext) -> None:
     """Say that the order is being packed."""
     text = "Thank you. Your payment has arrived, and your order is being packed."
@@ -67,13 +63,12 @@ async def confirm_payment(paid: PaymentTaken, ctx: StepContext) -> None:
     await ctx.on_rollback(write_again, order_id=paid.order_id, customer=paid.customer)
 
 
-@inbox.on(OrderCompleted)
-@sagas.step(changes_nothing=True)
+@service.on(OrderCompleted, changes_nothing=True)
 async def announce_parcel(completed: OrderCompleted, ctx: StepContext) -> None:
     """Say that the parcel is on its way."""
     text = "The courier has your parcel."
     ctx.session.add(Mail(order_id=completed.order_id, customer=completed.customer, subject="On its way", text=text))
 
 
-sagas.rolls_back_on(inbox, "warehouse.item-missing.v1", "orders.order-given-up.v1")
-sagas.pivots_on(inbox, "warehouse.order-dispatched.v1")
+service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
+service.pivots_on("warehouse.order-dispatched.v1")

@@ -11,21 +11,7 @@ from sqlalchemy import Enum, String
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import Inbox, InboxTables
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import (
-    Close,
-    CompensationContext,
-    DeadlineDeclaration,
-    RollBack,
-    Sagas,
-    SagaTables,
-    StepContext,
-)
-
-FULFILMENT = timedelta(days=3)
-"""After that somebody has a look at the order."""
+from sagapost import Close, CompensationContext, Deadline, RollBack, Service, StepContext, event
 
 
 class Base(DeclarativeBase):
@@ -184,16 +170,17 @@ class PointsRevoked(msgspec.Struct):
     points: int
 
 
-outbox = Outbox(source="https://orders.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas(
+IN_TIME = Deadline("fulfilment", OrderOverdue, after=timedelta(days=3))
+"""After that somebody has a look at the order."""
+
+service = Service(
     "orders",
-    outbox=outbox,
-    tables=SagaTables(Base.metadata),
+    source="https://orders.streamtech.example",
+    metadata=Base.metadata,
     starts=[OrderPlaced],
     ends=[OrderCompleted, OrderCancelled],
     announce=True,
 )
-inbox = Inbox("orders", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
 
 
 async def place_order(
@@ -204,7 +191,7 @@ async def place_order(
     session.add(order)
     placed = OrderPlaced(order.id, customer, item, quantity, cents)
     # The order's id is the key: events of one order arrive in order. It also names the saga.
-    await outbox.publish(session, placed, key=str(order.id), correlationid=str(order.id))
+    await service.publish(session, placed, key=str(order.id), correlationid=str(order.id))
     return order
 
 
@@ -212,29 +199,27 @@ async def _locked(session: AsyncSession, order_id: UUID) -> Order:
     return await session.get_one(Order, order_id, with_for_update=True)
 
 
-@sagas.compensation(emits=[OrderCancelled])
+@service.compensation(emits=[OrderCancelled])
 async def cancel_order(ctx: CompensationContext, *, order_id: UUID) -> None:
     """Undo the order itself, and say why."""
     order = await _locked(ctx.session, order_id)
     order.status = Status.CANCELLED
     order.reason = ctx.reason
-    await outbox.cancel(ctx.session, correlationid=ctx.saga, name="fulfilment")
+    await ctx.cancel_deadline(IN_TIME)
     await ctx.publish(OrderCancelled(order_id, ctx.reason), key=str(order_id))
 
 
 # --- forward ---
 
 
-@inbox.on(OrderPlaced, emits=[OrderOverdue])
-@sagas.step(compensation=cancel_order, deadlines=[DeadlineDeclaration("fulfilment", OrderOverdue, FULFILMENT)])
+@service.on(OrderPlaced, compensation=cancel_order, deadlines=[IN_TIME])
 async def watch(placed: OrderPlaced, ctx: StepContext) -> None:
     """The saga has begun: the order can be undone from now on, and is looked into if it is not on its way in time."""
     await ctx.on_rollback(cancel_order, order_id=placed.order_id)
-    await ctx.deadline("fulfilment", after=FULFILMENT, event=OrderOverdue(placed.order_id))
+    await ctx.deadline(IN_TIME, OrderOverdue(placed.order_id))
 
 
-@inbox.on(StockReserved)
-@sagas.step(changes_nothing=True)  # but for what the customer is shown
+@service.on(StockReserved, changes_nothing=True)  # but for what the customer is shown
 async def confirm(reserved: StockReserved, ctx: StepContext) -> None:
     """The goods are there: the order stands."""
     order = await _locked(ctx.session, reserved.order_id)
@@ -242,51 +227,45 @@ async def confirm(reserved: StockReserved, ctx: StepContext) -> None:
         order.status = Status.CONFIRMED
 
 
-@inbox.on(PointsAwarded)
-@sagas.step(changes_nothing=True)
+@service.on(PointsAwarded, changes_nothing=True)
 async def show_points(awarded: PointsAwarded, ctx: StepContext) -> None:
     """The customer sees the points beside the order."""
     order = await ctx.session.get_one(Order, awarded.order_id)
     order.points = awarded.points
 
 
-@inbox.on(OrderDispatched, emits=[OrderCompleted])
-@sagas.step(cancels=["fulfilment"])
+@service.on(OrderDispatched, emits=[OrderCompleted], cancels=[IN_TIME])
 async def complete(dispatched: OrderDispatched, ctx: StepContext) -> None:
     """The parcel is on its way."""
     await ctx.pivot("the courier has the parcel")
     order = await _locked(ctx.session, dispatched.order_id)
     order.status = Status.COMPLETED
-    await ctx.cancel_deadline("fulfilment")
+    await ctx.cancel_deadline(IN_TIME)
     await ctx.publish(OrderCompleted(order.id, order.customer, order.cents), key=str(order.id))
 
 
 # --- when it fails ---
 
 
-@inbox.on(InsufficientStock)
-@sagas.step(undoes=[OrderPlaced])
+@service.on(InsufficientStock, undoes=[OrderPlaced])
 async def out_of_stock(shortage: InsufficientStock, ctx: StepContext) -> None:
     """There is nothing to sell: roll back, which cancels the order."""
     await ctx.roll_back(f"{shortage.item} is out of stock")
 
 
-@inbox.on(PaymentDeclined)
-@sagas.step(undoes=[OrderPlaced])
+@service.on(PaymentDeclined, undoes=[OrderPlaced])
 async def not_paid(declined: PaymentDeclined, ctx: StepContext) -> None:
     """There is no money: roll back."""
     await ctx.roll_back(f"the payment was declined: {declined.reason}")
 
 
-@inbox.on(ItemMissing)
-@sagas.step(undoes=[OrderPlaced])
+@service.on(ItemMissing, undoes=[OrderPlaced])
 async def not_found(missing: ItemMissing, ctx: StepContext) -> None:
     """There is nothing to pack: roll back."""
     await ctx.roll_back(f"{missing.item} is not on the shelf")
 
 
-@inbox.on(OrderOverdue, emits=[OrderGivenUp])
-@sagas.step(emits=[OrderGivenUp])
+@service.on(OrderOverdue, emits=[OrderGivenUp])
 async def look_into(overdue: OrderOverdue, ctx: StepContext) -> None:
     """Nothing is undone by itself: a person finds out what the order waits for, and decides."""
     order = await _locked(ctx.session, overdue.order_id)
@@ -295,14 +274,13 @@ async def look_into(overdue: OrderOverdue, ctx: StepContext) -> None:
     order.overdue = True
     await ctx.open_task(
         "overdue",
-        title=f"Order {order.id} has been {order.status} for {FULFILMENT.days} days",
+        title=f"Order {order.id} has been {order.status} for {IN_TIME.after.days} days",
         outcomes={"give-up": RollBack(OrderGivenUp(order.id)), "wait": Close()},
         details={"customer": order.customer, "item": order.item, "cents": order.cents},
     )
 
 
-@inbox.on(StockReleased, PaymentRefunded, PointsRevoked)
-@sagas.step(undoes=[StockReserved, PointsAwarded])
+@service.on(StockReleased, PaymentRefunded, PointsRevoked, undoes=[StockReserved, PointsAwarded])
 async def keep_record(undone: StockReleased | PaymentRefunded | PointsRevoked, ctx: StepContext) -> None:
     """A rollback of a saga is not as if nothing had happened: the record says what was done about it."""
     match undone:
@@ -315,6 +293,3 @@ async def keep_record(undone: StockReleased | PaymentRefunded | PointsRevoked, c
             order = await ctx.session.get_one(Order, undone.order_id)
             order.points = 0
     ctx.session.add(Record(order_id=undone.order_id, what=what))
-
-
-sagas.rolls_back_on(inbox)

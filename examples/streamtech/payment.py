@@ -11,11 +11,8 @@ from sqlalchemy import Enum, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from examples.streamtech import bank
-from sagapost.core import event
+from sagapost import BusinessFailure, CompensationContext, Retry, RetryPolicy, Service, StepContext, event
 from sagapost.core.backoff import Backoff
-from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry, RetryPolicy
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
 
 BANK = RetryPolicy(quick=1, attempts=100, backoff=Backoff(base=timedelta(milliseconds=500), cap=timedelta(hours=1)))
 """A bank that does not answer is asked again for about four days."""
@@ -96,19 +93,16 @@ class PaymentRefunded(msgspec.Struct):
     cents: int
 
 
-outbox = Outbox(source="https://payment.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas("payment", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
-inbox = Inbox("payment", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+service = Service("payment", source="https://payment.streamtech.example", metadata=Base.metadata, announce=True)
 
 
-@inbox.on(OrderPlaced)
-@sagas.step(changes_nothing=True)
+@service.on(OrderPlaced, changes_nothing=True)
 async def write_invoice(order: OrderPlaced, ctx: StepContext) -> None:
     """Remember the price until the goods are there."""
     ctx.session.add(Invoice(order_id=order.order_id, customer=order.customer, cents=order.cents))
 
 
-@sagas.compensation(emits=[PaymentRefunded])
+@service.compensation(emits=[PaymentRefunded])
 async def refund_payment(ctx: CompensationContext, *, order_id: UUID) -> None:
     """Give the money back."""
     payment = await ctx.session.get_one(Payment, order_id, with_for_update=True)
@@ -117,8 +111,7 @@ async def refund_payment(ctx: CompensationContext, *, order_id: UUID) -> None:
     await ctx.publish(PaymentRefunded(order_id, payment.cents), key=str(order_id))
 
 
-@inbox.on(StockReserved, emits=[PaymentTaken, PaymentDeclined], retry=BANK)
-@sagas.step(emits=[PaymentTaken], compensation=refund_payment, fails_with=[PaymentDeclined])
+@service.on(StockReserved, emits=[PaymentTaken], fails_with=[PaymentDeclined], compensation=refund_payment, retry=BANK)
 async def take_payment(reserved: StockReserved, ctx: StepContext) -> None:
     """Charge the customer. "No" is an answer and ends the saga; no answer is an error and is tried again."""
     invoice = await ctx.session.get(Invoice, reserved.order_id)
@@ -135,5 +128,5 @@ async def take_payment(reserved: StockReserved, ctx: StepContext) -> None:
     await ctx.publish(taken, key=str(invoice.order_id))
 
 
-sagas.rolls_back_on(inbox, "warehouse.item-missing.v1", "orders.order-given-up.v1")
-sagas.pivots_on(inbox, "warehouse.order-dispatched.v1")
+service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
+service.pivots_on("warehouse.order-dispatched.v1")

@@ -23,7 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from examples.streamtech import bank
 from examples.streamtech.deployment import Tracked
-from examples.streamtech.services import COUNTER, Service, choreography, install, unheard
+from examples.streamtech.services import COUNTER, choreography, install, path_of, unheard
+from sagapost import Service
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
 from sagapost.sagas import manifest_of
@@ -284,10 +285,10 @@ async def processes(
         for service, run in zip(services, runs, strict=True):
             stack.callback(run.kill_all)
             if together:
-                run.start("consume", "--with-relay", service.path)
+                run.start("consume", "--with-relay", path_of(service))
             else:
                 run.start("relay")
-                run.start("consume", service.path)
+                run.start("consume", path_of(service))
         yield deployment
 
 

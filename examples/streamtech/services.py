@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import DeclarativeBase
 
 from examples.streamtech import (
     customers,
@@ -19,67 +17,35 @@ from examples.streamtech import (
     warehouse,
     warehouse_island,
 )
+from sagapost import Service
 from sagapost.core.naming import event_type_of
-from sagapost.core.schema import install_schema
-from sagapost.inbox import Inbox
-from sagapost.outbox import Outbox
-from sagapost.sagas import Sagas, events, manifest_of
+from sagapost.sagas import events
 from sagapost.sagas.choreography import Choreography
 
+ORDERS = orders.service
+PAYMENT = payment.service
+WAREHOUSE = warehouse.service
+WAREHOUSE_ISLAND = warehouse_island.service
+LOYALTY = loyalty.service
+LOYALTY_AFTER_DISPATCH = loyalty_after_dispatch.service
+NOTIFICATION = notification.service
+CUSTOMERS = customers.service
+ENROLMENTS = enrolments.service
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A service: its database and its queue have its name; its module declares what it does."""
-
-    name: str
-    module: str
-    base: type[DeclarativeBase]
-    outbox: Outbox
-    inbox: Inbox
-    sagas: Sagas
-
-    @property
-    def path(self) -> str:
-        """What `sagapost consume` is given."""
-        return f"{self.module}:inbox"
-
-
-ORDERS = Service("orders", orders.__name__, orders.Base, orders.outbox, orders.inbox, orders.sagas)
-WAREHOUSE = Service(
-    "warehouse", warehouse.__name__, warehouse.Base, warehouse.outbox, warehouse.inbox, warehouse.sagas
-)
-WAREHOUSE_ISLAND = Service(
-    "warehouse",
-    warehouse_island.__name__,
-    warehouse.Base,
-    warehouse.outbox,
-    warehouse_island.inbox,
-    warehouse_island.sagas,
-)
-PAYMENT = Service("payment", payment.__name__, payment.Base, payment.outbox, payment.inbox, payment.sagas)
-LOYALTY = Service("loyalty", loyalty.__name__, loyalty.Base, loyalty.outbox, loyalty.inbox, loyalty.sagas)
-LOYALTY_AFTER_DISPATCH = Service(
-    "loyalty",
-    loyalty_after_dispatch.__name__,
-    loyalty.Base,
-    loyalty.outbox,
-    loyalty_after_dispatch.inbox,
-    loyalty_after_dispatch.sagas,
-)
-NOTIFICATION = Service(
-    "notification",
-    notification.__name__,
-    notification.Base,
-    notification.outbox,
-    notification.inbox,
-    notification.sagas,
-)
-CUSTOMERS = Service(
-    "customers", customers.__name__, customers.Base, customers.outbox, customers.inbox, customers.sagas
-)
-ENROLMENTS = Service(
-    "enrolments", enrolments.__name__, enrolments.Base, enrolments.outbox, enrolments.inbox, enrolments.sagas
-)
+_MODULES = {
+    module.service: module.__name__
+    for module in (
+        orders,
+        payment,
+        warehouse,
+        warehouse_island,
+        loyalty,
+        loyalty_after_dispatch,
+        notification,
+        customers,
+        enrolments,
+    )
+}
 
 COUNTER = (ORDERS, WAREHOUSE)
 """Enough to promise goods and to run out of them: what the demo does two hundred times."""
@@ -95,7 +61,12 @@ ENROLMENT = (CUSTOMERS, ENROLMENTS)
 
 def choreography(services: Iterable[Service]) -> Choreography:
     """Return what the services declare, as one."""
-    return Choreography(manifest_of(service.inbox, service.sagas) for service in services)
+    return Choreography(service.manifest for service in services)
+
+
+def path_of(service: Service) -> str:
+    """Return what `sagapost consume` is given: its database and its queue have the service's name."""
+    return f"{_MODULES[service]}:service"
 
 
 def unheard(services: Iterable[Service]) -> frozenset[str]:
@@ -112,7 +83,6 @@ def unheard(services: Iterable[Service]) -> frozenset[str]:
 
 async def install(engine: AsyncEngine, service: Service) -> None:
     """Create the tables of sagapost, as `sagapost db upgrade` does, and the service's own."""
-    parts = [service.outbox.tables.part, service.inbox.tables.part, service.sagas.tables.part]
     async with engine.begin() as connection:
-        await connection.run_sync(install_schema, service.outbox.tables.versions, parts)
-        await connection.run_sync(service.base.metadata.create_all)
+        await connection.run_sync(service.tables.install)
+        await connection.run_sync(service.metadata.create_all)

@@ -11,10 +11,18 @@ from sqlalchemy import CheckConstraint, Enum, String
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sagapost.core import event
-from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry, RetryPolicy, Schedule
-from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, RetryStep, RollBack, Sagas, SagaTables, StepContext
+from sagapost import (
+    BusinessFailure,
+    CompensationContext,
+    Retry,
+    RetryPolicy,
+    RetryStep,
+    RollBack,
+    Schedule,
+    Service,
+    StepContext,
+    event,
+)
 
 
 class Base(DeclarativeBase):
@@ -130,15 +138,13 @@ class StockReleased(msgspec.Struct):
     order_id: UUID
 
 
-outbox = Outbox(source="https://warehouse.streamtech.example", tables=OutboxTables(Base.metadata))
-sagas = Sagas("warehouse", outbox=outbox, tables=SagaTables(Base.metadata), announce=True)
-inbox = Inbox("warehouse", outbox=outbox, tables=InboxTables(Base.metadata), context=sagas.context)
+service = Service("warehouse", source="https://warehouse.streamtech.example", metadata=Base.metadata, announce=True)
 
 
 # --- put aside ---
 
 
-@sagas.compensation(emits=[StockReleased])
+@service.compensation(emits=[StockReleased])
 async def release_stock(ctx: CompensationContext, *, order_id: UUID) -> None:
     """Let others have the goods."""
     reservation = await ctx.session.get_one(Reservation, order_id, with_for_update=True)
@@ -148,8 +154,7 @@ async def release_stock(ctx: CompensationContext, *, order_id: UUID) -> None:
     await ctx.publish(StockReleased(order_id), key=str(order_id))
 
 
-@inbox.on(OrderPlaced, emits=[StockReserved, InsufficientStock])
-@sagas.step(emits=[StockReserved], compensation=release_stock, fails_with=[InsufficientStock])
+@service.on(OrderPlaced, emits=[StockReserved], fails_with=[InsufficientStock], compensation=release_stock)
 async def reserve(order: OrderPlaced, ctx: StepContext) -> None:
     """Take the goods out of what can be promised: one transaction with the reservation and the answer."""
     stock = await ctx.session.get(Stock, order.item, with_for_update=True)
@@ -166,7 +171,7 @@ async def reserve(order: OrderPlaced, ctx: StepContext) -> None:
 # --- pack: until here a failure goes back ---
 
 
-@sagas.compensation()
+@service.compensation()
 async def unpack(ctx: CompensationContext, *, order_id: UUID) -> None:
     """Put the goods back on the shelf."""
     reservation = await ctx.session.get_one(Reservation, order_id, with_for_update=True)
@@ -175,8 +180,7 @@ async def unpack(ctx: CompensationContext, *, order_id: UUID) -> None:
     reservation.state = State.RESERVED
 
 
-@inbox.on(PaymentTaken, emits=[OrderPacked, ItemMissing])
-@sagas.step(emits=[OrderPacked], compensation=unpack, fails_with=[ItemMissing])
+@service.on(PaymentTaken, emits=[OrderPacked], fails_with=[ItemMissing], compensation=unpack)
 async def pack(paid: PaymentTaken, ctx: StepContext) -> None:
     """Take the goods from the shelf; what the books promise may not be there."""
     reservation = await ctx.session.get(Reservation, paid.order_id, with_for_update=True)
@@ -191,7 +195,7 @@ async def pack(paid: PaymentTaken, ctx: StepContext) -> None:
     await ctx.publish(OrderPacked(paid.order_id), key=str(paid.order_id))
 
 
-sagas.rolls_back_on(inbox, "payment.payment-declined.v1", ItemMissing, "orders.order-given-up.v1")
+service.rolls_back_on("payment.payment-declined.v1", ItemMissing, "orders.order-given-up.v1")
 
 
 # --- dispatch: from here on a failure goes forward ---
@@ -199,7 +203,7 @@ sagas.rolls_back_on(inbox, "payment.payment-declined.v1", ItemMissing, "orders.o
 COURIER = RetryPolicy(quick=0, schedule=Schedule(timedelta(days=1), repeat_last=6))
 """Tomorrow again, and every day for a week."""
 
-no_courier = sagas.escalation(
+no_courier = service.escalation(
     "no-courier",
     title="No courier has taken the parcel for a week",
     outcomes={"retry": RetryStep(), "give-up": RollBack()},
@@ -207,8 +211,13 @@ no_courier = sagas.escalation(
 )
 
 
-@inbox.on(OrderPacked, emits=[OrderDispatched], retry=COURIER, on_exhausted=no_courier)
-@sagas.step(emits=[OrderDispatched], changes_nothing=True)  # nothing that could be undone: it is past the pivot
+@service.on(
+    OrderPacked,
+    emits=[OrderDispatched],
+    changes_nothing=True,  # that could be undone: it is past the pivot
+    retry=COURIER,
+    on_exhausted=no_courier,
+)
 async def dispatch(packed: OrderPacked, ctx: StepContext) -> None:
     """Give the parcel to the courier. Nothing is undone because the van is full: there is another one tomorrow."""
     if not await ctx.pivot("the courier has the parcel"):

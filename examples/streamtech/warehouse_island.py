@@ -26,29 +26,24 @@ from examples.streamtech.warehouse import (
     StockReleased,
     StockReserved,
 )
-from sagapost.core import event
-from sagapost.inbox import BusinessFailure, Inbox
-from sagapost.sagas import Sagas, StepContext
-from sagapost.sagas.orchestration import Island
+from sagapost import BusinessFailure, Service, StepContext, event
 
-sagas = Sagas("warehouse", outbox=warehouse.outbox, tables=warehouse.sagas.tables, announce=True)
-inbox = Inbox(
+service = Service(
     "warehouse",
-    outbox=warehouse.outbox,
-    tables=warehouse.inbox.tables,
-    context=sagas.context,
+    source=warehouse.service.outbox.source,
+    replaces=warehouse.service,
+    announce=True,
     # The queue keeps the bindings that `warehouse` gave it until somebody removes them at the broker.
     unknown="ignore",
 )
 
 # --- outside the island, as it was ---
 
-sagas.compensation(emits=[StockReleased])(warehouse.release_stock)
-reserved = sagas.step(emits=[StockReserved], compensation=warehouse.release_stock, fails_with=[InsufficientStock])(
+service.compensation(emits=[StockReleased])(warehouse.release_stock)
+service.on(OrderPlaced, emits=[StockReserved], fails_with=[InsufficientStock], compensation=warehouse.release_stock)(
     warehouse.reserve
 )
-inbox.on(OrderPlaced, emits=[StockReserved, InsufficientStock])(reserved)
-sagas.rolls_back_on(inbox, "payment.payment-declined.v1", ItemMissing, "orders.order-given-up.v1")
+service.rolls_back_on("payment.payment-declined.v1", ItemMissing, "orders.order-given-up.v1")
 
 # --- commands and answers, of this service alone ---
 
@@ -119,7 +114,7 @@ class Parcel(msgspec.Struct):
     item: str = ""
 
 
-shipping = Island("shipping", state=Parcel, sagas=sagas, inbox=inbox)
+shipping = service.island("shipping", state=Parcel)
 
 
 @shipping.starts_on(PaymentTaken)
@@ -161,8 +156,7 @@ def missing(parcel: Parcel, _: str) -> ItemMissing:
 # --- the work; how it is undone is the coordinator's business, not that of these handlers ---
 
 
-@inbox.on(PickGoods, emits=[GoodsPicked, ShelfEmpty])
-@sagas.step(changes_nothing=True)
+@service.on(PickGoods, emits=[GoodsPicked, ShelfEmpty], changes_nothing=True)
 async def pick_goods(command: PickGoods, ctx: StepContext) -> None:
     """Take the goods from the shelf."""
     reservation = await ctx.session.get_one(Reservation, command.order_id, with_for_update=True)
@@ -174,8 +168,7 @@ async def pick_goods(command: PickGoods, ctx: StepContext) -> None:
     await ctx.publish(GoodsPicked(command.order_id))
 
 
-@inbox.on(PutGoodsBack, emits=[GoodsPutBack])
-@sagas.step(undoes=[PickGoods])
+@service.on(PutGoodsBack, emits=[GoodsPutBack], undoes=[PickGoods])
 async def put_goods_back(command: PutGoodsBack, ctx: StepContext) -> None:
     """Put them back."""
     reservation = await ctx.session.get_one(Reservation, command.order_id, with_for_update=True)
@@ -185,8 +178,7 @@ async def put_goods_back(command: PutGoodsBack, ctx: StepContext) -> None:
     await ctx.publish(GoodsPutBack(command.order_id))
 
 
-@inbox.on(CallCourier, emits=[ParcelCollected, VanFull])
-@sagas.step(changes_nothing=True)
+@service.on(CallCourier, emits=[ParcelCollected, VanFull], changes_nothing=True)
 async def call_courier(command: CallCourier, ctx: StepContext) -> None:
     """Give the parcel to the courier, if there is room."""
     courier = await ctx.session.get(Courier, "van", with_for_update=True)

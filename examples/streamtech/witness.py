@@ -32,7 +32,7 @@ class Witness:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until `end`; started once the queue is there, so that nothing published later is missed."""
-        topics = orders.inbox.queue.topics | warehouse.inbox.queue.topics | {_LAST}
+        topics = orders.service.inbox.queue.topics | warehouse.service.inbox.queue.topics | {_LAST}
         async with self._broker.subscribe(Queue("demo-witness", topics), prefetch=200) as deliveries:
             task_status.started()
             async for delivery in deliveries:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sagapost.outbox.aggregates import Recorder
     from sagapost.sagas.compensations import NotYet
     from sagapost.sagas.context import CompensationContext, StepContext
+    from sagapost.sagas.deadlines import Deadline
     from sagapost.sagas.http import join_request, request_headers
     from sagapost.sagas.tasks import Close, Emit, Escalate, RetryStep, RollBack
     from sagapost.service.service import Service
@@ -41,6 +42,7 @@ else:
             "outbox.aggregates": "Recorder",
             "sagas.compensations": "NotYet",
             "sagas.context": "CompensationContext StepContext",
+            "sagas.deadlines": "Deadline",
             "sagas.http": "join_request request_headers",
             "sagas.tasks": "Close Emit Escalate RetryStep RollBack",
             "service.service": "Service",
@@ -55,6 +57,7 @@ __all__ = [
     "StepContext",
     "SyncContext",
     "CompensationContext",
+    "Deadline",
     "BusinessFailure",
     "Retry",
     "Reject",

@@ -84,7 +84,7 @@ class _Roles:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
 
     def start(self, role: str) -> None:
-        arguments = [role] if role != "consume" else [role, f"examples.streamtech.{self.name}:inbox"]
+        arguments = [role] if role != "consume" else [role, f"examples.streamtech.{self.name}:service"]
         settings = {
             "SAGAPOST_DATABASE_URL": self.url,
             "SAGAPOST_BROKER_URL": self.amqp,
@@ -230,7 +230,7 @@ async def _unfinished(engines: tuple[AsyncEngine, AsyncEngine]) -> bool:
         waiting = select(func.count()).select_from(orders.Order).where(orders.Order.status == orders.Status.PLACED)
         if (await connection.execute(waiting)).scalar_one():
             return True
-        left = select(func.count()).select_from(orders.outbox.tables.outbox)
+        left = select(func.count()).select_from(orders.service.outbox.tables.outbox)
         return bool((await connection.execute(left)).scalar_one())
 
 
@@ -239,13 +239,13 @@ async def _judge(
 ) -> Verdict:
     async with async_sessionmaker(engines[0])() as session:
         status = {row.id: row.status for row in await session.execute(select(orders.Order.id, orders.Order.status))}
-        pending = await session.scalar(select(func.count()).select_from(orders.outbox.tables.outbox)) or 0
-        parked = await session.scalar(select(func.count()).select_from(orders.inbox.tables.parked)) or 0
+        pending = await session.scalar(select(func.count()).select_from(orders.service.outbox.tables.outbox)) or 0
+        parked = await session.scalar(select(func.count()).select_from(orders.service.inbox.tables.parked)) or 0
     async with async_sessionmaker(engines[1])() as session:
         reservations = {r.order_id: r for r in await session.scalars(select(warehouse.Reservation))}
         stock = {s.item: s.available for s in await session.scalars(select(warehouse.Stock))}
-        pending += await session.scalar(select(func.count()).select_from(warehouse.outbox.tables.outbox)) or 0
-        parked += await session.scalar(select(func.count()).select_from(warehouse.inbox.tables.parked)) or 0
+        pending += await session.scalar(select(func.count()).select_from(warehouse.service.outbox.tables.outbox)) or 0
+        parked += await session.scalar(select(func.count()).select_from(warehouse.service.inbox.tables.parked)) or 0
     confirmed = {id_ for id_, is_ in status.items() if is_ == orders.Status.CONFIRMED}
     cancelled = {id_ for id_, is_ in status.items() if is_ == orders.Status.CANCELLED}
     taken: dict[str, int] = dict.fromkeys(ITEMS, 0)
@@ -290,7 +290,7 @@ async def _services(
             session.add_all(warehouse.Stock(item=item, available=units, on_shelf=units) for item in ITEMS)
         # As a deployment does (`sagapost declare`): an order placed before Warehouse's first start is for it, too.
         broker = RabbitMQBroker(rabbitmq.amqp_url())
-        for inbox in (orders.inbox, warehouse.inbox):
+        for inbox in (orders.service.inbox, warehouse.service.inbox):
             await broker.declare(inbox.queue)
         for roles in made:
             roles.start("relay")

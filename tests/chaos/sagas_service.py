@@ -22,12 +22,9 @@ from sagapost.core.backoff import Backoff
 from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry, RetryPolicy
 from sagapost.inbox.outcomes import Exhausted
 from sagapost.outbox import Outbox, OutboxTables
-from sagapost.sagas import CompensationContext, Sagas, SagaTables, StepContext
+from sagapost.sagas import CompensationContext, Deadline, Sagas, SagaTables, StepContext
 
 __all__ = ["DEADLINE", "Effect", "Fate", "Order", "OrderOverdue", "OrderPlaced", "SERVICES"]
-
-DEADLINE = "order"
-"""Name of the deadline that `place` sets."""
 
 
 class Fate(StrEnum):
@@ -169,6 +166,10 @@ class OrderOverdue(msgspec.Struct):
     """The deadline."""
 
     order: int
+
+
+DEADLINE = Deadline("order", OrderOverdue, after=timedelta(days=1))
+"""Set with each order by whoever places it, for a time of its own."""
 
 
 @event("stock.refused.v1")

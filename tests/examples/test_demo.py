@@ -197,7 +197,7 @@ async def test_an_event_outside_the_transaction_is_found(tmp_path: Path, monkeyp
     async def dual_write(session: AsyncSession, item: str, quantity: int) -> orders.Order:
         order = orders.Order(id=uuid4(), customer="ada", item=item, quantity=quantity, cents=2000)
         async with AsyncSession(session.bind) as other, other.begin():
-            await orders.outbox.publish(
+            await orders.service.publish(
                 other, orders.OrderPlaced(order.id, "ada", item, quantity, 2000), key=str(order.id)
             )
         session.add(order)

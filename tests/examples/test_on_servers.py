@@ -8,7 +8,8 @@ import pytest
 
 from examples.streamtech.processes import Site, processes
 from examples.streamtech.scenarios import SCENARIOS, run
-from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, Service
+from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED
+from sagapost import Service
 
 LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
 _LONG_ONLY = pytest.mark.skipif(not LONG, reason="SAGAPOST_TEST_CHAOS=long plays it on servers")

@@ -79,7 +79,7 @@ async def test_an_item_nobody_knows_is_an_answer_and_no_error(shop: Embedded) ->
     """The warehouse says that there is none; nothing is parked."""
     assert (await order(shop, "unheard-of", 1)).status is orders.Status.CANCELLED
     async with AsyncSession(shop.engine("warehouse")) as session:
-        assert (await session.execute(select(warehouse.inbox.tables.parked.c.id))).all() == []
+        assert (await session.execute(select(warehouse.service.inbox.tables.parked.c.id))).all() == []
 
 
 async def test_the_database_refuses_negative_stock(shop: Embedded) -> None:

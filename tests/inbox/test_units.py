@@ -233,14 +233,13 @@ def test_handlers_know_what_was_declared() -> None:
     @inbox.on(OrderPlaced, "legacy.stock", emits=[StockReserved, "other.v1"], topics=["stock.#"])
     async def reserve(event: Any, ctx: Context) -> None: ...
 
-    @inbox.on(StockReserved, compensates=reserve)
+    @inbox.on(StockReserved)
     def undo(event: StockReserved, ctx: SyncContext) -> None: ...
 
     first, second = inbox.handlers
     assert first.accepts == {"orders.order-placed.v1": OrderPlaced, "legacy.stock": dict}
     assert first.emits == {"warehouse.stock-reserved.v1", "other.v1"}
     assert (first.asynchronous, second.asynchronous) == (True, False)
-    assert second.compensates == (reserve,)
     assert first.name.endswith("reserve")
     assert inbox.queue.topics == {"stock.#", "warehouse.stock-reserved.v1"}
     assert inbox.queue.ordered

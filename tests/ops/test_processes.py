@@ -136,10 +136,10 @@ def test_a_memory_broker_with_nobody_to_hear_is_refused(tmp_path: Path, command:
         ("nowhere:inbox", "there is no module 'nowhere' in "),
         ("shop.deeper:inbox", "there is no module"),
         ("shop:inbos", "shop has no 'inbos'. Did you mean shop:inbox?"),
-        ("shop:OrderPlaced", "is a builtins.type, not an Inbox. Did you mean shop:inbox?"),
+        ("shop:OrderPlaced", "is a builtins.type, not a Service or an Inbox. Did you mean shop:inbox?"),
         ("broken:inbox", "importing broken failed with ZeroDivisionError: division by zero"),
         ("needy:inbox", "needy imports 'not_installed_here', which is not installed"),
-        ("empty:inbox", "There is no Inbox in empty."),
+        ("empty:inbox", "There is no Service in empty."),
         ("silent:inbox", "has no handlers"),
     ],
 )
@@ -161,7 +161,7 @@ def test_one_inbox_twice_is_refused(tmp_path: Path) -> None:
     path = write_service(tmp_path, "logs")
     ran = run("consume", path, path, "--with-relay", cwd=tmp_path, **prepare(tmp_path))
     assert ran.returncode == 2
-    assert "both are the inbox 'warehouse'" in ran.stderr
+    assert "both are the service 'warehouse'" in ran.stderr
 
 
 def test_a_relay_that_would_read_other_tables_is_refused(tmp_path: Path) -> None:

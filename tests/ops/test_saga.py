@@ -42,7 +42,7 @@ def manifests(tmp_path: Path) -> list[str]:
 
 def test_manifest_of_an_importable_inbox(tmp_path: Path) -> None:
     """What is exported from code can be read back by `map` and `lint`."""
-    result = runner.invoke(app, ["saga", "manifest", "examples.streamtech.warehouse:inbox"])
+    result = runner.invoke(app, ["saga", "manifest", "examples.streamtech.warehouse:service"])
     assert result.exit_code == 0
     path = tmp_path / "warehouse.json"
     path.write_bytes(result.stdout_bytes)

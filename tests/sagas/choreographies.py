@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sagapost.sagas.choreography import Compensation, Deadline, Manifest, Step
+from sagapost.sagas.choreography import Compensation, DeclaredDeadline, Manifest, Step
 
 __all__ = ["ORDER_SCHEMA", "healthy", "replace_manifest", "replace_step"]
 
@@ -26,7 +26,7 @@ def healthy() -> list[Manifest]:
                 Step(
                     name="watch",
                     hears=("order-placed",),
-                    sets=(Deadline(name="fulfil", event="order-overdue", after_seconds=3600),),
+                    sets=(DeclaredDeadline(name="fulfil", event="order-overdue", after_seconds=3600),),
                     changes_nothing=True,
                 ),
                 Step(name="complete", hears=("goods-dispatched",), emits=("order-completed",), cancels=("fulfil",)),

@@ -17,7 +17,7 @@ from sagapost.sagas.choreography import (
     Acceptance,
     Choreography,
     Compensation,
-    Deadline,
+    DeclaredDeadline,
     Manifest,
     Severity,
     Step,
@@ -27,7 +27,7 @@ from sagapost.sagas.choreography import (
 from sagapost.sagas.choreography.schemas import conflicts
 from tests.sagas.choreographies import healthy, replace_manifest, replace_step
 
-OVERDUE = Deadline(name="fulfil", event="order-overdue", after_seconds=3600)
+OVERDUE = DeclaredDeadline(name="fulfil", event="order-overdue", after_seconds=3600)
 
 
 def test_a_healthy_choreography_has_no_findings() -> None:

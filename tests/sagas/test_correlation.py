@@ -18,7 +18,7 @@ from sagapost.core.saga_keys import SAGA_KEYS, encode_keys, keys_of
 from sagapost.inbox import SyncContext
 from sagapost.inbox import observations as obs
 from sagapost.ops.logs import SagaContextFilter
-from sagapost.sagas import StepContext
+from sagapost.sagas import Deadline, StepContext
 from sagapost.sagas.tracker.business_keys import Keys
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 
@@ -129,6 +129,7 @@ async def test_the_saga_goes_along_into_tasks_threads_deadlines_and_log_records(
     """From a step through a task, a thread and a deadline that passes later: one saga, each event naming its cause,
     and every record of any logger with both ids.
     """
+    late = Deadline("late", ShippingFailed, after=timedelta(0))
     log, kept = logging.getLogger("somebody.elses"), Lines()
     log.addHandler(kept)
     log.setLevel(logging.INFO)
@@ -142,7 +143,7 @@ async def test_the_saga_goes_along_into_tasks_threads_deadlines_and_log_records(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(in_task)
         await anyio.to_thread.run_sync(log.info, "thread")
-        await ctx.deadline("late", after=timedelta(0), event=ShippingFailed(event.order_id))
+        await ctx.deadline(late, ShippingFailed(event.order_id))
 
     @service.inbox.on(OrderShipped)
     def shipped(event: OrderShipped, ctx: SyncContext) -> None:

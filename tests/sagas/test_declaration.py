@@ -10,8 +10,8 @@ import msgspec
 from sagapost.core import event
 from sagapost.inbox import Inbox
 from sagapost.outbox import Outbox
-from sagapost.sagas import CompensationContext, DeadlineDeclaration, Sagas, StepContext, manifest_of
-from sagapost.sagas.choreography import Compensation, Deadline, Step
+from sagapost.sagas import CompensationContext, Deadline, Sagas, StepContext, manifest_of
+from sagapost.sagas.choreography import Compensation, DeclaredDeadline, Step
 
 
 @event("orders.order-placed.v1")
@@ -59,7 +59,7 @@ async def refund_payment(ctx: CompensationContext, *, order_id: str) -> None:
     emits=[PaymentTaken],
     compensation=refund_payment,
     fails_with=[PaymentDeclined],
-    deadlines=[DeadlineDeclaration("fulfil", OrderOverdue, timedelta(hours=1))],
+    deadlines=[Deadline("fulfil", OrderOverdue, after=timedelta(hours=1))],
     likely_to_fail=True,
 )
 async def take_payment(placed: OrderPlaced, ctx: StepContext) -> None:
@@ -85,7 +85,7 @@ def test_the_manifest_says_what_the_decorators_say() -> None:
             emits=("payment.payment-taken.v1",),
             fails_with=("payment.payment-declined.v1",),
             compensation=Compensation(name="refund_payment", emits=("payment.payment-refunded.v1",)),
-            sets=(Deadline(name="fulfil", event="orders.order-overdue.v1", after_seconds=3600.0),),
+            sets=(DeclaredDeadline(name="fulfil", event="orders.order-overdue.v1", after_seconds=3600.0),),
             likely_to_fail=True,
             summary="Charge the card.",
         ),

@@ -15,7 +15,7 @@ import pytest
 
 from sagapost.core import event
 from sagapost.inbox import observations as obs
-from sagapost.sagas import CompensationContext, Compensator, StepContext
+from sagapost.sagas import CompensationContext, Compensator, Deadline, StepContext
 from tests.sagas.recovery import OrderPacked, ShippingFailed, Warehouse, an_event, made
 
 
@@ -24,6 +24,9 @@ class ShippingTimedOut(msgspec.Struct):
     """Said when the deadline passes."""
 
     order_id: str
+
+
+SHIPPING = Deadline("shipping", ShippingTimedOut, after=timedelta(hours=1))
 
 
 @pytest.fixture
@@ -83,10 +86,10 @@ async def test_each_deadline_fires_once_with_several_relays_or_was_cancelled(ser
 
     @service.inbox.on(OrderPacked)
     async def begin(packed: OrderPacked, ctx: StepContext) -> None:
-        deadline = ShippingTimedOut(packed.order_id)
+        timed_out = ShippingTimedOut(packed.order_id)
         # Set twice: the second moves it.
-        await ctx.deadline("shipping", after=timedelta(minutes=5), event=deadline)
-        await ctx.deadline("shipping", after=timedelta(hours=1), event=deadline)
+        await ctx.deadline(SHIPPING, timed_out, after=timedelta(minutes=5))
+        await ctx.deadline(SHIPPING, timed_out)
 
     @service.inbox.on(ShippingTimedOut)
     async def timed_out(late: ShippingTimedOut, _ctx: StepContext) -> None:

@@ -15,7 +15,7 @@ from sagapost.core.clock import SystemClock
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import BusinessFailure, Context, Inbox, Retry
 from sagapost.outbox import Outbox
-from sagapost.sagas import CompensationContext, DeadlineDeclaration, Sagas, StepContext
+from sagapost.sagas import CompensationContext, Deadline, Sagas, StepContext
 from sagapost.sagas.events import RollbackRequested
 from sagapost.sagas.testing import Rehearsal, RehearsalError, RehearsedService, VirtualClock
 
@@ -41,6 +41,9 @@ class Cancelled(msgspec.Struct, frozen=True):
 @event("orders.overdue.v1")
 class Overdue(msgspec.Struct, frozen=True):
     order: str
+
+
+FULFIL = Deadline("fulfil", Overdue, after=timedelta(days=3))
 
 
 @event("payment.taken.v1")
@@ -97,22 +100,22 @@ class Shop:
         self.orders = inbox = Inbox("orders", outbox=outbox, context=sagas.context)
 
         @inbox.on(Placed, emits=[Overdue])
-        @sagas.step(deadlines=[DeadlineDeclaration("fulfil", Overdue, timedelta(days=3))], changes_nothing=True)
+        @sagas.step(deadlines=[FULFIL], changes_nothing=True)
         async def watch(placed: Placed, ctx: StepContext) -> None:
-            await ctx.deadline("fulfil", after=timedelta(days=3), event=Overdue(placed.order))
+            await ctx.deadline(FULFIL, Overdue(placed.order))
 
         @inbox.on(Dispatched, emits=[Completed])
-        @sagas.step(cancels=["fulfil"])
+        @sagas.step(cancels=[FULFIL])
         async def complete(dispatched: Dispatched, ctx: StepContext) -> None:
-            await ctx.cancel_deadline("fulfil")
+            await ctx.cancel_deadline(FULFIL)
             await ctx.publish(Completed(dispatched.order))
             if self.chatty:
                 await ctx.publish(Placed(dispatched.order))
 
         @inbox.on(Declined, Overdue, emits=[Cancelled])
-        @sagas.step(undoes=[Placed], cancels=["fulfil"])
+        @sagas.step(undoes=[Placed], cancels=[FULFIL])
         async def cancel(failed: Declined | Overdue, ctx: StepContext) -> None:
-            await ctx.cancel_deadline("fulfil")
+            await ctx.cancel_deadline(FULFIL)
             await ctx.publish(Cancelled(failed.order))
 
     def _payment(self) -> None:

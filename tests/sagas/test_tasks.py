@@ -25,7 +25,7 @@ from sagapost.sagas import (
     Close,
     CompensationContext,
     Compensator,
-    DeadlineDeclaration,
+    Deadline,
     Emit,
     Escalate,
     RetryStep,
@@ -207,7 +207,7 @@ def test_a_plain_function_cannot_be_a_step_that_records_something() -> None:
 
     with pytest.raises(ConfigurationError, match=r"pack is a plain `def` and a step with compensation"):
         sagas.step(compensation=undo)(pack)
-    late = DeadlineDeclaration("pack", OrderShipped, timedelta(hours=1))
+    late = Deadline("pack", OrderShipped, after=timedelta(hours=1))
     with pytest.raises(ConfigurationError, match=r"a step with deadlines"):
         sagas.step(deadlines=[late])(pack)
     sagas.step(changes_nothing=True)(pack)

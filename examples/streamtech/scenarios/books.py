@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from examples.streamtech import bank, loyalty, notification, orders, payment, warehouse
 from examples.streamtech.deployment import Deployment
-from examples.streamtech.services import Service
+from sagapost import Service
 
 
 @dataclass(slots=True)

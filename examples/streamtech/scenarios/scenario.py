@@ -11,7 +11,8 @@ from examples.streamtech.deployment import Deployment, Tracked
 from examples.streamtech.scenarios.books import Opening, complaints, leftovers, opening
 from examples.streamtech.scenarios.stage import PATIENCE, Stage
 from examples.streamtech.scenarios.tracked import disagreements, ends
-from examples.streamtech.services import FULFILMENT, Service
+from examples.streamtech.services import FULFILMENT
+from sagapost import Service
 from sagapost.sagas.tracker import SagaView
 
 _HEARSAY = 10.0

@@ -14,7 +14,7 @@ from examples.streamtech import bank, loyalty, notification, orders, payment, wa
 from examples.streamtech.deployment import Deployment
 from examples.streamtech.scenarios.books import Opening
 from examples.streamtech.scenarios.calendar import pass_days
-from examples.streamtech.services import Service
+from sagapost import Service
 from sagapost.sagas.task_desk import TaskDesk
 
 PATIENCE = 100.0

@@ -42,7 +42,6 @@ class Handler:
     topics: frozenset[str]
     """What the queue is bound to for this handler."""
     emits: frozenset[str]
-    compensates: tuple[object, ...]
     retry: RetryPolicy | None
     rules: tuple[FailureRule, ...] = field(default=())
     on_exhausted: LastResort | None = None

@@ -94,7 +94,6 @@ class Inbox:
         payload: type | None = None,
         topics: Iterable[str] | None = None,
         emits: Iterable[type | str] = (),
-        compensates: object | Iterable[object] = (),
         retry: RetryPolicy | None = None,
         errors: Mapping[type[Exception], RetryPolicy | Literal["reject"]] | None = None,
         on_exhausted: LastResort | None = None,
@@ -109,7 +108,6 @@ class Inbox:
             `bytes`, the undecoded data, for patterns.
         :param topics: what the queue is bound to. Default: the event types, which are what events are published under.
         :param emits: events the handler may publish, `BusinessFailure`s included; for the map of the saga.
-        :param compensates: the handler or handlers whose work this one undoes; for the map of the saga.
         :param retry: how technical failures are retried; default: the consumer's policy.
         :param errors: exceptions with a policy of their own, or ``"reject"``: a dead letter at once.
         :param on_exhausted: ``async def last_resort(event, ctx, exhausted)``, run in the message's transaction when
@@ -145,7 +143,6 @@ class Inbox:
                     patterns=patterns,
                     topics=frozenset(topics) if topics is not None else frozenset({*accepts, *patterns}),
                     emits=frozenset(item if isinstance(item, str) else event_type_of(item) for item in emits),
-                    compensates=tuple(compensates) if isinstance(compensates, Iterable) else (compensates,),
                     retry=retry,
                     rules=rules,
                     on_exhausted=on_exhausted,

@@ -1,4 +1,4 @@
-"""Finding the inbox that `module:attribute` names."""
+"""Finding the service, or the inbox, that `module:attribute` names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from types import ModuleType
 
 from sagapost.core.errors import ConfigurationError, SagapostError
 from sagapost.inbox.inbox import Inbox
+from sagapost.service.service import Service
 
 __all__ = ["load_inbox", "load_inboxes"]
 
-_EXAMPLE = "Example: sagapost consume warehouse.events:inbox"
+_EXAMPLE = "Example: sagapost consume shop.warehouse:warehouse"
 
 
 def load_inboxes(paths: Sequence[str]) -> list[Inbox]:
@@ -28,31 +29,37 @@ def load_inboxes(paths: Sequence[str]) -> list[Inbox]:
     for path, inbox in zip(paths, inboxes, strict=True):
         if inbox.name in named:
             raise ConfigurationError(
-                f"{path} and {named[inbox.name]} both are the inbox {inbox.name!r}, so they would share one queue and "
-                "take each other's events. Name it once, or give one of them another name."
+                f"{path} and {named[inbox.name]} both are the service {inbox.name!r}, so they would share one queue "
+                "and take each other's events. Name it once, or give one of them another name."
             )
         named[inbox.name] = path
     return inboxes
 
 
 def load_inbox(path: str) -> Inbox:
-    """Import the module and return the attribute, which may be dotted. The working directory is searched too.
+    """Import the module and return the inbox of the attribute, which may be dotted.
 
-    :raises ConfigurationError: if there is no such module or attribute, or if it is no `Inbox`; says what there is
-        instead. An error that the module itself raises while being imported is its cause.
+    The working directory is searched too.
+
+    :raises ConfigurationError: if there is no such module or attribute, or it is neither a `Service` nor an `Inbox`;
+        says what there is instead. An error that the module itself raises while being imported is its cause. Or if
+        what the service declares does not fit together.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):
-        raise ConfigurationError(f"{path!r} does not name an inbox; write module:attribute. {_EXAMPLE}")
+        raise ConfigurationError(f"{path!r} does not name a service; write module:attribute. {_EXAMPLE}")
     module = _import(module_name, path)
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"{path!r}: {module_name} has no {attribute!r}. {_instead(module, attribute)}")
         found = getattr(found, part)
+    if isinstance(found, Service):
+        found.check()
+        return found.inbox
     if not isinstance(found, Inbox):
         kind = f"{type(found).__module__}.{type(found).__qualname__}"
-        raise ConfigurationError(f"{path!r} is a {kind}, not an Inbox. {_instead(module, attribute)}")
+        raise ConfigurationError(f"{path!r} is a {kind}, not a Service or an Inbox. {_instead(module, attribute)}")
     return found
 
 
@@ -82,9 +89,9 @@ def _import(name: str, path: str) -> ModuleType:
 
 
 def _instead(module: ModuleType, attribute: str) -> str:
-    inboxes = [name for name, value in vars(module).items() if isinstance(value, Inbox)]
-    if not inboxes:
-        return f"There is no Inbox in {module.__name__}. {_EXAMPLE}"
-    similar = difflib.get_close_matches(attribute, inboxes, n=1)
-    names = ", ".join(f"{module.__name__}:{name}" for name in (similar or inboxes))
+    found = [name for name, value in vars(module).items() if isinstance(value, Service | Inbox)]
+    if not found:
+        return f"There is no Service in {module.__name__}. {_EXAMPLE}"
+    similar = difflib.get_close_matches(attribute, found, n=1)
+    names = ", ".join(f"{module.__name__}:{name}" for name in (similar or found))
     return f"Did you mean {names}?"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sagapost.sagas.compensations import NotYet
     from sagapost.sagas.compensator import Compensator, CompensatorSettings
     from sagapost.sagas.context import CompensationContext, StepContext
-    from sagapost.sagas.declaration import DeadlineDeclaration
+    from sagapost.sagas.deadlines import Deadline
     from sagapost.sagas.http import join_request, request_headers
     from sagapost.sagas.manifests import manifest_of
     from sagapost.sagas.sagas import Sagas
@@ -23,7 +23,7 @@ else:
             "compensations": "NotYet",
             "compensator": "Compensator CompensatorSettings",
             "context": "CompensationContext StepContext",
-            "declaration": "DeadlineDeclaration",
+            "deadlines": "Deadline",
             "manifests": "manifest_of",
             "http": "join_request request_headers",
             "sagas": "Sagas",
@@ -43,7 +43,7 @@ __all__ = [
     "SagaTables",
     "StepContext",
     "CompensationContext",
-    "DeadlineDeclaration",
+    "Deadline",
     "manifest_of",
     "Compensator",
     "CompensatorSettings",

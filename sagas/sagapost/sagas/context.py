@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.context import current
 from sagapost.core.envelope import Event
+from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.context import Context
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import Outbox
-from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.compensations import NotYet
+from sagapost.sagas.deadlines import Deadline
 from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tasks import CHOICES, Outcome, open_task
 
 __all__ = ["CompensationContext", "StepContext"]
+
+E = TypeVar("E")
+P = ParamSpec("P")
 
 
 class StepContext(Context):
@@ -32,37 +37,61 @@ class StepContext(Context):
         """The saga's correlation id."""
         return self.event.correlationid or self.event.id
 
-    async def on_rollback(self, compensation: CompensationFunction, /, **arguments: Any) -> None:
+    async def on_rollback(
+        self,
+        compensation: Callable[Concatenate[CompensationContext, P], Awaitable[NotYet | None]],
+        /,
+        *positional: P.args,
+        **arguments: P.kwargs,
+    ) -> None:
         """Record, in this step's transaction, how to undo it if the saga fails.
 
         Compensations of a saga run in reverse order of their recording, each in a transaction of its own. If the saga
         is already rolling back, this one is due as soon as the step commits: a late step undoes itself.
 
-        :param compensation: a function registered with `Sagas.compensation`.
-        :param arguments: its keyword arguments; kept as JSON.
+        :param compensation: a function registered with `Service.compensation`.
+        :param arguments: what it takes after its context, by name; kept as JSON.
         :raises ConfigurationError: if it is not registered, or cannot be called with the arguments.
         :raises EncodingError: if an argument has no JSON form.
         """
+        if positional:
+            name = getattr(compensation, "__name__", repr(compensation))
+            raise ConfigurationError(
+                f"ctx.on_rollback({name}, ...) was given {len(positional)} arguments without a name. They are kept by "
+                f"name, so that the function may change: ctx.on_rollback({name}, order=...)."
+            )
         await self.sagas.record(self.session, self.saga, compensation, arguments, step_event=self.event.id)
 
     async def deadline(
-        self, name: str, /, *, after: timedelta, event: object, **options: Unpack[PublishOptions]
+        self,
+        deadline: Deadline[E],
+        event: E,
+        /,
+        *,
+        after: timedelta | None = None,
+        **options: Unpack[PublishOptions],
     ) -> Event:
-        """Publish `event` in this saga when `after` has passed, unless the deadline is cancelled first.
+        """Publish `event` in this saga when the deadline's time has passed, unless it is taken back first.
 
         A scheduled outbox event of this service: it survives restarts and is sent once. One deadline of a name is kept
-        per saga; setting it again moves it. Cancel it with `cancel_deadline` in a later step of the same service.
+        per saga; setting it again moves it. Take it back with `cancel_deadline` in a later step of the same service.
+
+        :param after: how long from now; default: what the deadline says.
+        :raises ConfigurationError: if the event is not of the deadline's class.
         """
-        await self.cancel_deadline(name)
-        options["name"] = name
+        if not isinstance(event, deadline.event):
+            given, wanted = type(event).__qualname__, deadline.event.__qualname__
+            raise ConfigurationError(f"The deadline {deadline.name!r} publishes {wanted}, not {given}.")
+        await self.cancel_deadline(deadline)
+        options["name"] = deadline.name
         options["correlationid"] = self.saga
-        options["deliver_at"] = self.sagas.clock.now() + after
+        options["deliver_at"] = self.sagas.clock.now() + (after if after is not None else deadline.after)
         options.setdefault("key", self.event.partitionkey)
         return await self.publish(event, **options)
 
-    async def cancel_deadline(self, name: str) -> bool:
+    async def cancel_deadline(self, deadline: Deadline[Any]) -> bool:
         """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
-        return bool(await self.cancel(correlationid=self.saga, name=name))
+        return bool(await self.cancel(correlationid=self.saga, name=deadline.name))
 
     async def pivot(self, reason: str) -> bool:
         """Pass the point of no return with this step: from its commit on, the saga is recovered forward.
@@ -151,3 +180,7 @@ class CompensationContext:
         running = current()
         options.setdefault("correlationid", running.correlationid if running is not None else self.saga)
         return await self._outbox.publish(self.session, payload, **options)
+
+    async def cancel_deadline(self, deadline: Deadline[Any]) -> bool:
+        """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
+        return bool(await self._outbox.cancel(self.session, correlationid=self.saga, name=deadline.name))

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from typing import Any
 
 from sagapost.core.naming import event_type_of
 from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.deadlines import Deadline
 
-__all__ = ["DeadlineDeclaration", "StepDeclaration", "type_names"]
-
-
-@dataclass(frozen=True, slots=True)
-class DeadlineDeclaration:
-    """A deadline that a step sets: after this time, this event."""
-
-    name: str
-    event: type | str
-    after: timedelta
+__all__ = ["StepDeclaration", "type_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +20,8 @@ class StepDeclaration:
     compensation: CompensationFunction | None
     fails_with: tuple[type | str, ...]
     undoes: tuple[type | str, ...]
-    deadlines: tuple[DeadlineDeclaration, ...]
-    cancels: tuple[str, ...]
+    deadlines: tuple[Deadline[Any], ...]
+    cancels: tuple[Deadline[Any], ...]
     changes_nothing: bool
     likely_to_fail: bool
 

@@ -69,8 +69,8 @@ def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
     declared = sagas.steps.get(handler.function, _PLAIN) if sagas is not None else _PLAIN
     failures = type_names(declared.fails_with)
     deadlines = tuple(
-        parts.Deadline(
-            name=deadline.name, event=type_names([deadline.event])[0], after_seconds=deadline.after.total_seconds()
+        parts.DeclaredDeadline(
+            name=deadline.name, event=event_type_of(deadline.event), after_seconds=deadline.after.total_seconds()
         )
         for deadline in declared.deadlines
     )
@@ -87,7 +87,7 @@ def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
         compensation=compensation,
         compensates=type_names(declared.undoes),
         sets=deadlines,
-        cancels=declared.cancels,
+        cancels=tuple(deadline.name for deadline in declared.cancels),
         changes_nothing=declared.changes_nothing,
         likely_to_fail=declared.likely_to_fail,
         summary=_first_line(handler.function),

@@ -16,7 +16,8 @@ from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.choreography.manifest import Step
 from sagapost.sagas.compensations import CompensationFunction, declare
 from sagapost.sagas.context import StepContext
-from sagapost.sagas.declaration import DeadlineDeclaration, StepDeclaration, type_names
+from sagapost.sagas.deadlines import Deadline
+from sagapost.sagas.declaration import StepDeclaration, type_names
 from sagapost.sagas.events import RetryRequested, RollbackRequested
 from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tables import SagaTables
@@ -113,8 +114,8 @@ class Sagas(Rollbacks):
         compensation: CompensationFunction | None = None,
         fails_with: Iterable[type | str] = (),
         undoes: Iterable[type | str] = (),
-        deadlines: Iterable[DeadlineDeclaration] = (),
-        cancels: Iterable[str] = (),
+        deadlines: Iterable[Deadline[Any]] = (),
+        cancels: Iterable[Deadline[Any]] = (),
         changes_nothing: bool = False,
         likely_to_fail: bool = False,
     ) -> Callable[[_H], _H]:
@@ -131,7 +132,7 @@ class Sagas(Rollbacks):
         :param fails_with: business failures, after which the saga is rolled back.
         :param undoes: events whose effect this handler undoes: it is part of a rollback.
         :param deadlines: what it sets with `ctx.deadline`.
-        :param cancels: names of deadlines it takes back.
+        :param cancels: deadlines it takes back with `ctx.cancel_deadline`.
         :param changes_nothing: there is nothing to undo.
         :param likely_to_fail: business failures are common here.
         :raises ConfigurationError: where it is declared, if it is a plain `def` with a compensation or deadlines.

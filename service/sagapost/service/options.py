@@ -10,7 +10,7 @@ from sagapost.inbox.outcomes import LastResort
 from sagapost.inbox.settings import RetryPolicy
 from sagapost.sagas.compensations import CompensationFunction
 from sagapost.sagas.context import StepContext
-from sagapost.sagas.declaration import DeadlineDeclaration
+from sagapost.sagas.deadlines import Deadline
 
 __all__ = ["AsyncHandler", "HandlerOptions", "Handles", "SyncHandler"]
 
@@ -40,9 +40,9 @@ class HandlerOptions(TypedDict, total=False):
     """Whether this service undoes its part of the saga when the event arrives, after this handler."""
     pivots: bool
     """Whether the event is the point of no return: from then on this service does not roll the saga back by itself."""
-    deadlines: Iterable[DeadlineDeclaration]
+    deadlines: Iterable[Deadline[Any]]
     """Deadlines it sets with `ctx.deadline`."""
-    cancels: Iterable[str]
+    cancels: Iterable[Deadline[Any]]
     """Deadlines it takes back with `ctx.cancel_deadline`."""
     changes_nothing: bool
     """Whether there is nothing to undo."""

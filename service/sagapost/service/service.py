@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from sqlalchemy import MetaData
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock
-from sagapost.core.context import SagaContext
+from sagapost.core.context import SagaContext, current
 from sagapost.core.envelope import Event
+from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.inbox import Inbox, UnknownPolicy
 from sagapost.inbox.outcomes import LastResort
 from sagapost.outbox.aggregates import SessionSource
@@ -20,12 +22,13 @@ from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
 from sagapost.sagas.beginning import start
 from sagapost.sagas.choreography.manifest import Manifest
-from sagapost.sagas.compensations import CompensationFunction
+from sagapost.sagas.compensations import CompensationFunction, NotYet
+from sagapost.sagas.context import CompensationContext
 from sagapost.sagas.manifests import manifest_of
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.tasks import CHOICES, Outcome
 from sagapost.service.options import HandlerOptions, Handles
-from sagapost.service.signatures import check_options, check_signature
+from sagapost.service.signatures import check_deadlines, check_options, check_signature, require_deadlines
 from sagapost.service.tables import ServiceTables
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+P = ParamSpec("P")
 _F = TypeVar("_F", bound=CompensationFunction)
 
 
@@ -56,7 +60,8 @@ class Service:
     :param name: names the queue, the consumer and the service's rows in the tables; keep it for the life of the
         service.
     :param source: CloudEvents `source` of every event: a URI that names this service.
-    :param metadata: your MetaData, so that `create_all` and Alembic see the tables; default: one of its own.
+    :param metadata: your MetaData, so that `create_all` and Alembic see the tables; default: one of its own, or that
+        of the service which it replaces.
     :param schema: database schema of the tables (PostgreSQL); default: the connection's search path.
     :param prefix: put before each table's name, where names would clash.
     :param ordered: handle events of one ordering key one after the other, in the order of the queue, also across
@@ -67,6 +72,8 @@ class Service:
     :param ends: events after which a saga is over; for the map and the tracker.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a
         tracker listens: events that no queue is bound for are held in the outbox.
+    :param replaces: a service of the same name that this one is deployed in the place of, on the same tables; for
+        programs and tests that know both. A process runs one of them.
     :param max_bytes: largest encoded payload of an event.
     :param clock: stamps `time` on events, and is what deadlines are reckoned from.
     :param trace: returns `traceparent` and `tracestate` of the running code, or None; see `Outbox`.
@@ -87,14 +94,19 @@ class Service:
         starts: Iterable[type | str] = (),
         ends: Iterable[type | str] = (),
         announce: bool = False,
+        replaces: Service | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         clock: Clock | None = None,
         trace: Callable[[], tuple[str, str | None] | None] | None = None,
         around: Callable[[Event], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.name = name
-        self.metadata = metadata if metadata is not None else MetaData()
-        self.tables = ServiceTables.for_service(name, self.metadata, schema=schema, prefix=prefix)
+        if metadata is None:
+            metadata = replaces.metadata if replaces is not None else MetaData()
+        self.metadata: MetaData = metadata
+        self.tables = ServiceTables.for_service(
+            name, metadata, schema=schema, prefix=prefix, replaces=replaces.name if replaces is not None else None
+        )
         self.outbox = Outbox(source=source, tables=self.tables.outbox, max_bytes=max_bytes, clock=clock, trace=trace)
         self.sagas = Sagas(
             name,
@@ -152,7 +164,8 @@ class Service:
         """
         check_options(options, HandlerOptions.__annotations__, where=f"{self.name}.on()")
         emits, fails_with = tuple(options.get("emits", ())), tuple(options.get("fails_with", ()))
-        deadlines = tuple(options.get("deadlines", ()))
+        deadlines, cancels = tuple(options.get("deadlines", ())), tuple(options.get("cancels", ()))
+        require_deadlines((*deadlines, *cancels), where=f"{self.name}.on()")
         rolls_back, pivots = options.get("rolls_back", False), options.get("pivots", False)
         heard = self.inbox.on(
             *events,
@@ -169,7 +182,7 @@ class Service:
             fails_with=fails_with,
             undoes=options.get("undoes", ()),
             deadlines=deadlines,
-            cancels=options.get("cancels", ()),
+            cancels=cancels,
             changes_nothing=options.get("changes_nothing", False),
             likely_to_fail=options.get("likely_to_fail", False),
         )
@@ -294,7 +307,43 @@ class Service:
         """
         return start(saga, keys=keys)
 
+    async def on_rollback(
+        self,
+        session: AsyncSession,
+        compensation: Callable[Concatenate[CompensationContext, P], Awaitable[NotYet | None]],
+        /,
+        *_positional: P.args,
+        **arguments: P.kwargs,
+    ) -> None:
+        """Record, in the caller's transaction, how to undo what it does in the running saga; see `start`.
+
+        For what begins a saga outside a handler; in one, use `ctx.on_rollback`, which says what the arguments are.
+
+        :raises ConfigurationError: if no saga is running, the function is not a compensation of this service, or it
+            cannot be called with the arguments.
+        """
+        running = current()
+        if running is None:
+            raise ConfigurationError(
+                f"{self.name}.on_rollback() was called outside a saga: there would be nothing to roll back. "
+                f"Call it, and publish, inside `with {self.name}.start():`."
+            )
+        saga = running.correlationid
+        await self.sagas.record(session, saga, compensation, arguments, step_event=running.causationid)
+
     # --- what is asked before it runs ---
+
+    def check(self) -> None:
+        """Refuse what declarations get wrong only together; called before the service runs or is rehearsed.
+
+        :raises ConfigurationError: if a handler takes back a deadline that is not one of those that are set.
+        """
+        steps = self.sagas.steps.values()
+        check_deadlines(
+            (deadline for step in steps for deadline in step.deadlines),
+            (deadline for step in steps for deadline in step.cancels),
+            where=self.name,
+        )
 
     @property
     def manifest(self) -> Manifest:

@@ -12,8 +12,9 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.context import SyncContext
 from sagapost.inbox.handlers import is_async, name_of
 from sagapost.sagas.context import StepContext
+from sagapost.sagas.deadlines import Deadline
 
-__all__ = ["check_options", "check_signature"]
+__all__ = ["check_deadlines", "check_options", "check_signature", "require_deadlines"]
 
 
 def check_options(given: Iterable[str], known: Iterable[str], *, where: str) -> None:
@@ -26,6 +27,42 @@ def check_options(given: Iterable[str], known: Iterable[str], *, where: str) -> 
         similar = difflib.get_close_matches(name, names, n=1)
         meant = f"Did you mean {similar[0]}=?" if similar else f"It takes {', '.join(f'{each}=' for each in names)}."
         raise ConfigurationError(f"{where} has no option {name}=. {meant}")
+
+
+def require_deadlines(given: Iterable[object], *, where: str) -> None:
+    """Refuse what is no deadline, such as its name.
+
+    :raises ConfigurationError: saying how one is declared.
+    """
+    for each in given:
+        if not isinstance(each, Deadline):
+            raise ConfigurationError(
+                f"{where} was given {each!r} for a deadline. Declare it once, and name that object: "
+                "PAYMENT_DUE = Deadline('payment', OrderOverdue, after=timedelta(hours=1))."
+            )
+
+
+def check_deadlines(set_: Iterable[Deadline[Any]], cancelled: Iterable[Deadline[Any]], *, where: str) -> None:
+    """Compare the deadlines that a service takes back with those that it sets: a misspelt one would never be found.
+
+    One that is set elsewhere, by another name, is let pass.
+
+    :raises ConfigurationError: naming the one, and what was perhaps meant.
+    """
+    known = {deadline.name: deadline for deadline in set_}
+    for deadline in cancelled:
+        if deadline == known.get(deadline.name, deadline):
+            similar = [] if deadline.name in known else difflib.get_close_matches(deadline.name, known, n=1)
+            if not similar:
+                continue
+            raise ConfigurationError(
+                f"A handler of {where} cancels the deadline {deadline.name!r}, which no handler sets. "
+                f"Did you mean {similar[0]!r}? Declare it once, and name that object in both places."
+            )
+        raise ConfigurationError(
+            f"Two deadlines of {where} are named {deadline.name!r}, with another event or another time. "
+            "Declare it once, and name that object in both places."
+        )
 
 
 def check_signature(function: Callable[..., Any], events: Sequence[type]) -> None:

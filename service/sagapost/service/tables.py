@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import Connection, MetaData, Table
 from sqlalchemy.exc import InvalidRequestError
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.schema import SchemaPart
+from sagapost.core.schema import SchemaPart, install_schema
 from sagapost.inbox.tables import InboxTables
 from sagapost.outbox.tables import OutboxTables
 from sagapost.sagas.tables import SagaTables
@@ -38,9 +38,12 @@ class ServiceTables:
         """Names of the services that were declared on these tables."""
 
     @classmethod
-    def for_service(cls, name: str, metadata: MetaData, *, schema: str | None, prefix: str) -> ServiceTables:
+    def for_service(
+        cls, name: str, metadata: MetaData, *, schema: str | None, prefix: str, replaces: str | None
+    ) -> ServiceTables:
         """Return the tables of this place, making them for its first service.
 
+        :param replaces: the name of a service that need not be alone there.
         :raises ConfigurationError: if a service of that name is there already: both would share one queue and take
             each other's events.
         """
@@ -48,10 +51,11 @@ class ServiceTables:
         tables = places.get((schema, prefix))
         if tables is None:
             tables = places[schema, prefix] = cls(metadata, schema=schema, prefix=prefix)
-        if name in tables.services:
+        if name in tables.services - {replaces}:
             raise ConfigurationError(
                 f"The service {name!r} is declared twice in one MetaData, so both would share one queue and take each "
-                "other's events. Declare it once and import it, or give one of them another name."
+                "other's events. Declare it once and import it, or give one of them another name. One that is "
+                "deployed in the other's place says replaces=."
             )
         tables.services.add(name)
         return tables
@@ -65,3 +69,12 @@ class ServiceTables:
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
         return (self.outbox.part, self.inbox.part, self.sagas.part)
+
+    def install(self, connection: Connection) -> list[str]:
+        """Create what is missing, as `sagapost db upgrade` does; return the names of the parts that changed.
+
+        ``await connection.run_sync(warehouse.tables.install)``
+
+        :raises SchemaError: if the database holds a part in a newer version than this release knows.
+        """
+        return install_schema(connection, self.versions, self.parts)

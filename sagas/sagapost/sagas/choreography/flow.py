@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagapost.sagas.choreography.manifest import Choreography, Deadline, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, sayings
 
 __all__ = [
     "covered",
@@ -60,7 +60,7 @@ def steps_after(choreography: Choreography, step: Step) -> list[tuple[Manifest, 
     return [(manifest, later) for manifest, later in reachable(choreography, *step.emits) if later is not step]
 
 
-def covered(choreography: Choreography, owner: Manifest, setter: Step, deadline: Deadline) -> list[Step]:
+def covered(choreography: Choreography, owner: Manifest, setter: Step, deadline: DeclaredDeadline) -> list[Step]:
     """Return the steps that a deadline waits for: those between the setting and the cancelling, both included.
 
     Steps that hear the same event as the one that sets it run beside it, and are waited for as well. Only steps of

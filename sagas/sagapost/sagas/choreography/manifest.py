@@ -14,12 +14,12 @@ import msgspec
 
 from sagapost.core.errors import ConfigurationError
 
-__all__ = ["Choreography", "Compensation", "Deadline", "Manifest", "Step", "read_manifest", "write_manifest"]
+__all__ = ["Choreography", "Compensation", "DeclaredDeadline", "Manifest", "Step", "read_manifest", "write_manifest"]
 
 FORMAT = "sagapost-manifest"
 
 
-class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+class DeclaredDeadline(msgspec.Struct, frozen=True, kw_only=True):
     """A scheduled event that a step sets, and that later steps cancel."""
 
     name: str
@@ -47,7 +47,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Event types whose effect this step undoes: it is part of a rollback."""
     rolls_back: bool = False
     """The step starts the rollback of all that its service did in the saga."""
-    sets: tuple[Deadline, ...] = ()
+    sets: tuple[DeclaredDeadline, ...] = ()
     cancels: tuple[str, ...] = ()
     """Names of deadlines that are no longer waited for once this step ran."""
     changes_nothing: bool = False

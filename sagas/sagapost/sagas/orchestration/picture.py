@@ -15,10 +15,10 @@ def steps_of(island: IslandPlan) -> list[parts.Step]:
     for stage in sorted({step.stage for step in island.steps}):
         members = [step for step in island.steps if step.stage == stage]
         for step in members:
-            deadlines: tuple[parts.Deadline, ...] = ()
+            deadlines: tuple[parts.DeclaredDeadline, ...] = ()
             if step.deadline is not None:
                 deadlines = (
-                    parts.Deadline(
+                    parts.DeclaredDeadline(
                         name=f"{island.name}.{step.name}",
                         event=island.timeout_type,
                         after_seconds=step.deadline.total_seconds(),

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import anyio
 from sqlalchemy import MetaData
@@ -46,6 +46,24 @@ class RehearsalError(SagapostError):
     """The choreography did something that a test should not pass over: a handler raised, or it never comes to rest."""
 
 
+class Declared(Protocol):
+    """What is used of `sagapost.Service`, which stands above this part."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """What it consumes."""
+        ...
+
+    @property
+    def metadata(self) -> MetaData:
+        """Its tables, sagapost's among them."""
+        ...
+
+    def check(self) -> None:
+        """Refuse what its declarations get wrong only together."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Letter:
     """A message on its way to one service."""
@@ -64,9 +82,9 @@ class Rehearsal:
     ::
 
         async with Rehearsal() as stage:
-            orders = await stage.add(orders_inbox, metadata=Base.metadata)
-            await stage.add(payment_inbox, metadata=payment.Base.metadata)
-            async with orders.sessions.begin() as session:
+            shop = await stage.add(orders)
+            await stage.add(payment)
+            async with shop.sessions.begin() as session:
                 await place_order(session, "blue-train")
             await stage.run()
             assert stage.said(OrderCompleted)
@@ -126,16 +144,22 @@ class Rehearsal:
             service.stop()
 
     async def add(
-        self, inbox: Inbox, *, metadata: MetaData | None = None, sagas: Sagas | None = None
+        self, service: Declared | Inbox, *, metadata: MetaData | None = None, sagas: Sagas | None = None
     ) -> RehearsedService:
-        """Bring a service on the stage: make its database, and let its inbox listen.
+        """Bring a service on the stage: make its database, and let its inbox consume.
 
-        :param metadata: the service's own tables, created beside sagapost's.
+        :param service: a `sagapost.Service`, or the inbox of one that is made of parts.
+        :param metadata: the service's own tables, created beside sagapost's; default: those of the `Service`.
         :param sagas: default: the one that the inbox's context class belongs to.
         :raises MissingExtraError: if the SQLite driver is not installed.
-        :raises ConfigurationError: if a service of that name is on the stage.
+        :raises ConfigurationError: if a service of that name is on the stage, or its declarations do not fit together.
         """
-        if any(service.name == inbox.name for service in self._services):
+        if isinstance(service, Inbox):
+            inbox = service
+        else:
+            service.check()
+            inbox, metadata = service.inbox, metadata if metadata is not None else service.metadata
+        if any(each.name == inbox.name for each in self._services):
             raise ConfigurationError(f"A service named {inbox.name!r} is on the stage already.")
         if find_spec("aiosqlite") is None:
             raise MissingExtraError(module="aiosqlite", extra="sqlite", purpose="A rehearsal")
@@ -145,12 +169,12 @@ class Rehearsal:
         self._left.push_async_callback(engine.dispose)
         found = sagas if sagas is not None else sagas_of(inbox)
         self._set_clocks(inbox.outbox, found)
-        service = RehearsedService(inbox, found, engine, self.clock)
-        await service.install(metadata)
-        self._services.append(service)
+        rehearsed = RehearsedService(inbox, found, engine, self.clock)
+        await rehearsed.install(metadata)
+        self._services.append(rehearsed)
         if inbox.handlers:
-            self._tasks.start_soon(service.consumer(self._post).run)
-        return service
+            self._tasks.start_soon(rehearsed.consumer(self._post).run)
+        return rehearsed
 
     def _set_clocks(self, outbox: Outbox | None, sagas: Sagas | None) -> None:
         for item in (outbox, sagas):

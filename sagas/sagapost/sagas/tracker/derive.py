@@ -14,10 +14,10 @@ from sagapost.sagas.tracker.history import History, causal_order
 from sagapost.sagas.tracker.lifecycle import Detail, clean, lifecycle_of
 from sagapost.sagas.tracker.route import Route, Stop
 from sagapost.sagas.tracker.view import (
-    Deadline,
     ExpectedStep,
     IslandStep,
     OpenTask,
+    PendingDeadline,
     Rollback,
     SagaState,
     SagaView,
@@ -252,9 +252,9 @@ def _why(facts: _Facts) -> str | None:
     return facts.told[0][1].type if facts.told else None
 
 
-def _deadlines(facts: _Facts, route: Route) -> tuple[Deadline, ...]:
+def _deadlines(facts: _Facts, route: Route) -> tuple[PendingDeadline, ...]:
     """Return the deadlines that were set, have not been cancelled, and have not fired."""
-    found: list[Deadline] = []
+    found: list[PendingDeadline] = []
     for stops in route.stops.values():
         cancelled = {
             name for stop in stops for name in stop.cancels if any(type_ in facts.types for type_ in stop.hears)
@@ -267,7 +267,7 @@ def _deadlines(facts: _Facts, route: Route) -> tuple[Deadline, ...]:
                 if began is None or deadline.name in cancelled or deadline.event in facts.types:
                     continue
                 due = _later(moment(began.at), deadline.after_seconds)
-                found.append(Deadline(stop.service, deadline.name, deadline.event, due))
+                found.append(PendingDeadline(stop.service, deadline.name, deadline.event, due))
     return tuple(sorted(found, key=lambda deadline: (deadline.due, deadline.service, deadline.name)))
 
 

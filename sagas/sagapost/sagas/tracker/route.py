@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sagapost.sagas.choreography.manifest import Choreography, Deadline, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, sayings
 
 __all__ = ["Declared", "Route", "Stop"]
 
@@ -32,7 +32,7 @@ class Stop:
     undone_by: frozenset[str]
     """What its compensation says."""
     has_compensation: bool
-    sets: tuple[Deadline, ...]
+    sets: tuple[DeclaredDeadline, ...]
     cancels: frozenset[str]
 
     @property

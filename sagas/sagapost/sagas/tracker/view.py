@@ -9,7 +9,7 @@ from enum import StrEnum
 from sagapost.sagas.tracker.entries import Entry, moment
 
 __all__ = [
-    "Deadline",
+    "PendingDeadline",
     "ExpectedStep",
     "IslandStep",
     "OpenTask",
@@ -63,7 +63,7 @@ class ExpectedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Deadline:
+class PendingDeadline:
     """A deadline that is running."""
 
     service: str
@@ -128,7 +128,7 @@ class SagaView:
     """Older events are not shown: there were more than the tracker keeps of one saga."""
     steps: tuple[StepDone, ...]
     expected: tuple[ExpectedStep, ...]
-    deadlines: tuple[Deadline, ...]
+    deadlines: tuple[PendingDeadline, ...]
     rollbacks: tuple[Rollback, ...]
     tasks: tuple[OpenTask, ...]
     islands: tuple[IslandStep, ...]
@@ -136,7 +136,7 @@ class SagaView:
     services: tuple[tuple[str, str], ...] = ()
     """Source -> service, for what is in the history."""
 
-    def late(self, now: datetime) -> tuple[Deadline, ...]:
+    def late(self, now: datetime) -> tuple[PendingDeadline, ...]:
         """Return the deadlines that have passed."""
         return tuple(deadline for deadline in self.deadlines if deadline.due <= now)
 
