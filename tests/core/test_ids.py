@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import RFC_4122, UUID
 
+import pytest
+
 from sagapost.core.ids import new_id, new_uuid
+
+FORKING = """
+import os
+from sagapost.core.ids import new_id
+
+new_id()  # what a preloaded service did before it forked its workers
+for _ in range(20):
+    workers = []
+    for _ in range(4):
+        read, write = os.pipe()
+        if not os.fork():
+            os.write(write, "".join(f"{new_id()}\\n" for _ in range(500)).encode())
+            os._exit(0)
+        os.close(write)
+        workers.append(read)
+    for worker in workers:
+        with open(worker) as drawn:
+            print(drawn.read(), end="")
+"""
 
 
 def milliseconds(identifier: UUID) -> int:
@@ -38,6 +62,17 @@ def test_ids_are_unique_across_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         drawn = [each for batch in pool.map(draw, [20_000] * 4) for each in batch]
     assert len(set(drawn)) == len(drawn) == 80_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_pitfall_49_ids_are_unique_across_forked_workers() -> None:
+    """Workers forked from a process that has drawn an id (gunicorn --preload, Celery) never draw the same one.
+
+    In a process of its own: one with threads should not fork.
+    """
+    ran = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=60, check=True)
+    drawn = ran.stdout.splitlines()
+    assert len(set(drawn)) == len(drawn) == 40_000
 
 
 def test_the_text_form_is_canonical() -> None:

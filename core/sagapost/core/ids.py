@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NewType
 from uuid import UUID
@@ -17,7 +18,12 @@ CorrelationId = NewType("CorrelationId", str)
 if sys.version_info >= (3, 14):
     from uuid import uuid7 as new_uuid
 else:
+    from uuid_utils import reseed_rng
     from uuid_utils.compat import uuid7 as _uuid7
+
+    if sys.platform != "win32":
+        # Forked workers inherit the state of their parent's generator, and would all go on to give out the same ids.
+        os.register_at_fork(after_in_child=reseed_rng)
 
     def new_uuid() -> UUID:
         """Return a fresh UUIDv7."""
