@@ -28,10 +28,10 @@ install: $(VENV)/.installed-dev ## Install everything into .venv (the other targ
 
 test: $(VENV)/.installed-dev ## Run every test; real servers are started by the run itself
 	@echo "running the tests in $(JOBS) processes; what is skipped is listed with its reason at the end"
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## Run the tests that need no server
-	@$(BIN)/python -m pytest -n $(JOBS) -m 'not servers and not chaos' $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not servers and not chaos' $(ARGS)
 
 chaos: $(VENV)/.installed-dev ## Kill, cut and restart things for long, with another seed each time
 	@SAGAPOST_TEST_CHAOS=long $(BIN)/python -m pytest -m chaos -s --timeout=3600 $(ARGS)

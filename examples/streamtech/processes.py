@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Map
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import aiormq
 import anyio
@@ -45,6 +46,34 @@ class DemoError(Exception):
     """The demo cannot go on; says why and what to do."""
 
 
+class Process(Protocol):
+    """A process as `subprocess.Popen` shows one."""
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts the `sagapost` command, which writes to a log."""
+
+    def __call__(self, *arguments: str, environment: Mapping[str, str], folder: Path, log: BinaryIO) -> Process: ...
+
+
+def _launch(*arguments: str, environment: Mapping[str, str], folder: Path, log: BinaryIO) -> Process:
+    return subprocess.Popen(
+        [_SAGAPOST, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # Ctrl-C in the terminal is for the demo, which ends its services in its own order.
+        start_new_session=True,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """Where the services are run."""
@@ -55,6 +84,7 @@ class Site:
     new_folder: Callable[[str], Path]
     """Makes a working directory for a process, where the guard of the run finds it."""
     logs: Path
+    launch: Launch = _launch
 
 
 class ServiceProcesses:
@@ -64,8 +94,9 @@ class ServiceProcesses:
         self.name = name
         self._home = site.new_folder(f"service-{name}")
         self._logs = site.logs
+        self._launch = site.launch
         self._commands: dict[str, tuple[str, ...]] = {}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")},
             "SAGAPOST_BROKER_URL": site.broker_url,
@@ -82,27 +113,19 @@ class ServiceProcesses:
         """Start one of the service's processes; its log goes to a file."""
         self._commands[role] = arguments
         with self._log(role).open("ab") as log:
-            self._processes[role] = subprocess.Popen(
-                [_SAGAPOST, role, *arguments],
-                cwd=self._home,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C in the terminal is for the demo, which ends its services in its own order.
-                start_new_session=True,
+            self._processes[role] = self._launch(
+                role, *arguments, environment=self._environment, folder=self._home, log=log
             )
 
-    def run(self, *arguments: str) -> None:
+    def run(self, command: str, *arguments: str) -> None:
         """Run a command to its end, with the service's settings.
 
         :raises DemoError: if it fails.
         """
-        ran = subprocess.run(
-            [_SAGAPOST, *arguments], cwd=self._home, env=self._environment, capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
-            raise DemoError(f"`sagapost {' '.join(arguments)}` for {self.name} failed: {ran.stderr}")
+        self.start(command, *arguments)
+        del self._commands[command]
+        if self._processes.pop(command).wait(_STOP_SECONDS):
+            raise DemoError(self._ended(command))
 
     def replace(self, role: str) -> None:
         """SIGKILL, and a successor at once."""
@@ -119,7 +142,7 @@ class ServiceProcesses:
         """SIGKILL: no goodbye, nothing flushed."""
         process = self._processes.pop(role)
         process.kill()
-        process.wait()
+        process.wait(_STOP_SECONDS)
 
     def kill_all(self) -> None:
         """End what still runs, at once."""
@@ -137,7 +160,7 @@ class ServiceProcesses:
             status = process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            status = process.wait()
+            status = process.wait(_STOP_SECONDS)
         if status != 0:
             raise DemoError(self._ended(role))
 

@@ -93,6 +93,7 @@ async def run(
                 rate=plan.rate,
                 sessions=plan.sessions,
                 rng=rng,
+                nursery=stage.nursery,
                 logs=logs,
             ) as writers,
             anyio.create_task_group() as tasks,

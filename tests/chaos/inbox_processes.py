@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from tests.chaos.command import environment
-from tests.chaos.nursery import Child, Nursery
+from tests.processes.command import environment
+from tests.processes.nursery import Child, Nursery
 
 __all__ = ["ConsumerProcesses"]
 
@@ -107,8 +107,9 @@ class ConsumerProcesses:
 
     def _start(self, which: int) -> None:
         self._started += 1
-        log = self._log_of[which] = self._logs / f"consumer-{which}-{self._started}.log"
-        log.touch()
-        self._running[which] = self._nursery.start(
-            "consume", self._inbox, settings=self._environments[which], folder=self._home, log=log
-        )
+        path = self._log_of[which] = self._logs / f"consumer-{which}-{self._started}.log"
+        command = ("sagapost", "consume", self._inbox)
+        with path.open("ab") as log:
+            self._running[which] = self._nursery.start(
+                *command, environment=self._environments[which], folder=self._home, output=log
+            )

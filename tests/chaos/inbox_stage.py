@@ -19,10 +19,10 @@ from sagapost.core.schema import install_schema
 from tests.chaos import inbox_service as service
 from tests.chaos.inbox_plan import CONSUMER, RELAY, Plan
 from tests.chaos.inbox_processes import ConsumerProcesses
-from tests.chaos.nursery import Nursery
 from tests.chaos.relay_processes import RelayProcesses
 from tests.chaos.writers import install_writers
 from tests.faults.proxy import FaultProxy
+from tests.processes.nursery import Nursery
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -53,6 +53,7 @@ class Stage:
 
     postgresql: PrivatePostgreSQL
     rabbitmq: PrivateRabbitMQ
+    nursery: Nursery
     relays: RelayProcesses
     consumers: ConsumerProcesses
     shared: Way
@@ -140,7 +141,7 @@ async def running(
         for _ in range(plan.relays):
             relays.start()
         consumers.start_all()
-        yield Stage(postgresql, rabbitmq, relays, consumers, ways[0], ways[1:])
+        yield Stage(postgresql, rabbitmq, nursery, relays, consumers, ways[0], ways[1:])
 
 
 def _through(proxy: FaultProxy, url: str) -> str:

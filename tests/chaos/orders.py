@@ -7,10 +7,9 @@ them with what the writers know they committed and rolled back.
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from examples.streamtech import orders, warehouse
 from examples.streamtech.services import COUNTER, unheard
 from sagapost.adapters.rabbitmq import RabbitMQBroker
-from tests.chaos.command import SAGAPOST, environment
+from tests.processes.command import environment
+from tests.processes.nursery import Child, Nursery
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -80,8 +80,10 @@ class _Roles:
     name: str
     url: str
     amqp: str
+    nursery: Nursery
+    home: Path
     logs: Path
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
+    running: dict[str, Child] = field(default_factory=dict[str, Child])
 
     def start(self, role: str) -> None:
         arguments = [role] if role != "consume" else [role, f"examples.streamtech.{self.name}:service"]
@@ -93,17 +95,15 @@ class _Roles:
             "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(COUNTER))),
         }
         with (self.logs / f"{self.name}-{role}.log").open("ab") as log:
-            self.running[role] = subprocess.Popen(
-                [SAGAPOST, *arguments], env=environment(settings), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            self.running[role] = self.nursery.start(
+                "sagapost", *arguments, environment=environment(settings), folder=self.home, output=log
             )
 
     def upgrade(self) -> None:
-        subprocess.run(
-            [SAGAPOST, "db", "upgrade"],
-            env=environment({"SAGAPOST_DATABASE_URL": self.url}),
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        settings = {"SAGAPOST_DATABASE_URL": self.url}
+        self.nursery.run(
+            "sagapost", "db", "upgrade", environment=environment(settings), folder=self.home
+        ).check_returncode()
 
     def replace(self, role: str) -> None:
         """SIGKILL, and a successor at once."""
@@ -111,11 +111,6 @@ class _Roles:
         process.kill()
         process.wait()
         self.start(role)
-
-    def end(self) -> None:
-        for process in self.running.values():
-            process.kill()
-            process.wait()
 
 
 async def run(
@@ -275,12 +270,15 @@ async def _services(
 ) -> AsyncGenerator[tuple[tuple[_Roles, _Roles], tuple[AsyncEngine, AsyncEngine]], None]:
     made: list[_Roles] = []
     engines: list[AsyncEngine] = []
-    try:
+    home = postgresql.home.parent
+    async with AsyncExitStack() as stack:
+        nursery = stack.enter_context(Nursery(home, orders.__name__, warehouse.__name__))
         for name, base in (("orders", orders.Base), ("warehouse", warehouse.Base)):
             postgresql.create_database(name)
-            roles = _Roles(name, postgresql.url(name), rabbitmq.amqp_url(), logs)
+            roles = _Roles(name, postgresql.url(name), rabbitmq.amqp_url(), nursery, home, logs)
             roles.upgrade()
             engine = create_async_engine(roles.url, pool_pre_ping=True)
+            stack.push_async_callback(engine.dispose)
             engines.append(engine)
             async with engine.begin() as connection:
                 await connection.run_sync(base.metadata.create_all)
@@ -296,8 +294,3 @@ async def _services(
             roles.start("relay")
             roles.start("consume")
         yield (made[0], made[1]), (engines[0], engines[1])
-    finally:
-        for roles in made:
-            roles.end()
-        for engine in engines:
-            await engine.dispose()

@@ -26,7 +26,6 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerError
-from tests.chaos.nursery import Nursery
 from tests.chaos.rates import Arrivals, Recovery
 from tests.chaos.relay_processes import RelayProcesses
 from tests.chaos.writer import TYPE
@@ -34,6 +33,7 @@ from tests.chaos.writers import install_writers, ledger, running_writers
 from tests.faults.proxy import FaultProxy
 from tests.history.history import Cause, History, Report
 from tests.history.records import replay
+from tests.processes.nursery import Nursery
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 
@@ -199,6 +199,7 @@ async def run(
                     rate=plan.rate,
                     sessions=plan.sessions,
                     rng=rng,
+                    nursery=nursery,
                     logs=logs,
                 ) as writers:
                     await _all_at_work(postgresql, plan.relays)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from tests.chaos.command import environment
-from tests.chaos.nursery import Child, Nursery
+from tests.processes.command import environment
+from tests.processes.nursery import Child, Nursery
 
 __all__ = ["RelayProcesses"]
 
@@ -37,8 +37,10 @@ class RelayProcesses:
         """Start one more."""
         self._started += 1
         path = self._logs / f"relay-{self._started}.log"
-        path.touch()
-        child = self._nursery.start("relay", settings=self._environment, folder=self._home, log=path)
+        with path.open("ab") as log:
+            child = self._nursery.start(
+                "sagapost", "relay", environment=self._environment, folder=self._home, output=log
+            )
         self.running.append(child)
         self._log_of[child.pid] = path
 

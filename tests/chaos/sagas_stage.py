@@ -20,9 +20,9 @@ from tests.chaos import sagas_service as service
 from tests.chaos.inbox_plan import CONSUMER, RELAY
 from tests.chaos.inbox_processes import ConsumerProcesses
 from tests.chaos.inbox_stage import Way
-from tests.chaos.nursery import Nursery
 from tests.chaos.relay_processes import RelayProcesses
 from tests.faults.proxy import FaultProxy
+from tests.processes.nursery import Nursery
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.rabbitmq import PrivateRabbitMQ
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import anyio.to_thread
 import asyncpg
@@ -18,14 +15,19 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
 from tests.chaos.writer import SCHEMA, Assignment
+from tests.processes.command import environment
+from tests.processes.nursery import Child, Nursery
 
 __all__ = ["Writers", "install_writers", "ledger", "running_writers"]
+
+_LONGEST_SECONDS = 24 * 3600.0
+"""The longest run there is ends before that by its own limit."""
 
 
 class Writers:
     """Writers at work."""
 
-    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], records: Sequence[Path], logs: Path) -> None:
+    def __init__(self, processes: Sequence[Child], records: Sequence[Path], logs: Path) -> None:
         self._processes = processes
         self.records = records
         """Their accounts, whole when they have ended."""
@@ -37,7 +39,7 @@ class Writers:
         :raises AssertionError: if one failed.
         """
         for process in self._processes:
-            code = await anyio.to_thread.run_sync(process.wait)
+            code = await anyio.to_thread.run_sync(process.wait, _LONGEST_SECONDS)
             if code:
                 raise AssertionError(f"a writer ended with {code}; its log is in {self._logs}")
 
@@ -64,13 +66,21 @@ async def ledger(dsn: str) -> set[int]:
 
 @asynccontextmanager
 async def running_writers(
-    url: str, *, writers: int, events: int, rate: float, sessions: int, rng: random.Random, logs: Path
+    url: str,
+    *,
+    writers: int,
+    events: int,
+    rate: float,
+    sessions: int,
+    rng: random.Random,
+    nursery: Nursery,
+    logs: Path,
 ) -> AsyncGenerator[Writers, None]:
     """Start writers that commit `events` together, at `rate` a second together; ended with the block.
 
     :param sessions: transactions that each has open at a time.
     """
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Child] = []
     records = [logs / f"writer-{number}" for number in range(writers)]
     try:
         for number, record in enumerate(records):
@@ -83,15 +93,11 @@ async def running_writers(
                 sessions=sessions,
                 seed=rng.randrange(2**32),
             )
-            argv = [sys.executable, "-m", "tests.chaos.writer", msgspec.json.encode(assignment).decode()]
+            command = ("-m", "tests.chaos.writer", msgspec.json.encode(assignment).decode())
             with (logs / f"writer-{number}.log").open("ab") as log:
-                processes.append(_spawn(argv, log))
+                processes.append(nursery.start(*command, environment=environment({}), folder=logs, output=log))
         yield Writers(processes, records, logs)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def _spawn(argv: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

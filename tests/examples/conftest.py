@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from examples.streamtech.processes import Site
+from tests.processes.nursery import Child
+from tests.processes.shared import nursery
 from tests.servers.databases import PostgreSQLServer
 
 
@@ -25,4 +28,7 @@ def site(postgresql: PostgreSQLServer, amqp_url: str, tmp_path: Path) -> Iterato
             folder.mkdir()
             return folder
 
-        yield Site(amqp_url, new_database, new_folder, tmp_path)
+        def launch(*arguments: str, environment: Mapping[str, str], folder: Path, log: BinaryIO) -> Child:
+            return nursery().start("sagapost", *arguments, environment=environment, folder=folder, output=log)
+
+        yield Site(amqp_url, new_database, new_folder, tmp_path, launch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,9 @@ from sagapost.core import Event
 from sagapost.core.broker import Confirmed, Outgoing
 from tests.inbox.harness import OrderPlaced, an_event
 from tests.inbox.victim import TOPIC, Plan, broker_of, service_of
+from tests.processes.shared import run_module
 
 __all__ = ["Victim"]
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Victim:
@@ -57,13 +55,8 @@ class Victim:
     async def run(self, die_at: str | None = None) -> int:
         """Run one process to its end; return its status, negative for the signal that ended it."""
         plan = msgspec.structs.replace(self.plan, die_at=die_at)
-        with anyio.fail_after(60):
-            done = await anyio.run_process(
-                [sys.executable, "-m", "tests.inbox.victim", msgspec.json.encode(plan).decode()],
-                cwd=_ROOT,
-                check=False,
-            )
-        self.output = done.stderr.decode()
+        done = await run_module("tests.inbox.victim", msgspec.json.encode(plan).decode())
+        self.output = done.stderr
         assert done.returncode <= 0, self.output
         return done.returncode
 

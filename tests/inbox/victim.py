@@ -115,7 +115,13 @@ async def main(plan: Plan) -> None:
         broker=broker,
         observer=trap,
         settings=quick_settings(
-            retry=FAST, batch=plan.batch, concurrency=3, prefetch=8 * plan.batch, handler_timeout=timedelta(seconds=2)
+            retry=FAST,
+            batch=plan.batch,
+            concurrency=3,
+            prefetch=8 * plan.batch,
+            # Together they are how long a round of a process that was killed stays claimed.
+            handler_timeout=timedelta(seconds=2),
+            database_timeout=timedelta(seconds=2),
         ),
     )
     async with anyio.create_task_group() as tasks:

@@ -12,39 +12,40 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import pytest
 
 from sagapost.ops.cli import main
+from tests.processes.command import environment as clean_environment
+from tests.processes.nursery import Child
+from tests.processes.shared import nursery
 
-__all__ = ["Running", "invoke", "run", "started"]
+__all__ = ["Running", "invoke", "run", "run_at_once", "started"]
 
 Line: TypeAlias = dict[str, Any]
 
-PROGRAM = [sys.executable, "-c", "from sagapost.ops.cli import main; main()"]
 PATIENCE = 60.0
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with these settings and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("SAGAPOST_")}
-    return kept | {"PYTHONWARNINGS": "error", "NO_COLOR": "1"} | dict(settings)
+    return clean_environment({"PYTHONWARNINGS": "error", "NO_COLOR": "1", **settings})
 
 
 def run(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=cwd,
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return nursery().run("sagapost", *arguments, environment=environment(settings), folder=cwd, timeout=PATIENCE)
+
+
+def run_at_once(*arguments: str, cwd: Path, times: int, **settings: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command several times at the same time."""
+    with ThreadPoolExecutor(times) as threads:
+        running = [threads.submit(run, *arguments, cwd=cwd, **settings) for _ in range(times)]
+        return [each.result() for each in running]
 
 
 def invoke(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -67,16 +68,16 @@ def invoke(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedP
 class Running:
     """A process whose log lines are read as they come."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Child, errors: TextIO) -> None:
         self.process = process
+        self._errors = errors
         self.lines: list[Line] = []
         self._arriving: queue.Queue[str | None] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for text in self.process.stderr:
+        for text in self._errors:
             self._arriving.put(text)
         self._arriving.put(None)
 
@@ -127,10 +128,15 @@ class Running:
 @contextmanager
 def started(*arguments: str, cwd: Path, **settings: str) -> Generator[Running, None, None]:
     """Start a command; whatever happens, it is gone at the end."""
-    with subprocess.Popen(
-        [*PROGRAM, *arguments], cwd=cwd, env=environment(settings), stderr=subprocess.PIPE, text=True
-    ) as process:
-        running = Running(process)
+    read, write = os.pipe()
+    with os.fdopen(read) as errors:
+        try:
+            process = nursery().start(
+                "sagapost", *arguments, environment=environment(settings), folder=cwd, errors=write
+            )
+        finally:
+            os.close(write)
+        running = Running(process, errors)
         try:
             yield running
         finally:

@@ -17,8 +17,9 @@ import pytest
 
 from sagapost.ops.commands import COMMANDS
 from sagapost.ops.commands.group import Group, Late
-from tests.ops.processes import PROGRAM, environment, invoke
+from tests.ops.processes import environment, invoke
 from tests.ops.services import prepare
+from tests.processes.command import SAGAPOST
 
 SPY = """
 import sys
@@ -194,7 +195,7 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
     """`| head` closes the pipe: the command ends quietly, with nothing on standard error."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [*PROGRAM, "config", "--json"]
+    command = [SAGAPOST, "config", "--json"]
     variables = environment({})
     with subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=writing, stderr=subprocess.PIPE) as process:
         os.close(writing)

@@ -7,12 +7,14 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.ops.processes import PROGRAM, environment, invoke
+from tests.ops.processes import environment, invoke, run_at_once
+from tests.processes.command import SAGAPOST
 
 PASSWORD = "hunter2-hunter2"
 SECRET_URL = f"postgresql://app:{PASSWORD}@localhost:5432/orders"
@@ -64,7 +66,7 @@ def test_config_on_a_terminal_is_a_table(tmp_path: Path) -> None:
     parent, child = pty.openpty()
     try:
         with subprocess.Popen(
-            [*PROGRAM, "config"],
+            [SAGAPOST, "config"],
             cwd=tmp_path,
             env=environment({"SAGAPOST_DATABASE_URL": SECRET_URL, "COLUMNS": "200", "TERM": "xterm"}),
             stdout=child,
@@ -125,12 +127,10 @@ def test_upgrade_installs_and_a_second_one_finds_nothing_to_do(tmp_path: Path) -
 
 def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
     """Replicas that start together all succeed, and exactly one of them installs."""
-    command = [*PROGRAM, "db", "upgrade", "--json"]
-    variables = environment({"SAGAPOST_DATABASE_URL": sqlite(tmp_path)})
-    replicas = [subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE) for _ in range(3)]
-    outputs = [replica.communicate(timeout=30)[0] for replica in replicas]
+    url = sqlite(tmp_path)
+    replicas = run_at_once("db", "upgrade", "--json", cwd=tmp_path, times=3, SAGAPOST_DATABASE_URL=url)
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
-    assert sorted(len(json.loads(output)["changed"]) for output in outputs) == [0, 0, 3]
+    assert sorted(len(json.loads(replica.stdout)["changed"]) for replica in replicas) == [0, 0, 3]
 
 
 @pytest.mark.parametrize("command", [("db", "check"), ("status",)])
@@ -299,7 +299,12 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
         "from sagapost.ops.cli import main; main()"
     )
     ran = subprocess.run(
-        [PROGRAM[0], "-c", program, "config"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", program, "config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert ran.returncode == 2
     assert "needs the package 'pydantic_settings'" in ran.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
 from sagapost.outbox import Outbox
-from tests.ops.processes import PROGRAM, Running, environment, run, started
+from tests.ops.processes import Running, run, run_at_once, started
 from tests.ops.services import TYPE, OrderPlaced, write_service
 from tests.servers.fixtures import OwnPostgreSQL, OwnRabbitMQ
 
@@ -195,13 +194,9 @@ async def test_an_older_schema_ends_with_code_4(
 def test_upgrades_at_the_same_time_take_turns(postgresql_url: str, tmp_path: Path) -> None:
     """In a schema of their own: three init containers at once, one installs, all succeed."""
     settings = {"SAGAPOST_DATABASE_URL": postgresql_url, "SAGAPOST_DATABASE_SCHEMA": "messaging"}
-    command = [*PROGRAM, "db", "upgrade", "--json"]
-    replicas = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(settings), stdout=subprocess.PIPE) for _ in range(3)
-    ]
-    outputs = [replica.communicate(timeout=60)[0] for replica in replicas]
+    replicas = run_at_once("db", "upgrade", "--json", cwd=tmp_path, times=3, **settings)
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
-    assert sorted(len(json.loads(output)["changed"]) for output in outputs) == [0, 0, 3]
+    assert sorted(len(json.loads(replica.stdout)["changed"]) for replica in replicas) == [0, 0, 3]
     assert run("db", "check", cwd=tmp_path, **settings).returncode == 0
     assert run("status", "--json", cwd=tmp_path, **settings).returncode == 0
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import aiormq
@@ -26,12 +24,11 @@ from sagapost.outbox.relay import observations as obs
 from tests.faults.proxy import FaultProxy
 from tests.inbox.harness import Service
 from tests.inbox.harness import running as consuming
+from tests.processes.shared import run_module
 from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
 from tests.relay.victim import Plan
 from tests.servers.brokers import RabbitMQServer
 from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("moment", ["Sent", "Confirmed"])
@@ -50,9 +47,8 @@ async def test_pitfall_03_a_relay_killed_before_it_settles_costs_duplicates_that
     await broker.declare(service.inbox.queue, EVERYTHING)
     await shop.say(*range(20))
     plan = msgspec.json.encode(Plan(shop.url, amqp_url, moment)).decode()
-    with anyio.fail_after(90):
-        died = await anyio.run_process([sys.executable, "-m", "tests.relay.victim", plan], cwd=ROOT, check=False)
-    assert died.returncode == -9, died.stderr.decode()
+    died = await run_module("tests.relay.victim", plan)
+    assert died.returncode == -9, died.stderr
     assert await shop.one("SELECT count(*) FROM outbox") == 20
     async with running(shop.relay(broker, watch)):
         await watch.until(lambda: watch.settled == 20)

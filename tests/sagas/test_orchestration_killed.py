@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from tests.inbox.harness import BOUND
+from tests.processes.shared import running_module
 from tests.sagas.fulfilment import OrderPaid
 from tests.sagas.island_victim import island_of, service_of
 from tests.sagas.recovery import Warehouse, an_event
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = os.environ.get("SAGAPOST_TEST_CHAOS") == "long"
 KILLS = 12 if LONG else 3
 ORDERS = 120 if LONG else 30
@@ -34,22 +33,17 @@ async def test_runs_survive_kills_with_one_effect_for_each_step(postgresql_url: 
     orders = [f"order-{n}" for n in range(ORDERS)]
     cancelled = orders[2::7]
     await service.send(*(an_event(OrderPaid(order), saga=order, key=order) for order in orders))
-    command = [sys.executable, "-m", "tests.sagas.island_victim", postgresql_url, amqp_url]
     for kill in range(KILLS + 1):
-        async with await anyio.open_process(command, cwd=ROOT, stderr=None) as process:
-            try:
-                assert process.stdout is not None
-                with anyio.fail_after(BOUND):
-                    assert await process.stdout.receive()
-                if kill == 1:
-                    await _cancel(service, cancelled)
-                if kill < KILLS:
-                    # At a random moment of its work, which is what is being tested.
-                    await anyio.sleep(rng.uniform(0.05, 0.6))
-                else:
-                    await _until_all_ended(service, orders, cancelled)
-            finally:
-                process.kill()
+        with running_module("tests.sagas.island_victim", postgresql_url, amqp_url) as printed:
+            with anyio.fail_after(BOUND):
+                assert await anyio.to_thread.run_sync(printed.readline, abandon_on_cancel=True)
+            if kill == 1:
+                await _cancel(service, cancelled)
+            if kill < KILLS:
+                # At a random moment of its work, which is what is being tested.
+                await anyio.sleep(rng.uniform(0.05, 0.6))
+            else:
+                await _until_all_ended(service, orders, cancelled)
     await _check(service, orders, cancelled)
     await service.engine.dispose()
 

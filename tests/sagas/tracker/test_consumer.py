@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Sequence
 
 import anyio
@@ -21,6 +20,7 @@ from sagapost.outbox import OutboxTables
 from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.events import CompensationNeedsHuman, RollbackRequested
 from sagapost.sagas.tracker import Tracker, TrackerConsumer, TrackerSettings, fold
+from tests.processes.shared import running_module
 from tests.sagas.choreographies import healthy
 from tests.sagas.tracker.histories import Story
 
@@ -109,10 +109,8 @@ async def test_killed_again_and_again_it_loses_nothing_and_acts_once(postgresql_
     events = many(60)
     # A history that nothing may depend on the order of.
     rng.shuffle(events)
-    command = [sys.executable, "-m", "tests.sagas.tracker.tracker_victim", postgresql_url, amqp_url]
     for n in range(4):
-        process = await anyio.open_process(command, stdout=None, stderr=None)
-        try:
+        with running_module("tests.sagas.tracker.tracker_victim", postgresql_url, amqp_url):
             part = events[n * 38 : (n + 1) * 38]
             await publish(broker, part)
             if n < 3:
@@ -122,9 +120,6 @@ async def test_killed_again_and_again_it_loses_nothing_and_acts_once(postgresql_
                 await until_folded(tracker, events)
                 await until_asked(tracker, 30)
                 await until_relayed(engine, outbox)
-        finally:
-            process.kill()
-            await process.aclose()
     stuck = {f"saga-{n:03}" for n in range(1, 60, 2)}
     assert sorted(await ids_asked(broker, asked, stuck)) == sorted(stuck)
     expected = fold(events, CHOREOGRAPHY)

@@ -18,5 +18,5 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
     Settings of whoever runs the tests are left out.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGAPOST_")}
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("SAGAPOST_")}
     return {**kept, "PYTHONPATH": str(_CHECKOUT), **settings}
