@@ -164,6 +164,18 @@ def own_rabbitmq(servers: Servers) -> Iterator[OwnRabbitMQ]:
         yield start
 
 
+def pytest_configure() -> None:
+    """Connect to our PostgreSQL without an offer of TLS, which it would decline.
+
+    asyncpg's offer waits on a future that nobody reads when the connect is cancelled before it is sent, as tests of
+    outages and of stopping do all the time; the complaint of the event loop would fail a test at random.
+    """
+    from tests.servers.resolve import POSTGRES_VARIABLE
+
+    if POSTGRES_VARIABLE not in os.environ:
+        os.environ.setdefault("PGSSLMODE", "disable")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server, before `-m` selects."""

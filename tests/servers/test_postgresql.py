@@ -158,3 +158,13 @@ def test_given_server_works_the_same(postgresql: PostgreSQLServer) -> None:
     given = GivenPostgreSQL(postgresql.url())
     with given.fresh_database() as name:
         assert fetch_value(given.dsn(name), "SELECT current_database()") == name
+
+
+async def test_a_client_that_offers_tls_gets_in_all_the_same(
+    postgresql: PostgreSQLServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests make no offer (PGSSLMODE); a service does, which our server declines."""
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    connection = await asyncpg.connect(postgresql.dsn())
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()

@@ -16,6 +16,7 @@ from tests.servers.errors import ServerFailedError
 from tests.servers.fixtures import OwnRabbitMQ, present
 from tests.servers.rabbitmq import PrivateRabbitMQ
 from tests.servers.servers import Servers
+from tests.servers.waiting import poll
 
 _SECONDS = 60
 _PERSISTENT = aiormq.spec.Basic.Properties(delivery_mode=2)
@@ -119,7 +120,7 @@ def test_virtual_hosts_are_apart(node: PrivateRabbitMQ) -> None:
     with node.fresh_vhost() as name:
         assert answers(node.amqp_url(name))
         assert name in node.rabbitmqctl("list_vhosts", "--quiet").splitlines()
-    assert not answers(node.amqp_url(name))
+    assert poll(lambda: None if answers(node.amqp_url(name)) else True, seconds=_SECONDS)
     strange = 'a"; "b>>/%2F'
     node.create_vhost(strange)
     assert strange in node.rabbitmqctl("list_vhosts", "--quiet").splitlines()
