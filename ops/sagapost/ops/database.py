@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
-from sqlalchemy import Connection, Table, create_mock_engine, insert
+from sqlalchemy import Connection, Table, create_mock_engine, insert, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -17,7 +17,15 @@ from sqlalchemy.sql import ClauseElement
 from sagapost.core.databases import Other, drop_useless_connections, kit_of
 from sagapost.core.databases.server_url import read_server_url
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
-from sagapost.core.schema import SchemaPart, check_schema, check_supplements, install_schema, missing_supplements
+from sagapost.core.migrations import statements_of
+from sagapost.core.schema import (
+    SchemaPart,
+    UpgradeProgress,
+    check_schema,
+    check_supplements,
+    missing_supplements,
+    upgrade_schema,
+)
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import Tables
@@ -30,6 +38,7 @@ __all__ = [
     "ddl",
     "engine_url",
     "make_engine",
+    "migration",
     "missing",
     "opened_engine",
     "upgrade",
@@ -99,12 +108,23 @@ _ENGINES: dict[str, Callable[[str, dict[str, Any]], AsyncEngine]] = {
 async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGenerator[AsyncConnection, None]:
     """Open one connection with a transaction; commit at the end, or roll back if the block fails.
 
+    Raises like `_opened`.
+    """
+    async with _opened(loaded, _command_engine(loaded), create=create) as connection, connection.begin():
+        yield connection
+
+
+@asynccontextmanager
+async def _opened(
+    loaded: LoadedSettings, engine: AsyncEngine, *, create: bool
+) -> AsyncGenerator[AsyncConnection, None]:
+    """Open one connection, and close the engine with it.
+
     :param create: whether an SQLite file that is not there is made.
     :raises SchemaError: if such a file is not there and not to be made.
     :raises StoreUnavailableError: if the database cannot be reached in time.
     :raises StoreRefusedError: if it refuses.
     """
-    engine = _command_engine(loaded)
     file = kit_of(engine).file(engine.url)
     if file is not None and not create and not file.exists():
         raise SchemaError(found=None, expected=OUTBOX_SCHEMA_VERSION, where=f"There is no file {file}; a new database")
@@ -112,8 +132,7 @@ async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGener
         async with AsyncExitStack() as stack:
             with anyio.fail_after(loaded.settings.database_connect_timeout.total_seconds()):
                 connection = await stack.enter_async_context(engine.connect())
-            async with connection.begin():
-                yield connection
+            yield connection
     except SagapostError:
         raise
     except Exception as error:
@@ -135,27 +154,35 @@ async def opened_engine(loaded: LoadedSettings) -> AsyncGenerator[AsyncEngine, N
         await engine.dispose()
 
 
-def _command_engine(loaded: LoadedSettings) -> AsyncEngine:
+def _command_engine(loaded: LoadedSettings, *, patient: bool = False) -> AsyncEngine:
+    """Return an engine for one command.
+
+    :param patient: without a limit on single statements: an index of a large table takes its time.
+    """
     settings, url = loaded.settings, loaded.database_url
     if url.scheme.startswith("sqlite"):
         return make_engine(url, poolclass=NullPool)
-    limits = {
-        "timeout": settings.database_connect_timeout.total_seconds(),
-        "command_timeout": settings.database_call_timeout.total_seconds(),
-    }
+    limits = {"timeout": settings.database_connect_timeout.total_seconds()}
+    if not patient:
+        limits["command_timeout"] = settings.database_call_timeout.total_seconds()
     return make_engine(url, poolclass=NullPool, connect_args=limits)
 
 
 # --- the schema ---
 
 
-async def upgrade(connection: AsyncConnection, tables: Tables) -> list[str]:
-    """Create what is missing, in one transaction; return the names of the parts that changed. Idempotent.
+async def upgrade(
+    loaded: LoadedSettings, tables: Tables, *, report: Callable[[UpgradeProgress], None] = lambda _: None
+) -> list[str]:
+    """Create what is missing and migrate what is older; return the names of the parts that changed. Idempotent.
 
     :raises SchemaError: if the database is newer than this release.
+    :raises UpgradeBlockedError: if others held a table all the time.
     """
-    await connection.run_sync(kit_of(connection).begin_writing)
-    return await connection.run_sync(install_schema, tables.versions, tables.parts)
+    async with _opened(loaded, _command_engine(loaded, patient=True), create=True) as connection:
+        return await connection.run_sync(
+            lambda sync: upgrade_schema(sync, tables.versions, tables.parts, report=report)
+        )
 
 
 async def check(connection: AsyncConnection, versions: Table, parts: Iterable[SchemaPart]) -> None:
@@ -197,14 +224,8 @@ async def missing(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> l
 
 def ddl(tables: Tables, dialect: str) -> list[str]:
     """Return the statements that create everything in an empty database, for a migration of your own."""
-    statements: list[str] = []
-
-    def note(statement: ClauseElement, *_: object, **__: object) -> None:
-        compiled = statement.compile(dialect=engine.dialect, compile_kwargs={"literal_binds": True})
-        statements.append(_tidy(str(compiled)))
-
-    engine = create_mock_engine(f"{dialect}://", note)
-    versions = tables.versions
+    script = _Script(dialect)
+    versions, engine, note = tables.versions, script.engine, script.note
     schema = kit_of(dialect).create_schema(versions.schema)
     if schema is not None:
         note(schema)
@@ -213,6 +234,38 @@ def ddl(tables: Tables, dialect: str) -> list[str]:
         for table in part.tables:
             table.create(engine, checkfirst=False)
         note(insert(versions).values(part=part.name, version=part.version))
+    return script.statements
+
+
+class _Script:
+    """Statements as text."""
+
+    def __init__(self, dialect: str) -> None:
+        self.statements: list[str] = []
+        self.engine = create_mock_engine(f"{dialect}://", self.note)
+
+    def note(self, statement: ClauseElement, *_: object, **__: object) -> None:
+        compiled = statement.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True})
+        self.statements.append(_tidy(str(compiled)))
+
+
+def migration(tables: Tables, dialect: str, *, after: int) -> list[str]:
+    """Return the statements that lead from version `after` of each part to this release's, each with its purpose."""
+    script = _Script(dialect)
+    statements, note = script.statements, script.note
+    for part in tables.parts:
+        if part.version <= after:
+            continue
+        for step, statement in statements_of(part.migrations, script.engine.dialect, after=after):
+            remarks = [step.what]
+            if step.autocommit:
+                remarks.append("outside a transaction")
+            if step.repeated:
+                remarks.append("again and again, until no row changes")
+            statements.append(f"-- {part.name}: {'; '.join(remarks)}\n{_tidy(statement)}")
+        for supplement in part.supplements:
+            note(supplement)
+        note(update(tables.versions).where(tables.versions.c.part == part.name).values(version=part.version))
     return statements
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Annotated, TypeAlias
 
 import anyio
 import typer
 
 from sagapost.core.databases import has_kit
+from sagapost.core.schema import UpgradeProgress
 from sagapost.ops import database
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
@@ -23,15 +26,19 @@ WithTracker: TypeAlias = Annotated[
 
 
 def upgrade(tracker: WithTracker = False, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Create what is missing. Safe to run on every start, and by several processes at once."""
+    """Create what is missing and migrate what is older, in small steps that are safe under load.
+
+    Safe to run on every start, and by several processes at once. Stopped half-way, it is run again and goes on.
+    """
     loaded = load(required=("database_url",), env_file=env_file)
     tables = tables_of(loaded.settings, with_tracker=tracker)
 
-    async def run() -> list[str]:
-        async with database.connect(loaded, create=True) as connection:
-            return await database.upgrade(connection, tables)
+    def report(progress: UpgradeProgress) -> None:
+        again = f" (others hold the table; attempt {progress.attempt})" if progress.attempt > 1 else ""
+        step = f"{progress.part} {progress.version}, step {progress.step} of {progress.steps}"
+        print(f"{step}: {progress.what}{again}", file=sys.stderr, flush=True)
 
-    changed = anyio.run(run)
+    changed = anyio.run(partial(database.upgrade, loaded, tables, report=report))
     where = database.address_of(database.engine_url(loaded.database_url))
     if as_json:
         write_json({"database": where, "changed": changed, "versions": _versions(tables)})
@@ -72,14 +79,24 @@ def sql(
         str | None,
         typer.Option(help="postgresql or sqlite. Default: that of SAGAPOST_DATABASE_URL.", show_default=False),
     ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option("--from", min=1, help="Version of the tables that are there.", show_default=False),
+    ] = None,
 ) -> None:
-    """Write the statements that create everything in an empty database, for a migration of your own."""
+    """Write the statements that create everything in an empty database, for a migration of your own.
+
+    With --from those that lead from that version to this release's.
+    """
     loaded = load(required=() if dialect else ("database_url",), env_file=env_file)
     if dialect is None:
         dialect = database.engine_url(loaded.database_url).get_backend_name()
     if not has_kit(dialect):
         raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
-    for statement in database.ddl(tables_of(loaded.settings), dialect):
+    tables = tables_of(loaded.settings)
+    for statement in (
+        database.ddl(tables, dialect) if after is None else database.migration(tables, dialect, after=after)
+    ):
         write_line(f"{statement}\n")
 
 
