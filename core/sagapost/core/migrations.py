@@ -31,11 +31,13 @@ __all__ = [
     "AddColumn",
     "AddIndex",
     "AddTable",
+    "ChangePrimaryKey",
     "ChangeRows",
     "DropCheck",
     "Execute",
     "Migration",
     "RebuildTable",
+    "RelaxColumn",
     "MigrationStep",
     "ValidateCheck",
     "statements_of",
@@ -132,6 +134,76 @@ class AddColumn(MigrationStep):
             return []
         column = _compiled(CreateColumn(self.column), dialect)
         return [f"ALTER TABLE {_name(_table(self.column), dialect)} ADD COLUMN {column}"]
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxColumn(MigrationStep):
+    """A column takes NULL now, or fills itself in: nobody who writes as before is refused."""
+
+    column: Column[object]
+
+    @property
+    def what(self) -> str:
+        """See `MigrationStep`."""
+        return f"let {self.column.table.name}.{self.column.name} be left out"
+
+    def done(self, connection: Connection) -> bool:
+        """See `MigrationStep`."""
+        if kit_of(connection).rebuilds_tables:
+            return True
+        table = _table(self.column)
+        columns = inspect(connection).get_columns(table.name, schema=table.schema)
+        found = next((each for each in columns if each["name"] == self.column.name), None)
+        return (
+            found is not None
+            and (found["nullable"] or not self.column.nullable)
+            and (found["default"] is not None or self.column.server_default is None)
+        )
+
+    def statements(self, dialect: Dialect) -> Sequence[str]:
+        """See `MigrationStep`."""
+        if kit_of(dialect.name).rebuilds_tables:
+            return []
+        quote = dialect.identifier_preparer
+        alter = f"ALTER TABLE {_name(_table(self.column), dialect)} ALTER COLUMN {quote.quote(self.column.name)}"
+        default = dialect.ddl_compiler(dialect, CreateTable(_table(self.column))).get_column_default_string(
+            self.column
+        )
+        return [
+            *([f"{alter} DROP NOT NULL"] if self.column.nullable else []),
+            *([f"{alter} SET DEFAULT {default}"] if default is not None else []),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePrimaryKey(MigrationStep):
+    """Other columns are the primary key; the table is locked while its index is built."""
+
+    table: Table
+
+    @property
+    def what(self) -> str:
+        """See `MigrationStep`."""
+        return f"make ({', '.join(self._columns())}) the primary key of {self.table.name}"
+
+    def _columns(self) -> list[str]:
+        return [column.name for column in self.table.primary_key.columns]
+
+    def done(self, connection: Connection) -> bool:
+        """See `MigrationStep`."""
+        if kit_of(connection).rebuilds_tables:
+            return True
+        found = inspect(connection).get_pk_constraint(self.table.name, schema=self.table.schema)
+        return found["constrained_columns"] == self._columns()
+
+    def statements(self, dialect: Dialect) -> Sequence[str]:
+        """See `MigrationStep`."""
+        if kit_of(dialect.name).rebuilds_tables:
+            return []
+        quote, name = dialect.identifier_preparer.quote, _name(self.table, dialect)
+        key = quote(str(self.table.primary_key.name or f"{self.table.name}_pkey"))
+        columns = ", ".join(quote(column) for column in self._columns())
+        return [f"ALTER TABLE {name} DROP CONSTRAINT IF EXISTS {key}, ADD CONSTRAINT {key} PRIMARY KEY ({columns})"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from sqlalchemy.types import UserDefinedType
 from sagapost.core.schema import SchemaPart, schema_table
 from sagapost.outbox import rules
 from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
+from sagapost.outbox.migrations import outbox_migrations
 from sagapost.outbox.positions import AdvancePositions
 
 __all__ = [
@@ -191,6 +192,7 @@ class OutboxTables:
             # replicated), and burying must not fail for a dead letter of former times.
             Column("position", big, primary_key=True, autoincrement=False),
             _slot(),
+            _key_hash(),
             *_dead_envelope(),
             Column("attempts", SmallInteger, nullable=False),
             Column("last_error", Text, nullable=False),
@@ -275,4 +277,5 @@ class OutboxTables:
             version=OUTBOX_SCHEMA_VERSION,
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
             supplements=(self.create_doorbell, self.advance_positions),
+            migrations=outbox_migrations(self.outbox, self.dead, self.scheduled),
         )

@@ -1,0 +1,1 @@
+"""Databases as older releases left them."""
