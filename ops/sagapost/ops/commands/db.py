@@ -36,7 +36,7 @@ def upgrade(tracker: WithTracker = False, env_file: EnvFile = None, as_json: AsJ
     def report(progress: UpgradeProgress) -> None:
         again = f" (others hold the table; attempt {progress.attempt})" if progress.attempt > 1 else ""
         step = f"{progress.part} {progress.version}, step {progress.step} of {progress.steps}"
-        print(f"{step}: {progress.what}{again}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{step}: {progress.what}{again}\n")
 
     changed = anyio.run(partial(database.upgrade, loaded, tables, report=report))
     where = database.address_of(database.engine_url(loaded.database_url))
