@@ -19,7 +19,7 @@ from tests.servers.rabbitmq import PrivateRabbitMQ
 async def nothing_left_behind() -> AsyncGenerator[None]:
     """Fail a test after which a task of the driver still runs: a connection was not closed for good."""
     yield
-    left = [task for task in asyncio.all_tasks() if "/aiormq/" in _file_of(task)]
+    left = [task for task in asyncio.all_tasks() if {"aiormq", "aio_pika"} & set(_file_of(task).split("/"))]
     assert not left, f"still running: {left}"
 
 
@@ -32,6 +32,7 @@ def _file_of(task: asyncio.Task[Any]) -> str:
 def quiet_driver(caplog: pytest.LogCaptureFixture) -> None:
     """The driver logs every lost connection with a traceback; the adapter reports it by raising."""
     caplog.set_level(logging.CRITICAL, logger="aiormq")
+    caplog.set_level(logging.CRITICAL, logger="aio_pika")
 
 
 @pytest.fixture

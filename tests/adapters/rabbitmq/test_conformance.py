@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
+import aio_pika
 import aiormq
 import anyio
 import anyio.to_thread
@@ -92,3 +93,29 @@ class TestRabbitMQ(BrokerConformance):
             channel = await connection.channel()
             properties = commands.Basic.Properties(headers=dict(headers))
             await channel.basic_publish(body, exchange=self.exchange, routing_key=topic, properties=properties)
+
+
+class TestLentConnection(TestRabbitMQ):
+    """The suite through one connection that the test has made with aio-pika, and keeps."""
+
+    need_another_connection = (
+        "test_a_lost_connection_ends_the_publisher",
+        "test_a_lost_connection_ends_the_subscription",
+        "test_a_lost_connection_is_noticed_without_sending",
+        "test_messages_survive_a_restart_of_the_broker",
+    )
+
+    @pytest.fixture
+    async def broker(
+        self, request: pytest.FixtureRequest, amqp_url: str, rabbitmq: RabbitMQServer
+    ) -> AsyncGenerator[RabbitMQBroker]:
+        """Lend one connection to all publishers and consumers of the test."""
+        if request.node.originalname in self.need_another_connection:
+            pytest.skip("a connection that was lent is not opened again: see test_borrowed.py")
+        self.url, self.shared, self.exchange = amqp_url, rabbitmq, word()
+        connection = await aio_pika.connect(amqp_url)
+        yield RabbitMQBroker(connection=connection, exchange=self.exchange, max_message_bytes=self.max_message_bytes)
+        assert connection.transport is not None
+        assert not connection.transport.connection.is_closed, "the connection was closed, and it is not ours"
+        assert not connection.transport.connection.channels, "channels were left open on it"
+        await connection.close()

@@ -205,6 +205,29 @@ async def test_a_consumer_that_may_not_read_is_refused(amqp_url: str, user: User
             pass
 
 
+async def test_the_rights_that_the_documentation_names_are_enough(amqp_url: str, user: Users) -> None:
+    """docs/operations.md: a user with exactly those of a consumer consumes, one with those of a relay publishes."""
+    exchange, topic = word(), word()
+    queue = Queue(word(), frozenset({topic}))
+    entities = rf"^({exchange}(\.dead)?|{queue.name}(\.dead)?)$"
+    consumer = RabbitMQBroker(
+        await user(
+            configure=entities,
+            write=rf"^({queue.name}(\.dead)?|{exchange}\.dead)$",
+            read=rf"^({queue.name}|{exchange}(\.dead)?)$",
+        ),
+        exchange=exchange,
+    )
+    async with consumer.subscribe(queue, prefetch=1) as subscription:
+        relay = RabbitMQBroker(
+            await user(configure=f"^{exchange}$", write=f"^{exchange}$", read="^$"), exchange=exchange
+        )
+        async with relay.publisher() as publisher:
+            await publish(publisher, topic, 1)
+        (delivery,) = await take(subscription, 1)
+        await subscription.reject(delivery, requeue=False)
+
+
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "/team", "ü+ %"])
 async def test_a_virtual_host_is_the_one_that_is_named(rabbitmq: RabbitMQServer, name: str) -> None:
     """Whatever has to be escaped in its name: it is reached, and the address names it."""

@@ -8,14 +8,16 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from struct import Struct
 
+import aio_pika
 import anyio
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from sagapost.adapters.cloudevents import StrangerPolicy
-from sagapost.adapters.rabbitmq.connection import DRIVER_ERRORS, Link, open_link
+from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import read_short
 from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
 from sagapost.adapters.rabbitmq.errors import closed_error
+from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link, number_of
 from sagapost.adapters.rabbitmq.settings import ConnectionSettings, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_queue
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
@@ -47,7 +49,7 @@ class RabbitMQSubscription:
     def __init__(
         self,
         link: Link,
-        channel: AbstractChannel,
+        channel: aio_pika.Channel,
         queue: Queue,
         *,
         stranger_policy: StrangerPolicy,
@@ -57,8 +59,9 @@ class RabbitMQSubscription:
         self.stranger_policy = stranger_policy
         self._link = link
         self._channel = channel
-        self._number = channel.number
+        self._number = number_of(channel)
         self._queue = queue
+        self._source: AbstractQueue | None = None
         self._max_buffered_bytes = max_buffered_bytes
         self._call_timeout = call_timeout
         # Bounded by the prefetch: the broker hands out no more until something is settled.
@@ -82,8 +85,9 @@ class RabbitMQSubscription:
         :raises BrokerRefusedError: if the user may not read the queue.
         :raises BrokerUnavailableError: if the broker ends the channel for another reason, or does not answer in time.
         """
-        consuming = self._channel.basic_consume(self._queue.name, _never, consumer_tag=_CONSUMER_TAG)
+        self._source = await self._channel.get_queue(self._queue.name, ensure=False)
         try:
+            consuming = self._source.consume(_never, consumer_tag=_CONSUMER_TAG)
             await self._link.call(consuming, f"consuming from {self._queue.name!r}")
         except BrokerUnavailableError as error:
             if self._ended is None:
@@ -162,10 +166,11 @@ class RabbitMQSubscription:
             return
         # Deliveries on their way come before the broker's answer, so it must be read; the prefetch bounds them.
         self._link.hold_reading(False)
-        # A cancelled RPC makes aiormq close the channel, and with it deliveries in hand could not be settled.
+        # A cancelled RPC makes the driver close the channel, and with it deliveries in hand could not be settled.
+        assert self._source is not None  # noqa: S101 - nobody has a subscription before it consumes; for the checker
         with anyio.CancelScope(shield=True):
             try:
-                await self._link.call(self._channel.basic_cancel(_CONSUMER_TAG), "cancelling the consumer")
+                await self._link.call(self._source.cancel(_CONSUMER_TAG), "cancelling the consumer")
             except BrokerError:
                 self._end("it did not answer the cancelling of the consumer")
             except DRIVER_ERRORS as error:
@@ -223,7 +228,7 @@ class RabbitMQSubscription:
             self._wake.set()
 
     def on_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
-        """Take deliveries; RPC replies go on to aiormq."""
+        """Take deliveries; RPC replies go on to the driver."""
         if kind == METHOD_FRAME:
             method = data[start : start + 4]
             if method == _BASIC_DELIVER:
@@ -236,7 +241,7 @@ class RabbitMQSubscription:
             if method == _BASIC_CANCEL:
                 _, at = read_short(data, start + 4)
                 self.on_closed(CloseReason("the broker cancelled the consumer; its queue was deleted or has moved"))
-                # aiormq gets it too: newer brokers expect an answer.
+                # The driver gets it too: newer brokers expect an answer.
             return False
         if self._delivering is None:
             return False
@@ -273,8 +278,8 @@ class RabbitMQSubscription:
         self._wake.set()
 
 
-async def _never(message: DeliveredMessage) -> None:
-    """Stand in for aiormq's consumer callback: the tap takes deliveries before aiormq sees them."""
+async def _never(message: AbstractIncomingMessage) -> None:
+    """Stand in for a consumer's callback: the tap takes deliveries before the driver sees them."""
     raise BrokerUnavailableError(f"A delivery bypassed the tap (tag {message.delivery_tag}).")
 
 
@@ -296,7 +301,7 @@ async def open_subscription(
         channel = await link.channel()
         if topology.queue_type == "quorum":
             prefetch = min(prefetch, _QUORUM_PREFETCH)
-        await link.call(channel.basic_qos(prefetch_count=min(prefetch, 0xFFFF)), "setting the prefetch")
+        await link.call(channel.set_qos(prefetch_count=min(prefetch, 0xFFFF)), "setting the prefetch")
         subscription = RabbitMQSubscription(
             link,
             channel,

@@ -16,14 +16,16 @@ from contextlib import asynccontextmanager
 from struct import Struct
 from typing import NoReturn, TypeAlias
 
+import aio_pika
+import anyio
 import anyio.lowlevel
-from aiormq.abc import AbstractChannel
 
 from sagapost.adapters.rabbitmq.confirms import ConfirmLedger, PendingBatch
-from sagapost.adapters.rabbitmq.connection import Link, open_link
+from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import ContentError, read_message_id, read_short
 from sagapost.adapters.rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_error
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
+from sagapost.adapters.rabbitmq.link import Link, number_of
 from sagapost.adapters.rabbitmq.settings import ConnectionSettings, Limits, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_exchange
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
@@ -59,7 +61,7 @@ class RabbitMQPublisher:
     def __init__(
         self,
         link: Link,
-        channel: AbstractChannel,
+        channel: aio_pika.Channel,
         *,
         exchange: str,
         limits: Limits,
@@ -88,11 +90,13 @@ class RabbitMQPublisher:
         self._encoder = self._begin(channel)
         link.on_lost(self._finish)
 
-    def _begin(self, channel: AbstractChannel) -> PublishEncoder:
+    def _begin(self, channel: aio_pika.Channel) -> PublishEncoder:
         """Publish on this channel from now on."""
         self._link.listen(channel, self)
         self._returning = None
-        self._encoder = PublishEncoder(channel=channel.number, exchange=self._exchange, frame_max=self._link.frame_max)
+        self._encoder = PublishEncoder(
+            channel=number_of(channel), exchange=self._exchange, frame_max=self._link.frame_max
+        )
         return self._encoder
 
     # --- the port ---
@@ -326,7 +330,7 @@ class RabbitMQPublisher:
         self._ledger.abandon(reason.text)
 
     def on_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
-        """Take confirms and returns; RPC replies go on to aiormq."""
+        """Take confirms and returns; RPC replies go on to the driver."""
         if kind == METHOD_FRAME:
             method = data[start : start + 4]
             if method == _BASIC_ACK:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from sagapost.adapters.rabbitmq.tls import TLSFiles
 from sagapost.core.broker import Queue
 from sagapost.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection
 
 __all__ = ["ConnectionSettings", "Limits", "TopologySettings"]
 
@@ -29,6 +32,8 @@ class ConnectionSettings:
     connect_timeout: timedelta
     """Bounds connecting, and then each call the broker answers at once (declare, consume, cancel)."""
     confirm_timeout: timedelta
+    connection: AbstractConnection | None = field(default=None, repr=False)
+    """One that the service has already and lends; `url` then only says where it leads."""
 
     def __post_init__(self) -> None:
         try:
@@ -87,7 +92,7 @@ class ConnectionSettings:
         return max(1, round(self.heartbeat.total_seconds()))
 
     def driver_url(self) -> str:
-        """Return the URL for aiormq, which takes heartbeat and mechanism from the query; TLS it gets as a context."""
+        """Return the URL for the driver: heartbeat and mechanism are in its query, TLS it gets as a context."""
         parts = urlsplit(self.url)
         ours = {"heartbeat", "name", "cafile", "capath", "certfile", "keyfile", "no_verify_ssl"}
         query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ours]

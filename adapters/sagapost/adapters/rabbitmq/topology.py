@@ -12,11 +12,13 @@ A binding that is not asked for any more stays, since another release of the sam
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import TypeVar
 
-from aiormq.abc import AbstractChannel
+import aio_pika
+from aio_pika import ExchangeType
 
-from sagapost.adapters.rabbitmq.connection import DRIVER_ERRORS, Link
 from sagapost.adapters.rabbitmq.errors import declare_error
+from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
@@ -24,9 +26,11 @@ from sagapost.core.errors import BrokerUnavailableError
 
 __all__ = ["declare_exchange", "declare_queue"]
 
+_T = TypeVar("_T")
+
 
 class _CloseWatch:
-    """Leaves every frame to aiormq and keeps why the channel was closed, by code."""
+    """Leaves every frame to the driver and keeps why the channel was closed, by code."""
 
     def __init__(self) -> None:
         self.reason: CloseReason | None = None
@@ -47,9 +51,10 @@ async def declare_exchange(link: Link, settings: TopologySettings) -> None:
     """
     channel = await link.channel()
     watch = _watch(link, channel)
-    declaring = channel.exchange_declare(settings.exchange, exchange_type="topic", durable=True)
-    await _declare(link, declaring, watch, entity="exchange", name=settings.exchange)
-    await link.call(channel.close(), "closing a channel")
+    name = settings.exchange
+    declaring = channel.declare_exchange(name, ExchangeType.TOPIC, durable=True)
+    await _declare(link, declaring, watch, entity="exchange", name=name)
+    await link.close_channel(channel)
 
 
 async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) -> None:
@@ -63,30 +68,30 @@ async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) ->
     channel = await link.channel()
     watch = _watch(link, channel)
     dead_exchange, dead_queue = settings.dead_letter_exchange, settings.dead_letter_queue(queue.name)
-    declaring = channel.exchange_declare(dead_exchange, exchange_type="direct", durable=True)
+    declaring = channel.declare_exchange(dead_exchange, ExchangeType.DIRECT, durable=True)
     await _declare(link, declaring, watch, entity="exchange", name=dead_exchange)
     # The dead-letter queue comes first: once the work queue exists, something may already be dead-lettered from it.
-    declaring_queue = channel.queue_declare(dead_queue, durable=True, arguments=settings.dead_letter_arguments())
-    await _declare(link, declaring_queue, watch, entity="queue", name=dead_queue)
-    binding = channel.queue_bind(dead_queue, dead_exchange, routing_key=queue.name)
+    declaring_queue = channel.declare_queue(dead_queue, durable=True, arguments=settings.dead_letter_arguments())
+    dead = await _declare(link, declaring_queue, watch, entity="queue", name=dead_queue)
+    binding = dead.bind(dead_exchange, routing_key=queue.name)
     await _declare(link, binding, watch, entity="queue", name=dead_queue)
-    declaring_queue = channel.queue_declare(queue.name, durable=True, arguments=settings.queue_arguments(queue))
-    await _declare(link, declaring_queue, watch, entity="queue", name=queue.name)
+    declaring_queue = channel.declare_queue(queue.name, durable=True, arguments=settings.queue_arguments(queue))
+    work = await _declare(link, declaring_queue, watch, entity="queue", name=queue.name)
     for topic in sorted(queue.topics):
-        binding = channel.queue_bind(queue.name, settings.exchange, routing_key=topic)
+        binding = work.bind(settings.exchange, routing_key=topic)
         await _declare(link, binding, watch, entity="queue", name=queue.name)
-    await link.call(channel.close(), "closing a channel")
+    await link.close_channel(channel)
 
 
-def _watch(link: Link, channel: AbstractChannel) -> _CloseWatch:
+def _watch(link: Link, channel: aio_pika.Channel) -> _CloseWatch:
     watch = _CloseWatch()
     link.listen(channel, watch)
     return watch
 
 
-async def _declare(link: Link, rpc: Awaitable[object], watch: _CloseWatch, *, entity: str, name: str) -> None:
+async def _declare(link: Link, rpc: Awaitable[_T], watch: _CloseWatch, *, entity: str, name: str) -> _T:
     try:
-        await link.rpc(rpc)
+        return await link.rpc(rpc)
     except DRIVER_ERRORS as error:
         raise _translate(link, watch, error, entity=entity, name=name) from error
 

@@ -98,7 +98,7 @@ class FrameTap(asyncio.StreamReaderProtocol):
         self.blocked_by: str | None = None
         """The resource alarm because of which the broker takes in nothing more; None: it does."""
         self.on_blocked: Callable[[bool], None] | None = None
-        self.on_lost: list[Callable[[CloseReason], None]] = []
+        self.on_lost: Callable[[CloseReason], None] | None = None
         """Told of the connection's end, also by whoever has no channel at that moment."""
         self.writable: asyncio.Event | None = None
         """Set once the socket has room again; None: it has."""
@@ -176,8 +176,8 @@ class FrameTap(asyncio.StreamReaderProtocol):
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             listener.on_closed(reason)
-        for told in self.on_lost:
-            told(reason)
+        if self.on_lost is not None:
+            self.on_lost(reason)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -14,12 +14,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import aio_pika
 import anyio
-from aiormq.abc import AbstractChannel
 
-from sagapost.adapters.rabbitmq.connection import Link
 from sagapost.adapters.rabbitmq.errors import NOT_IMPLEMENTED, closed_error
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
+from sagapost.adapters.rabbitmq.link import Link, number_of
 from sagapost.adapters.rabbitmq.settings import Limits
 from sagapost.adapters.rabbitmq.transport import METHOD_FRAME, CloseReason
 from sagapost.core.broker import Outgoing
@@ -27,7 +27,6 @@ from sagapost.core.errors import BrokerUnavailableError
 
 __all__ = ["Trial", "Verdict"]
 
-_CHANNEL_CLOSE = bytes((0, 0, 0, 11, 0, 20, 0, 40, 0, 200, 0, 0, 0, 0, 0, 0xCE))  # likewise: "200", no text, no method
 _TX_SELECT_OK = bytes((0, 90, 0, 11))
 _TX_ROLLBACK = bytes((0, 0, 0, 4, 0, 90, 0, 30, 0xCE))  # a frame behind its type and channel
 _TX_ROLLBACK_OK = bytes((0, 90, 0, 31))
@@ -55,7 +54,7 @@ class Trial:
         self._limits = limits
         self._timeout = timeout
         self._turn = anyio.Lock()
-        self._channel: AbstractChannel | None = None
+        self._channel: aio_pika.Channel | None = None
         self._encoder: PublishEncoder | None = None
         self._taken = 0
         self._closed: CloseReason | None = None
@@ -86,14 +85,16 @@ class Trial:
     async def _open(self) -> None:
         self._closed = None
         self._channel = channel = await self._link.channel()
-        self._encoder = PublishEncoder(channel=channel.number, exchange=self._exchange, frame_max=self._link.frame_max)
+        self._encoder = PublishEncoder(
+            channel=number_of(channel), exchange=self._exchange, frame_max=self._link.frame_max
+        )
         self._link.listen(channel, self)
-        await self._link.call(channel.tx_select(), "beginning a transaction")
+        await self._link.call(channel.transaction().select(), "beginning a transaction")
 
     async def _ask(self, messages: Sequence[Outgoing], patient: bool) -> Verdict:
         assert self._channel is not None and self._encoder is not None  # noqa: S101, PT018 - opened by the caller
         frames: list[bytes] = []
-        rollback = b"\x01" + self._channel.number.to_bytes(2, "big") + _TX_ROLLBACK
+        rollback = b"\x01" + number_of(self._channel).to_bytes(2, "big") + _TX_ROLLBACK
         for message in messages:
             # What cannot be encoded never reaches the broker, which has no objection: its rollback alone counts it.
             with contextlib.suppress(UnencodableError):
@@ -126,9 +127,8 @@ class Trial:
         """Leave the channel with whatever it still has to answer; the next question gets another one."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            # Said without waiting for the answer, which aiormq takes: this may run in a cancelled task.
             self._link.unlisten(channel)
-            self._link.write(b"\x01" + channel.number.to_bytes(2, "big") + _CHANNEL_CLOSE)
+            self._link.leave(channel)
 
     def _stir(self) -> None:
         self._wake.set()
@@ -136,7 +136,7 @@ class Trial:
     # --- called by the tap ---
 
     def on_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:  # noqa: ARG002 - the listener's form
-        """Count rollbacks; of all else only the answer to `tx.select` is for aiormq."""
+        """Count rollbacks; of all else only the answer to `tx.select` is for the driver."""
         if kind == METHOD_FRAME:
             method = data[start : start + 4]
             if method == _TX_ROLLBACK_OK:
