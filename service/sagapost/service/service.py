@@ -22,7 +22,7 @@ from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import DEFAULT_MAX_BYTES, Outbox
 from sagapost.sagas.beginning import start
 from sagapost.sagas.choreography.manifest import Manifest
-from sagapost.sagas.compensations import CompensationFunction, NotYet
+from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.context import CompensationContext
 from sagapost.sagas.manifests import manifest_of
 from sagapost.sagas.sagas import Sagas
@@ -41,7 +41,7 @@ B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 P = ParamSpec("P")
-_F = TypeVar("_F", bound=CompensationFunction)
+_F = TypeVar("_F", bound=Callable[Concatenate[CompensationContext, ...], Coroutine[Any, Any, NotYet | None]])
 
 
 class Service:
