@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -45,14 +46,14 @@ def write(handle: SyncHandle | AsyncHandle, rows: Rows) -> Awaitable[None] | Non
             return None
         case AsyncConnection() as connection:
             require_connection_transaction(connection)
-            return insert_rows_async(connection, rows)
+            return _Later(partial(insert_rows_async, connection, rows))
         case Connection() as connection:
             require_connection_transaction(connection)
             insert_rows(connection, rows)
             return None
         case raw:
             require_asyncpg_transaction(raw)
-            return insert_rows_asyncpg(raw, rows)
+            return _Later(partial(insert_rows_asyncpg, raw, rows))
 
 
 def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int | Coroutine[Any, Any, int]:
@@ -95,6 +96,18 @@ def after(written: Awaitable[None], result: T, *, method: str) -> Coroutine[Any,
 async def _result_after(written: Awaitable[None], result: T) -> T:
     await written
     return result
+
+
+class _Later(Awaitable[None]):
+    """Begins when it is awaited: of a forgotten await Python is to name what was called, and nothing of ours."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, begin: Callable[[], Awaitable[None]]) -> None:
+        self._begin = begin
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._begin().__await__()
 
 
 class _Done(Coroutine[Any, Any, T]):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import inspect
 import warnings
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -351,6 +354,37 @@ async def test_a_forgotten_await_loses_nothing(database: Database) -> None:
             _ = outbox.publish_all(session, [placed(2), placed(3)])
             gc.collect()
     assert database.events() == [1, 2, 3]
+
+
+async def test_a_forgotten_await_on_a_connection_is_called_by_its_name(database: Database) -> None:
+    """Nothing can be written without the await, so Python's warning says of which call it is; type checkers do too."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with database.async_engine.begin() as connection:
+            _ = outbox.publish(connection, placed(1))
+            _ = outbox.publish_all(connection, [placed(2)])
+            del _
+            gc.collect()
+    said = [str(warning.message) for warning in caught]
+    assert said == [
+        "coroutine 'Outbox.publish' was never awaited",
+        "coroutine 'Outbox.publish_all' was never awaited",
+    ]
+    assert database.events() == []
+
+
+async def test_what_publish_returns_is_a_coroutine_like_any_other(database: Database) -> None:
+    """It can be awaited, run as a task, and thrown at; awaiting it twice gives the event again."""
+    async with AsyncSession(database.async_engine) as session, session.begin():
+        published = outbox.publish(session, placed(1))
+        assert inspect.isawaitable(published)
+        assert isinstance(published, Coroutine)
+        published_event = await asyncio.create_task(published)
+        assert await published is published_event
+        with pytest.raises(ValueError, match="thrown"):
+            published.throw(ValueError("thrown"))
+        published.close()
+    assert database.events() == [1]
 
 
 async def test_publishing_inside_run_sync(database: Database) -> None:

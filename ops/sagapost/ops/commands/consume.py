@@ -1,4 +1,4 @@
-"""`sagapost consume module:inbox`: handle events."""
+"""`sagapost consume module:service`: handle events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["consume"]
 def consume(
     inboxes: Annotated[
         list[str],
-        typer.Argument(metavar="MODULE:INBOX...", help="The inboxes, e.g. warehouse.events:inbox."),
+        typer.Argument(metavar="MODULE:SERVICE...", help="The services, e.g. shop.warehouse:warehouse."),
     ],
     with_relay: Annotated[
         bool, typer.Option("--with-relay", help="Run a relay for the same database in this process too.")

@@ -1,4 +1,4 @@
-"""`sagapost declare module:inbox`: create the queues of inboxes before anything is published or consumed."""
+"""`sagapost declare module:service`: create the queues of services before anything is published or consumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["declare"]
 def declare(
     inboxes: Annotated[
         list[str],
-        typer.Argument(metavar="MODULE:INBOX...", help="The inboxes, e.g. warehouse.events:inbox."),
+        typer.Argument(metavar="MODULE:SERVICE...", help="The services, e.g. shop.warehouse:warehouse."),
     ],
     env_file: EnvFile = None,
     as_json: AsJson = False,

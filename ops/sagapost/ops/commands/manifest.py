@@ -16,7 +16,7 @@ __all__ = ["manifest"]
 
 
 def manifest(
-    inbox: Annotated[str, typer.Argument(metavar="MODULE:INBOX", help="The service's inbox, e.g. warehouse:inbox.")],
+    inbox: Annotated[str, typer.Argument(metavar="MODULE:SERVICE", help="The service, e.g. warehouse:warehouse.")],
 ) -> None:
     """Write a service's manifest as JSON; keep it beside the code, and merge all of them with `map` and `lint`."""
     hint_misspelt()

@@ -25,7 +25,7 @@ def _plan(composition: Composition) -> Plan:
     if not composition.crosses_processes:
         raise ConfigurationError(
             "SAGAPOST_BROKER_URL names the memory broker, which lives in one process: nobody would hear this relay. "
-            "Use `sagapost consume --with-relay module:inbox`, or a broker such as "
+            "Use `sagapost consume --with-relay module:service`, or a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )
     return Plan([outbox_there(composition), composition.broker_there()], relays(composition))

@@ -154,7 +154,7 @@ def read_manifest(path: Path) -> Manifest:
         raise ConfigurationError(f"The manifest {path} cannot be read: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
         raise ConfigurationError(
-            f"{path} is not a manifest: {error}. Write one with `sagapost saga manifest module:inbox`."
+            f"{path} is not a manifest: {error}. Write one with `sagapost saga manifest module:service`."
         ) from error
     if manifest.format != FORMAT:
         raise ConfigurationError(f"{path} has the format {manifest.format!r}, expected {FORMAT!r}.")
