@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import aiormq
 import aiormq.exceptions
 
-__all__ = ["GivenRabbitMQ", "RabbitMQServer", "answers"]
+__all__ = ["RabbitMQServer", "answers"]
 
 _CONNECT_SECONDS = 10.0
 
@@ -30,32 +29,10 @@ class RabbitMQServer(ABC):
 
     @abstractmethod
     def fresh_vhost(self) -> contextlib.AbstractContextManager[str | None]:
-        """The name of a new virtual host, deleted with all its queues on the way out.
+        """The name of a new virtual host, deleted with all its queues after the test or after the run.
 
-        None, meaning the default one, where the broker is not ours: so give queues and exchanges unique names even
-        in a fresh virtual host.
+        None where the broker is not ours and lets us make none.
         """
-
-
-class GivenRabbitMQ(RabbitMQServer):
-    """A broker that somebody else runs."""
-
-    def __init__(self, url: str) -> None:
-        self._parts = urlsplit(url)
-
-    @property
-    def controllable(self) -> bool:
-        """Never: this run did not start it."""
-        return False
-
-    def amqp_url(self, vhost: str | None = None) -> str:
-        """The given address, with another virtual host when one is named."""
-        parts = self._parts if vhost is None else self._parts._replace(path=f"/{quote(vhost, safe='')}")
-        return urlunsplit(parts)
-
-    def fresh_vhost(self) -> contextlib.AbstractContextManager[str | None]:
-        """The one of the given address: AMQP itself cannot make another."""
-        return contextlib.nullcontext()
 
 
 def answers(url: str) -> bool:

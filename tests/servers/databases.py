@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-__all__ = ["GivenPostgreSQL", "PostgreSQLServer", "answers", "execute", "fetch_value"]
+__all__ = ["GivenPostgreSQL", "PostgreSQLServer", "answers", "execute", "fetch_value", "may_create_databases"]
 
 _CONNECT_SECONDS = 10
 
@@ -78,6 +78,13 @@ def execute(dsn: str, *statements: str) -> None:
 def fetch_value(dsn: str, query: str) -> object:
     """Run one query and return the first column of its first row."""
     return _run(dsn, [query])
+
+
+def may_create_databases(server: PostgreSQLServer) -> bool:
+    """Whether its user may do what every test begins with; of a server of ours it always may."""
+    return server.controllable or bool(
+        fetch_value(server.dsn(), "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user")
+    )
 
 
 def answers(dsn: str) -> bool:

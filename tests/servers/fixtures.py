@@ -47,6 +47,11 @@ _FIXTURES = frozenset(
 )
 _WORKER_INPUT = "sagapost_run_directory"
 _SKIPPED = "REAL SERVER MISSING: "
+_NO_VHOST = (
+    f"{_SKIPPED}the given RabbitMQ lets us make no virtual host: neither its management API (port 15672, a user with "
+    "the tag administrator) nor rabbitmqctl; tests name their queues alike"
+)
+_NO_DATABASE = f"{_SKIPPED}the user of the given PostgreSQL may not create databases (ALTER ROLE ... CREATEDB)"
 
 Server = TypeVar("Server", "PostgreSQLServer", "RabbitMQServer", "PrivatePostgreSQL", "PrivateRabbitMQ")
 
@@ -96,13 +101,23 @@ def servers(request: pytest.FixtureRequest) -> Servers:
 @pytest.fixture(scope="session")
 def postgresql(servers: Servers) -> PostgreSQLServer:
     """The PostgreSQL that all tests of the run share. Do not stop it: that is what `own_postgresql` is for."""
-    return present(servers.postgresql())
+    from tests.servers.databases import may_create_databases
+
+    server = present(servers.postgresql())
+    if not may_create_databases(server):
+        pytest.skip(_NO_DATABASE)
+    return server
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(servers: Servers) -> RabbitMQServer:
+def rabbitmq(servers: Servers) -> Iterator[RabbitMQServer]:
     """The RabbitMQ that all tests of the run share. Do not stop it: that is what `own_rabbitmq` is for."""
-    return present(servers.rabbitmq())
+    from tests.servers.given_rabbitmq import GivenRabbitMQ
+
+    server = present(servers.rabbitmq())
+    yield server
+    if isinstance(server, GivenRabbitMQ):
+        server.close()
 
 
 @pytest.fixture
@@ -114,11 +129,10 @@ def postgresql_url(postgresql: PostgreSQLServer) -> Iterator[str]:
 
 @pytest.fixture
 def amqp_url(rabbitmq: RabbitMQServer) -> Iterator[str]:
-    """`amqp://...` of an empty virtual host of this test's own, deleted after it.
-
-    With a given broker it is the given virtual host, so names of queues and exchanges should be unique all the same.
-    """
+    """`amqp://...` of an empty virtual host of this test's own, deleted after it."""
     with rabbitmq.fresh_vhost() as name:
+        if name is None:
+            pytest.skip(_NO_VHOST)
         yield rabbitmq.amqp_url(name)
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import assert_never
 
 from tests.servers.binaries import PostgreSQLBinaries, RabbitMQScripts
-from tests.servers.brokers import GivenRabbitMQ, RabbitMQServer
+from tests.servers.brokers import RabbitMQServer
 from tests.servers.brokers import answers as shakes_hands
 from tests.servers.containers import ContainerPlan, StartedContainer, start_container
 from tests.servers.databases import GivenPostgreSQL, PostgreSQLServer
 from tests.servers.databases import answers as let_in
 from tests.servers.errors import ServerFailedError
+from tests.servers.given_rabbitmq import GivenRabbitMQ, ManagementApi, Rabbitmqctl
 from tests.servers.postgresql import PrivatePostgreSQL
 from tests.servers.postgresql import launch as launch_postgresql
 from tests.servers.rabbitmq import PrivateRabbitMQ
@@ -80,15 +81,15 @@ class Servers:
         source = resolve_rabbitmq(self._machine)
         match source:
             case GivenUrl(url):
-                return GivenRabbitMQ(url)
+                return GivenRabbitMQ(url, [ManagementApi(url), Rabbitmqctl(url)])
             case RabbitMQScripts():
                 return PrivateRabbitMQ(
                     Path(self._once("rabbitmq", lambda: str(launch_rabbitmq(self._run, source).home)))
                 )
             case ContainerPlan():
-                return GivenRabbitMQ(
-                    self._once("rabbitmq", lambda: self._contained(source, "amqp", "/", shakes_hands))
-                )
+                url = self._once("rabbitmq", lambda: self._contained(source, "amqp", "/", shakes_hands))
+                container = (self._run.path / "amqp.container").read_text()
+                return GivenRabbitMQ(url, [Rabbitmqctl(url, ["docker", "exec", container])])
             case Unavailable():
                 return source
             case _:
@@ -123,6 +124,7 @@ class Servers:
     def _contained(self, plan: ContainerPlan, scheme: str, path: str, ready: Callable[[str], bool]) -> str:
         self._run.ensure_guard()
         started = start_container(self._run.path, plan, self._start)
+        (self._run.path / f"{scheme}.container").write_text(started.container_id)
         url = f"{scheme}://{CONTAINER_USER}:{CONTAINER_PASSWORD}@{started.host}:{started.port}{path}"
         if poll(lambda: ready(url) or None, seconds=_CONTAINER_SECONDS, every=0.1) is None:
             raise ServerFailedError(f"the container of {plan.image} does not answer within {_CONTAINER_SECONDS:g} s")

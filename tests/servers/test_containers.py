@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.servers import servers as servers_module
-from tests.servers.brokers import GivenRabbitMQ
 from tests.servers.containers import ContainerPlan, StartedContainer, remove_containers, start_container
 from tests.servers.databases import GivenPostgreSQL
+from tests.servers.given_rabbitmq import GivenRabbitMQ
 from tests.servers.resolve import Machine
 from tests.servers.rundir import RunDirectory
 from tests.servers.servers import Servers
