@@ -207,7 +207,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "orders.db").write_text("this is a shopping list, and long enough to be looked at by SQLite" * 20)
     ran = invoke("db", "upgrade", cwd=tmp_path, SAGAPOST_DATABASE_URL=sqlite(tmp_path))
     assert ran.returncode == 3
-    assert "Check that the path names a SQLite database" in ran.stderr
+    assert "check that the path names a SQLite database" in ran.stderr
 
 
 def test_a_database_that_is_not_there_ends_a_single_command_with_code_5(tmp_path: Path) -> None:

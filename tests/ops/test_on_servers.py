@@ -17,7 +17,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
+from sagapost.inbox.tables import INBOX_SCHEMA_VERSION
 from sagapost.outbox import Outbox
+from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
 from tests.ops.processes import Running, run, run_at_once, started
 from tests.ops.services import TYPE, OrderPlaced, write_service
 from tests.servers.fixtures import OwnPostgreSQL, OwnRabbitMQ
@@ -173,11 +175,15 @@ def test_a_queue_with_other_arguments_ends_with_code_2(settings: Settings, path:
     assert "'warehouse' exists on the broker with another argument 'x-delivery-limit'" in complaints[0]["message"]
 
 
-@pytest.mark.parametrize("command", [("relay",), ("consume", "shop:inbox")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("command", "version"),
+    [(("relay",), OUTBOX_SCHEMA_VERSION), (("consume", "shop:inbox"), INBOX_SCHEMA_VERSION)],
+    ids=["relay", "consume"],
+)
 async def test_an_older_schema_ends_with_code_4(
-    settings: Settings, path: str, tmp_path: Path, command: tuple[str, ...]
+    settings: Settings, path: str, tmp_path: Path, command: tuple[str, ...], version: int
 ) -> None:
-    """Both check before they work, and say which version they found."""
+    """Both check before they work, and say which version they found, and which one they need."""
     assert path == "shop:inbox"
     engine = create_async_engine(settings["SAGAPOST_DATABASE_URL"])
     async with engine.begin() as connection:
@@ -185,7 +191,7 @@ async def test_an_older_schema_ends_with_code_4(
     await engine.dispose()
     ran = run(*command, cwd=tmp_path, **settings)
     assert ran.returncode == 4
-    assert "has sagapost schema version 0, this release needs 2. Run `sagapost db upgrade`" in ran.stderr
+    assert f"has sagapost schema version 0, this release needs {version}. Run `sagapost db upgrade`" in ran.stderr
 
 
 # --- the tables ---

@@ -37,6 +37,7 @@ from sagapost.core.databases.failures import (
     ReadOnly,
     Refused,
     Unavailable,
+    code_of,
     driver_error,
 )
 from sagapost.core.errors import (
@@ -130,10 +131,11 @@ class DatabaseKit(ABC):
         said = f" It said: {cause}" if str(cause) and not isinstance(cause, TimeoutError) else ""
         match failure:
             case Unavailable(code=code, why=why) | ReadOnly(code=code, why=why):
-                reason = f": {why}" if why else ""
-                return f"The database at {where} cannot serve now ({code}){reason}; it is tried again.{said}"
+                # Without a code of its own it never answered.
+                state = "cannot serve now" if code_of(error) else "cannot be reached"
+                return f"The database at {where} {state} ({code}){f': {why}' if why else ''}.{said}"
             case Conflict(code=code):
-                return f"The database at {where} undid the call for the sake of another ({code}); it is tried again."
+                return f"The database at {where} undid the call for the sake of another ({code})."
             case MissingTable(code=code):
                 return (
                     f"The database at {where} lacks a table or column ({code}). Run `sagapost db upgrade`, and check "
