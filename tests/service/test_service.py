@@ -12,6 +12,7 @@ from sagapost import (
     BusinessFailure,
     CompensationContext,
     ConfigurationError,
+    Deadline,
     Service,
     StepContext,
     SyncContext,
@@ -196,3 +197,112 @@ def test_an_escalation_and_an_island_are_the_services_own() -> None:
     async def handle(_event: OrderPlaced, _ctx: StepContext) -> None: ...
 
     assert service.inbox.handlers[-1].on_exhausted is last_resort
+
+
+# --- deadlines ---
+
+IN_TIME = Deadline("in-time", OrderCancelled, after=timedelta(days=1))
+
+
+def test_a_deadline_is_an_object_and_not_its_name() -> None:
+    """A name would be misspelt one day; the object cannot be."""
+    service = Service("orders", source="urn:orders")
+    with pytest.raises(
+        ConfigurationError, match=r"orders\.on\(\) was given 'in-time' for a deadline\. Declare it once"
+    ):
+        service.on(OrderPlaced, cancels=["in-time"])  # type: ignore[list-item]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "said"),
+    [
+        (Deadline("in-tyme", OrderCancelled, after=timedelta(days=1)), r"'in-tyme', which no handler sets\. Did you"),
+        (Deadline("in-time", OrderCancelled, after=timedelta(days=2)), r"Two deadlines of orders are named 'in-time'"),
+    ],
+)
+async def test_a_deadline_that_is_not_the_one_that_was_set_is_found_before_it_runs(
+    cancelled: Deadline[OrderCancelled], said: str
+) -> None:
+    """Taking it back would take nothing back; a rehearsal and `sagapost consume` say so."""
+    service = Service("orders", source="urn:orders")
+
+    @service.on(OrderPlaced, deadlines=[IN_TIME])
+    async def begin(_event: OrderPlaced, _ctx: StepContext) -> None: ...
+
+    @service.on(StockReserved, cancels=[IN_TIME])
+    async def end(_event: StockReserved, _ctx: StepContext) -> None: ...
+
+    service.check()
+
+    @service.on(StockReleased, cancels=[cancelled])
+    async def also_end(_event: StockReleased, _ctx: StepContext) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=said):
+        service.check()
+    async with Rehearsal() as stage:
+        with pytest.raises(ConfigurationError, match=said):
+            await stage.add(service)
+
+
+async def test_a_deadline_publishes_its_own_event_and_is_taken_back_by_what_undoes() -> None:
+    """Another class is refused where it is set; a compensation takes the deadline back like a handler."""
+    service = Service("orders", source="urn:orders", starts=[OrderPlaced])
+    refused: list[str] = []
+
+    @service.compensation()
+    async def forget(ctx: CompensationContext) -> None:
+        assert await ctx.cancel_deadline(IN_TIME)
+
+    @service.on(OrderPlaced, deadlines=[IN_TIME], compensation=forget)
+    async def begin(placed: OrderPlaced, ctx: StepContext) -> None:
+        try:
+            await ctx.deadline(IN_TIME, StockReserved(placed.order))  # type: ignore[misc]  # pyright: ignore
+        except ConfigurationError as error:
+            refused.append(str(error))
+        await ctx.deadline(IN_TIME, OrderCancelled(placed.order))
+        await ctx.on_rollback(forget)
+
+    service.rolls_back_on(ItemMissing)
+    async with Rehearsal() as stage:
+        await stage.add(service)
+        for order in ("late", "failed"):
+            await stage.say(OrderPlaced(order), saga=order)
+        await stage.say(ItemMissing("failed"), saga="failed")
+        await stage.advance(timedelta(days=2))
+        assert stage.said(OrderCancelled) == [OrderCancelled("late")]
+    assert refused[0] == "The deadline 'in-time' publishes OrderCancelled, not StockReserved."
+
+
+# --- outside handlers ---
+
+
+async def test_what_begins_a_saga_can_be_undone_too() -> None:
+    """An intent is recorded in the caller's transaction, in the saga that was started; without one it is refused."""
+    orders = Service("orders", source="urn:orders", starts=[OrderPlaced], ends=[OrderCancelled])
+
+    @orders.compensation(emits=[OrderCancelled])
+    async def cancel(ctx: CompensationContext, *, order: str) -> None:
+        await ctx.publish(OrderCancelled(order))
+
+    orders.rolls_back_on(ItemMissing)
+    async with Rehearsal() as stage:
+        service = await stage.add(orders)
+        async with service.sessions.begin() as session:
+            with pytest.raises(ConfigurationError, match=r"outside a saga.*`with orders\.start\(\):`"):
+                await orders.on_rollback(session, cancel, order="o-1")
+            with orders.start("saga-1"):
+                await orders.publish(session, OrderPlaced("o-1"))
+                await orders.on_rollback(session, cancel, order="o-1")
+        await stage.say(ItemMissing("o-1"), saga="saga-1")
+        await stage.run()
+        assert stage.said(OrderCancelled, saga="saga-1") == [OrderCancelled("o-1")]
+
+
+def test_a_service_can_take_the_place_of_another() -> None:
+    """The next version of a service, in a program that knows both, on the same tables and under the same name."""
+    metadata = MetaData()
+    orders = Service("orders", source="urn:orders", metadata=metadata)
+    successor = Service("orders", source="urn:orders", replaces=orders, unknown="ignore")
+    assert successor.metadata is metadata
+    assert successor.tables is orders.tables
+    assert successor.inbox is not orders.inbox
