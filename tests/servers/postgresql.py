@@ -86,6 +86,10 @@ class PrivatePostgreSQL(PostgreSQLServer):
         """Whether its main process lives, be it paused."""
         return self._pid.read() is not None
 
+    def give(self, path: Path) -> None:
+        """Let the server read a file that we made."""
+        self._node.identity.give(path)
+
     def dsn(self, database: str | None = None) -> str:
         """`postgresql://...` for libpq and asyncpg."""
         return f"postgresql://{USER}:{self.password}@{LOOPBACK}:{self.port}/{database or 'postgres'}"

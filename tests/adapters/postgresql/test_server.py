@@ -53,7 +53,7 @@ async def _encrypted(url: str) -> tuple[bool, bool]:
     async with engine.connect() as connection:
         found = (await connection.execute(text(asked))).scalar_one()
     await engine.dispose()
-    by_relay: bool = await raw.fetchval(asked)
+    by_relay = bool(await raw.fetchval(asked))
     await raw.close()
     return by_relay, found
 
@@ -64,7 +64,7 @@ async def test_tls_by_the_words_of_libpq(own_postgresql: OwnPostgreSQL, certific
     for name in ("cert.pem", "key.pem"):
         shutil.copy(certificate.with_name(name), server.home / name)
         (server.home / name).chmod(0o600)
-        server._node.identity.give(server.home / name)
+        server.give(server.home / name)
     connection: asyncpg.Connection = await asyncpg.connect(server.dsn())
     for setting, value in (("ssl_cert_file", "cert.pem"), ("ssl_key_file", "key.pem"), ("ssl", "on")):
         told = value if setting == "ssl" else str(server.home / value)

@@ -127,7 +127,11 @@ async def test_a_connection_that_idled_too_long_in_its_transaction(postgresql_ur
         dsn, server_settings={"idle_in_transaction_session_timeout": "20ms"}
     )
     ended = anyio.Event()
-    connection.add_termination_listener(lambda _: ended.set())
+
+    def note(_connection: object) -> None:
+        ended.set()
+
+    connection.add_termination_listener(note)
     await connection.execute("BEGIN")
     with anyio.fail_after(30):
         await ended.wait()

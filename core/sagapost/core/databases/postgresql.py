@@ -20,12 +20,12 @@ from sqlalchemy import (
     Table,
     any_,
     bindparam,
-    column,
     func,
     literal,
     select,
     text,
 )
+from sqlalchemy import column as named
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import PGDialect, PGIdentifierPreparer
 from sqlalchemy.engine import URL
@@ -151,16 +151,16 @@ class PostgreSQL(DatabaseKit):
         return insert.execution_options(preserve_rowcount=True)
 
     def insert_missing(
-        self, table: Table, column_: Column[Any], fixed: Mapping[str, object]
+        self, table: Table, column: Column[Any], fixed: Mapping[str, object]
     ) -> Callable[[Connection, Sequence[Any]], set[Any]]:
         """See `DatabaseKit.insert_missing`: one statement, and one text of it for any number of values."""
-        incoming = self.elements("values", type(column_.type))
+        incoming = self.elements("values", type(column.type))
         constants = [literal(value, table.c[name].type) for name, value in fixed.items()]
         statement = (
             postgresql.insert(table)
-            .from_select([*fixed, column_.name], select(*constants, incoming.c.value))
+            .from_select([*fixed, column.name], select(*constants, incoming.c.value))
             .on_conflict_do_nothing()
-            .returning(column_)
+            .returning(column)
         )
 
         def write(connection: Connection, values: Sequence[Any]) -> set[Any]:
@@ -189,25 +189,25 @@ class PostgreSQL(DatabaseKit):
         replaced = {name: value for name, value in values.items() if not table.c[name].primary_key}
         return postgresql.insert(table).values(dict(values)).on_conflict_do_update(index_elements=keys, set_=replaced)
 
-    def is_any(self, column_: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    def is_any(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """See `DatabaseKit.is_any`: the values are one array."""
-        return column_ == func.any(bindparam(name, type_=ARRAY(column_.type)))
+        return column == func.any(bindparam(name, type_=ARRAY(column.type)))
 
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
         """See `DatabaseKit.elements`."""
         array = func.unnest(bindparam(name, type_=ARRAY(of)))
-        return array.table_valued(column("value", of), name="incoming").render_derived()
+        return array.table_valued(named("value", of), name="incoming").render_derived()
 
     def listed(self, values: Sequence[Any]) -> object:
         """See `DatabaseKit.listed`."""
         return list(values)
 
-    def among(self, column_: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+    def among(self, column: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
         """See `DatabaseKit.among`.
 
         As an array: without statistics of a table that has just grown, a join looks anew for each of its rows.
         """
-        return column_ == any_(func.array(found.scalar_subquery(), type_=ARRAY(of)))
+        return column == any_(func.array(found.scalar_subquery(), type_=ARRAY(of)))
 
     def begin_writing(self, connection: Connection) -> None:
         """See `DatabaseKit.begin_writing`: the driver does it."""

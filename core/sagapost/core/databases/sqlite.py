@@ -20,7 +20,6 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
-    column,
     false,
     func,
     inspect,
@@ -28,6 +27,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy import column as named
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.schema import ExecutableDDLElement
@@ -127,14 +127,14 @@ class SQLite(DatabaseKit):
         return sqlite.insert(table).on_conflict_do_nothing().inline()
 
     def insert_missing(
-        self, table: Table, column_: Column[Any], fixed: Mapping[str, object]
+        self, table: Table, column: Column[Any], fixed: Mapping[str, object]
     ) -> Callable[[Connection, Sequence[Any]], set[Any]]:
         """See `DatabaseKit.insert_missing`. A statement for each value: they are calls within this process."""
         statement = self.insert_once(table)
 
         def write(connection: Connection, values: Sequence[Any]) -> set[Any]:
-            rows = ({**fixed, column_.name: value} for value in values)
-            return {row[column_.name] for row in rows if connection.execute(statement, row).rowcount == 1}
+            rows = ({**fixed, column.name: value} for value in values)
+            return {row[column.name] for row in rows if connection.execute(statement, row).rowcount == 1}
 
         return write
 
@@ -159,22 +159,22 @@ class SQLite(DatabaseKit):
         replaced = {name: value for name, value in values.items() if not table.c[name].primary_key}
         return sqlite.insert(table).values(dict(values)).on_conflict_do_update(index_elements=keys, set_=replaced)
 
-    def is_any(self, column_: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    def is_any(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """See `DatabaseKit.is_any`."""
-        return column_.in_(bindparam(name, expanding=True))
+        return column.in_(bindparam(name, expanding=True))
 
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
         """See `DatabaseKit.elements`: any number of values are the JSON of one text."""
-        return func.json_each(bindparam(name)).table_valued(column("value", of), name="incoming")
+        return func.json_each(bindparam(name)).table_valued(named("value", of), name="incoming")
 
     def listed(self, values: Sequence[Any]) -> object:
         """See `DatabaseKit.listed`."""
         return json.dumps(list(values), ensure_ascii=False)
 
-    def among(self, column_: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+    def among(self, column: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
         """See `DatabaseKit.among`."""
         del of
-        return column_.in_(found)
+        return column.in_(found)
 
     def writers_turn(self, table: Table) -> Executable | None:
         """See `DatabaseKit.writers_turn`.
