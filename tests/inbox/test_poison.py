@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from datetime import UTC, datetime, timedelta
 
@@ -187,3 +188,42 @@ async def test_a_parked_message_that_kills_the_process_is_recognised_as_well(
     assert sorted(await victim.written()) == ["retry-1", "retry-2"]
     (parked,) = await victim.parked()
     assert (parked.state, parked.reason, parked.crashes) == ("dead", "killed-process", 3)
+
+
+# --- a message that kills the database's process ---
+
+
+async def test_a_message_that_crashes_the_database_each_time_is_counted_and_parked(
+    own_postgresql: OwnPostgreSQL, broker: MemoryBroker
+) -> None:
+    """Its statement takes the server down, which comes back: after two times it is its own failure, and parked.
+
+    Those that shared its group, or were in flight beside it, and lost their connections too, are handled exactly once
+    and never parked.
+    """
+    server = own_postgresql(durable=True)
+    engine = create_async_engine(server.url(), pool_size=15)
+    service = Service()
+    crashes = 0
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal crashes
+        await ctx.session.execute(service.write(event.order_id))
+        if event.order_id == "crash":
+            crashes += 1
+            os.kill((await ctx.session.execute(text("SELECT pg_backend_pid()"))).scalar_one(), signal.SIGKILL)
+            await ctx.session.execute(text("SELECT pg_sleep(30)"))
+
+    await service.install(engine)
+    orders = [f"{n:02}" for n in range(20)]
+    await send(broker, service, *(an_event(OrderPlaced(order)) for order in [*orders[:10], "crash", *orders[10:]]))
+    async with running(service, engine, broker, max_crashes=2, batch=5) as consumer:
+        await consumer.settled(21)
+        assert len(consumer.seen.of(obs.Parked)) == 1
+    assert crashes == 2
+    assert sorted(await service.written(engine)) == orders
+    (parked,) = await service.parked(engine)
+    assert (parked.state, parked.reason) == ("dead", "failed")
+    assert "lost 2 times in a row" in parked.error
+    await engine.dispose()

@@ -441,7 +441,7 @@ class Execute(MigrationStep):
 
     def done(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        return connection.dialect.name not in self.by_dialect or self.is_done(connection)
+        return not self.statements(connection.dialect) or self.is_done(connection)
 
     def statements(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
@@ -469,11 +469,10 @@ def _indexes(table: Table, dialect: Dialect) -> list[Index]:
 
 
 def _meant_for(index: Index, dialect: Dialect) -> bool:
-    condition = getattr(index, "_ddl_if", None)
-    if condition is None or condition.dialect is None:
+    named: str | Collection[str] | None = getattr(getattr(index, "_ddl_if", None), "dialect", None)
+    if named is None:
         return True
-    named: str | Collection[str] = condition.dialect
-    return dialect.name in ({named} if isinstance(named, str) else set(named))
+    return kit_of(dialect.name).name in ({named} if isinstance(named, str) else set(named))
 
 
 def _columns(connection: Connection, table: Table) -> set[str]:

@@ -17,6 +17,7 @@ from sagapost.inbox import observations as obs
 from sagapost.inbox.attempts import Attempts
 from sagapost.inbox.database import Link
 from sagapost.inbox.faults import kind_of, text_of, traceback_of
+from sagapost.inbox.guarded import LostError
 from sagapost.inbox.keys import dedup_key, malformed_key
 from sagapost.inbox.last_resort import last_resort_of
 from sagapost.inbox.message import Arrival, Message, Parking, Unreadable
@@ -87,12 +88,15 @@ class Dispatcher:
             return "ack"
         if not arrival.calls:
             return await self._unknown(arrival)
-        if not arrival.redelivered:
+        if not arrival.redelivered and not arrival.losses:
             await self._handle(link, arrival)
             return "ack"
-        # One at a time, so that a killer is known from the rest.
+        # One at a time, so that a killer, of the process or of the database's, is known from the rest.
         async with self._suspects.turn:
-            await self._handle_suspect(link, arrival)
+            if arrival.redelivered:
+                await self._handle_suspect(link, arrival)
+            else:
+                await self._handle(link, arrival)
         return "ack"
 
     async def _handle(self, link: Link, message: Message) -> None:
@@ -122,7 +126,8 @@ class Dispatcher:
         """Decide what becomes of a message, with its handlers' last resort before it is dead; None: it is done."""
         parked = verdict(message, outcome, self._settings.retry, now=self._now())
         instead = last_resort_of(message, parked) if parked is not None else None
-        if parked is None or instead is None:
+        if parked is None or instead is None or message.losses > self._settings.max_crashes:
+            # The last resort may be what the connection is lost by, too.
             return parked
         conflicts = 0
         while True:
@@ -153,6 +158,14 @@ class Dispatcher:
     async def _attempt(self, link: Link, message: Message) -> Outcome:
         """Try a message: once, and again at once as often as its policy and the cause allow."""
         event = message.event
+        if message.losses >= self._settings.max_crashes:
+            poison = LostError(
+                f"Its connection to the database was lost {message.losses} times in a row while it was handled, and "
+                "new ones worked each time. Look into the server's log for what ends them (a crash, a limit on memory "
+                "or on time), correct it, then redrive."
+            )
+            self._notify_failed(event, message.attempts + 1, poison)
+            return Failed(poison)
         conflicts = tries = 0
         while True:
             tries += 1
@@ -236,7 +249,11 @@ class Dispatcher:
             if self._inbox.ordered and key is not None:
                 await self.promote([key])
             return
-        outcome = await self._attempt(link, message)
+        if message.losses:
+            async with self._suspects.turn:
+                outcome = await self._attempt(link, message)
+        else:
+            outcome = await self._attempt(link, message)
         parked = await self._verdict(link, message, outcome)
         await link.give_back()
         if parked is not None and parked.state == "behind":

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is in 2.0 as well
 
-from sagapost.core.errors import HandlerError
+from sagapost.core.errors import HandlerError, StoreUnavailableError
 from sagapost.inbox import outcome_of_commit as commits
 from sagapost.inbox.database import Database, Link
 from sagapost.inbox.faults import text_of
@@ -29,6 +29,7 @@ from sagapost.inbox.session import HandlerSessions
 from sagapost.inbox.time_limit import Limit, time_limit
 
 __all__ = [
+    "ConnectionLostError",
     "EndedError",
     "EscapedError",
     "Guard",
@@ -67,6 +68,10 @@ class LateError(GuardError):
 
 class EndedError(HandlerError):
     """The function ended the transaction, or closed its connection: part of it may be committed."""
+
+
+class ConnectionLostError(StoreUnavailableError):
+    """The database went away while users' functions ran or were committed. One of them may be why."""
 
 
 class LostError(GuardError, ConnectionError):
@@ -144,7 +149,7 @@ class Guard:
         :raises LateError: if users' code did not return in time. Nothing of it is committed.
         :raises EndedError: the same, and before that it had ended the transaction.
         :raises StoreUnavailableError: if the database went away. Nothing is done, or (rarely, if it went during the
-            commit) everything is.
+            commit) everything is. If users' functions had begun it is a `ConnectionLostError`.
         """
         database, progress = self._database, Progress()
         async with database.turn():
@@ -156,20 +161,28 @@ class Guard:
                 late = self._late(progress)
                 await link.give_back(broken=True)
                 if progress.stage != "handle":
-                    raise database.unavailable(error) from error
+                    raise self._unavailable(error, progress) from error
                 raise late from None
             except BaseException as error:
                 # Cancelled, or the database failed a statement of ours: what the connection is in, nobody knows.
                 await link.give_back(broken=True)
                 if isinstance(error, SQLAlchemyError | OSError | EOFError):
-                    raise database.unavailable(error) from error
+                    raise self._unavailable(error, progress) from error
                 raise
         if progress.lost:
             # The database may be gone, or this connection, or one that only the function knows: a fresh connection
             # tells them apart.
             await link.give_back(broken=True)
-            await database.ping()
+            try:
+                await database.ping()
+            except StoreUnavailableError as away:
+                raise ConnectionLostError(str(away)) from away
         return done
+
+    def _unavailable(self, error: BaseException, progress: Progress) -> StoreUnavailableError:
+        unavailable = self._database.unavailable(error)
+        # Before a function ran, only a statement of ours can have failed.
+        return unavailable if progress.stage == "claim" else ConnectionLostError(str(unavailable))
 
     def _late(self, progress: Progress) -> Exception:
         if progress.transaction is not None and (ended := progress.transaction.ended()) is not None:

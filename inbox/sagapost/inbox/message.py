@@ -46,8 +46,8 @@ class Message:
     """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
     suspect: bool = False
     """Parked, and in hand when a process died: it is handled alone."""
-    lost: bool = False
-    """The connection was closed under its handlers once, which was taken for an outage."""
+    losses: int = 0
+    """How often in a row its connection was lost while its handlers ran or committed. Once is an outage."""
     on_end: Callable[[], None] | None = None
     """Called when nobody works on it any more."""
 

@@ -86,7 +86,8 @@ class ConsumerSettings:
     database_timeout: timedelta = timedelta(seconds=15)
     """Longest wait for the database where no handler runs. Over it the database counts as unreachable."""
     max_crashes: int = 3
-    """How often a message may be in hand when the process dies before it is parked as its killer. Range 2 to 100."""
+    """How often a message may be in hand when the process dies before it is parked as its killer; and how often in a
+    row its connection to the database may be lost under it before that is a failure of its own. Range 2 to 100."""
     retention: timedelta = timedelta(days=7)
     """The dedup window: how long a handled message is remembered. An event older than it is parked, not handled."""
     prune_interval: timedelta = timedelta(minutes=1)

@@ -124,10 +124,9 @@ class Transactions:
             execution.commit()
         except BaseException as raised:
             cause = execution.failure(raised)
-            if isinstance(cause, LostError) and not message.lost:
+            if isinstance(cause, LostError) and not message.losses:
                 # The server may be restarting. If it happens to this message again, the message is to blame.
-                message.lost = True
-                raise self._tools.database.unavailable(cause) from cause
+                raise cause from None
             match cause:
                 case BusinessFailure():
                     return self._publish_failure(connection, message, cause, began, progress)

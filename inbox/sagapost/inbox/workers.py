@@ -12,6 +12,7 @@ from sagapost.core.errors import StoreUnavailableError
 from sagapost.inbox.availability import Availability
 from sagapost.inbox.database import Database, Link
 from sagapost.inbox.dispatch import Dispatcher
+from sagapost.inbox.guarded import ConnectionLostError
 from sagapost.inbox.message import Arrival, Message, Unreadable
 from sagapost.inbox.ordering import Lanes
 from sagapost.inbox.together import Together
@@ -127,7 +128,11 @@ class Workers:
                 done = await self._together.handle(link, messages)
             except StoreUnavailableError as error:
                 await link.give_back(broken=True)
+                _count_loss(error, messages)
                 if not await self._availability.restored(error):
+                    return False
+                if isinstance(error, ConnectionLostError):
+                    # One of them may be why, and must be told from the others.
                     return False
                 continue
             except anyio.get_cancelled_exc_class():
@@ -152,6 +157,7 @@ class Workers:
                     _settle(arrival, refuse=settle == "refuse")
             except StoreUnavailableError as error:
                 await link.give_back(broken=True)
+                _count_loss(error, [arrival])
                 if not await self._availability.restored(error):
                     return False
             except anyio.get_cancelled_exc_class():
@@ -169,6 +175,13 @@ class Workers:
             except StoreUnavailableError:
                 # Then it counts as a crash, of which it takes several.
                 return
+
+
+def _count_loss(error: StoreUnavailableError, arrivals: Sequence[Arrival]) -> None:
+    if isinstance(error, ConnectionLostError):
+        for arrival in arrivals:
+            if isinstance(arrival, Message):
+                arrival.losses += 1
 
 
 def _let_go(arrival: Arrival) -> None:

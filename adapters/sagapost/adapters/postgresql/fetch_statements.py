@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Table
 
 from sagapost.adapters.postgresql.rows import ROW_COLUMNS, qualified
-from sagapost.outbox.positions import advance_statement
+from sagapost.core.databases import PostgreSQL
 
 __all__ = ["FetchStatements"]
 
@@ -118,7 +118,7 @@ class FetchStatements:
             WHERE position > $1::int8 AND position <= $2::int8 AND slot % $5::int = ANY($6::int[])
               AND (pg_visible_in_snapshot(xid, $3::pg_snapshot) OR xid >= pg_snapshot_xmax(pg_current_snapshot()))
             ORDER BY position LIMIT $4::int"""
-        self.advance = advance_statement(outbox, dead, "postgresql")
+        self.advance = PostgreSQL().advance_sequence(outbox, dead)
         # After a dump is restored into another cluster, transaction ids restart: rows then carry ids from the future,
         # which no snapshot will see for a long time. They are visible to us, so they are committed: stamp them anew.
         # Costs one index probe when there are none.

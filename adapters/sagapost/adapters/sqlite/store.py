@@ -36,7 +36,6 @@ from sagapost.core.outbox_store import (
     RelayId,
 )
 from sagapost.core.schema import check_schema
-from sagapost.outbox.positions import advance_statement
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
 
 __all__ = ["SQLiteOutboxStore"]
@@ -120,7 +119,7 @@ class SQLiteOutboxStore:
     @asynccontextmanager
     async def _open_reader(self) -> AsyncGenerator[OutboxReader, None]:
         link = self._open_link()
-        advance = advance_statement(self._tables.outbox, self._tables.dead, "sqlite")
+        advance = KIT.advance_sequence(self._tables.outbox, self._tables.dead)
         try:
             await link.write(lambda connection: connection.execute(advance).close())
             yield PositionReader(link, self._tables.outbox, await self.partition_count())

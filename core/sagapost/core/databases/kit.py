@@ -226,6 +226,14 @@ class DatabaseKit(ABC):
     def among(self, column_: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
         """Return "`column_` is one of the values that `found` finds", looked for once."""
 
+    @abstractmethod
+    def sequence_lags(self, table: Table, other: Table) -> str:
+        """Return a query whose one value says whether `table` would draw a position that is not beyond all in both."""
+
+    @abstractmethod
+    def advance_sequence(self, table: Table, other: Table) -> str:
+        """Return a statement that advances the positions of `table` past all in both, if they lag; repeatable."""
+
     def writers_turn(self, table: Table) -> Executable | None:
         """Return a statement that makes this the only writing transaction; None where rows are locked.
 

@@ -209,6 +209,14 @@ class PostgreSQL(DatabaseKit):
         """
         return column == any_(func.array(found.scalar_subquery(), type_=ARRAY(of)))
 
+    def sequence_lags(self, table: Table, other: Table) -> str:
+        """See `DatabaseKit.sequence_lags`."""
+        return _lagging(table, other, found="count(*) > 0")
+
+    def advance_sequence(self, table: Table, other: Table) -> str:
+        """See `DatabaseKit.advance_sequence`. It needs the right UPDATE on the sequence only where it has to act."""
+        return _lagging(table, other, found="setval(seq, highest)")
+
     def begin_writing(self, connection: Connection) -> None:
         """See `DatabaseKit.begin_writing`: the driver does it."""
 
@@ -286,6 +294,19 @@ class _Arrays(Batch):
         parameters = {name: [row[name] for row in rows] for name in self._columns}
         result = connection.execute(self._statement, parameters)
         return set(result.scalars()) if result.returns_rows else ()
+
+
+def _lagging(table: Table, other: Table, *, found: str) -> str:
+    """Select `found` of the sequence and the highest position, where the sequence is behind."""
+    one, two = quoting.format_table(table), quoting.format_table(other)
+    name = one.replace("'", "''")
+    # Rows are not locked and none is read: both maxima come from the end of a primary key. The sequence's state is
+    # read through a function, since its name is known only when the statement runs.
+    return (
+        f"SELECT {found} FROM (SELECT pg_get_serial_sequence('{name}', 'position')::regclass AS seq, "  # noqa: S608
+        f"greatest((SELECT max(position) FROM {one}), (SELECT max(position) FROM {two})) AS highest) s "
+        "WHERE seq IS NOT NULL AND highest > coalesce(pg_sequence_last_value(seq), 0)"
+    )
 
 
 def _of_arrays(table: Table) -> postgresql.Insert:

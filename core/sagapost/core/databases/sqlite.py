@@ -176,6 +176,31 @@ class SQLite(DatabaseKit):
         del of
         return column.in_(found)
 
+    def sequence_lags(self, table: Table, other: Table) -> str:
+        """See `DatabaseKit.sequence_lags`.
+
+        AUTOINCREMENT looks at the table as well as at its memory, so only rows of the other table can be ahead.
+        """
+        return (
+            f"SELECT ({self._highest(table, other)}) > max("  # noqa: S608 - names of ours
+            f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table.name}'), 0), "
+            f"coalesce((SELECT max(position) FROM {self.quote(table)}), 0))"
+        )
+
+    def advance_sequence(self, table: Table, other: Table) -> str:
+        """See `DatabaseKit.advance_sequence`."""
+        highest = self._highest(table, other)
+        return (
+            f"UPDATE sqlite_sequence SET seq = ({highest}) "  # noqa: S608 - names of ours
+            f"WHERE name = '{table.name}' AND seq < ({highest})"
+        )
+
+    def _highest(self, table: Table, other: Table) -> str:
+        return (
+            f"SELECT max(coalesce((SELECT max(position) FROM {self.quote(table)}), 0), "  # noqa: S608 - likewise
+            f"coalesce((SELECT max(position) FROM {self.quote(other)}), 0))"
+        )
+
     def writers_turn(self, table: Table) -> Executable | None:
         """See `DatabaseKit.writers_turn`.
 

@@ -75,9 +75,11 @@ def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 def sql(
     env_file: EnvFile = None,
-    dialect: Annotated[
+    named: Annotated[
         str | None,
-        typer.Option(help="postgresql or sqlite. Default: that of SAGAPOST_DATABASE_URL.", show_default=False),
+        typer.Option(
+            "--dialect", help="postgresql or sqlite. Default: that of SAGAPOST_DATABASE_URL.", show_default=False
+        ),
     ] = None,
     after: Annotated[
         int | None,
@@ -88,9 +90,8 @@ def sql(
 
     With --from those that lead from that version to this release's.
     """
-    loaded = load(required=() if dialect else ("database_url",), env_file=env_file)
-    if dialect is None:
-        dialect = database.engine_url(loaded.database_url).get_backend_name()
+    loaded = load(required=() if named else ("database_url",), env_file=env_file)
+    dialect = named or loaded.database_url.backend
     if not has_kit(dialect):
         raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
     tables = tables_of(loaded.settings)
