@@ -106,6 +106,16 @@ class Database:
         """
         return await self._on_connection(lambda connection: self._in_transaction(connection, work))
 
+    async def run_async(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """As `run`, for work that awaits."""
+
+        async def run(connection: AsyncConnection) -> T:
+            result = await work(connection)
+            await connection.commit()
+            return result
+
+        return await self._on_connection(run)
+
     async def ping(self) -> None:
         """Ask for an answer on a connection.
 

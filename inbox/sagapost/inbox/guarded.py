@@ -274,6 +274,8 @@ class GuardedTransaction:
         before the connection was lost.
         """
         cause = sole(raised)
+        if commits.is_aftermath(cause):
+            cause = self._swallowed()
         late = self._progress.limit.expired() and isinstance(cause, asyncio.CancelledError | TimeoutError)
         if late or is_ours(cause):
             raise raised

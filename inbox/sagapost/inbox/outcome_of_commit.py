@@ -20,6 +20,7 @@ __all__ = [
     "Answer",
     "begin_noting",
     "has_failed",
+    "is_aftermath",
     "is_lost",
     "is_open",
     "note_errors_of",
@@ -46,7 +47,7 @@ def _note(context: ExceptionContext) -> None:
     error = context.sqlalchemy_exception or context.original_exception
     if context.connection is None or context.connection.closed or context.is_disconnect:
         return
-    if isinstance(error, DBAPIError) and code_of(error) == _IN_FAILED_TRANSACTION:
+    if is_aftermath(error):
         # What follows from the one that is noted already.
         return
     context.connection.info[_NOTED] = error
@@ -108,6 +109,11 @@ def has_failed(connection: Connection) -> bool:
             raise
         return True
     return False
+
+
+def is_aftermath(error: BaseException) -> bool:
+    """Return whether a statement failed only because an earlier one of its transaction had."""
+    return isinstance(error, DBAPIError) and code_of(error) == _IN_FAILED_TRANSACTION
 
 
 def undoes_by_itself(connection: Connection, error: BaseException | None) -> bool:

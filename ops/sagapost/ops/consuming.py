@@ -22,7 +22,7 @@ from sagapost.ops.composition import Composition
 from sagapost.ops.daemon import Requirement, Worker
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of
-from sagapost.sagas import Compensator, Sagas
+from sagapost.sagas import Compensator, CompensatorSettings, Sagas
 from sagapost.sagas.manifests import sagas_of
 
 __all__ = ["consumers", "inboxes_there", "make_consumer_engine", "require_one_outbox"]
@@ -97,7 +97,8 @@ def make_consumer_engine(loaded: LoadedSettings, *, inboxes: int) -> AsyncEngine
     """Return the engine whose transactions the handlers of `inboxes` inboxes run in; nothing is opened yet."""
     settings, url = loaded.settings, loaded.database_url
     # As many as can be in use at once: waiting for the pool would look like a database that does not answer.
-    room = inboxes * (settings.consumer_concurrency + HOUSEKEEPING)
+    # An inbox may have a compensator beside it.
+    room = inboxes * (settings.consumer_concurrency + HOUSEKEEPING + CompensatorSettings().concurrency)
     if not url.scheme.startswith("sqlite"):
         limits = {
             "timeout": settings.database_connect_timeout.total_seconds(),

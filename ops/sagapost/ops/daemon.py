@@ -7,6 +7,7 @@ wait for each requirement -> run the services -> SIGTERM/SIGINT: stop, drain wit
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -173,6 +174,11 @@ class Daemon:
             self._left += left
         except Exception as error:
             return _sole(error)
+        except BaseException as error:
+            if isinstance(error, anyio.get_cancelled_exc_class()) and anyio.current_effective_deadline() == -math.inf:
+                # Ours: the drain budget is over, or another part failed.
+                raise
+            return RuntimeError(f"it ended with {type(error).__name__}, which nobody had asked for")
         finally:
             self._running.remove(service)
         return None

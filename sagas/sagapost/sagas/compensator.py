@@ -1,20 +1,33 @@
-"""The compensator: undoes what is due, newest step first, each compensation in a transaction of its own."""
+"""The compensator: undoes what is due, newest step first, each compensation in a transaction of its own.
+
+What a compensation does runs guarded, like a handler (`sagapost.inbox.guarded`); a failure is counted in a second
+transaction, which does not depend on what became of the first.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import anyio
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.util import await_only
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.context import SagaContext, bind
-from sagapost.core.databases import Conflict, Outage, drop_useless_connections, kit_of, wrapped
-from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.errors import ConfigurationError, HandlerError, StoreUnavailableError
+from sagapost.core.observer import Observer, Observers
+from sagapost.inbox.database import Database, Link
+from sagapost.inbox.faults import clean, kind_of, text_of
+from sagapost.inbox.guarded import Guard, GuardedTransaction, GuardError, LateError, Progress
+from sagapost.inbox.invocation import Isolated
+from sagapost.inbox.session import HandlerSessions
 from sagapost.sagas import observations as obs
+from sagapost.sagas.compensations import CompensationDeclaration, NotYet
 from sagapost.sagas.context import CompensationContext
 from sagapost.sagas.events import CompensationDone, CompensationNeedsHuman, RolledBack
 from sagapost.sagas.ledger import Intent, Ledger, intent_of
@@ -36,11 +49,33 @@ class CompensatorSettings:
     retry: Backoff = field(default_factory=lambda: Backoff(base=timedelta(seconds=1), cap=timedelta(minutes=15)))
     """Wait between attempts on one compensation."""
     timeout: timedelta = timedelta(minutes=1)
-    """Longest one compensation may take."""
+    """Longest one compensation may take; over it, it is rolled back and the attempt counts as failed."""
+    concurrency: int = 4
+    """Compensations at a time, of different sagas, each on a connection of the engine's pool. Range 1 to 100. A
+    database with one writer: 1 is used there."""
+    database_timeout: timedelta = timedelta(seconds=15)
+    """Longest wait for the database where no compensation runs. Over it the database counts as unreachable."""
     reconnect: Backoff = field(
         default_factory=lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5))
     )
     """Wait between attempts to reach the database. Burns no attempt of any compensation."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.concurrency <= 100:
+            raise ConfigurationError(f"CompensatorSettings.concurrency is {self.concurrency}; use 1 to 100.")
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One look for what is due, and what came of it."""
+
+    claimed: Callable[[], None]
+    """Called once it is known what is to be undone, and that nobody else does it."""
+    saga: str = ""
+    intent: Intent | None = None
+    failure: Exception | None = None
+    told: list[obs.SagaObservation] = field(default_factory=list[obs.SagaObservation])
+    """What is true once the transaction is committed."""
 
 
 class Compensator:
@@ -48,7 +83,10 @@ class Compensator:
 
     Every compensation is one transaction: what the function writes and publishes, and its mark in the ledger. It runs
     at least once and takes effect once. A failure is recorded and tried again with growing waits; after
-    `max_attempts` the saga is stuck until a person decides, and its older steps wait, since order is reverse order.
+    `max_attempts`, or at once if the function breaks its contract (ends the transaction, returns what is neither None
+    nor `NotYet`), the saga is stuck until a person decides, and its older steps wait, since order is reverse order.
+
+    While a compensation waits for somebody, other sagas go on, and so do the events of its own saga.
     """
 
     def __init__(
@@ -60,138 +98,276 @@ class Compensator:
         observer: Observer | None = None,
     ) -> None:
         self._sagas = sagas
-        self._kit = kit_of(engine)
-        drop_useless_connections(engine)
-        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
         self._settings = settings if settings is not None else CompensatorSettings()
-        self._observer = observer if observer is not None else NullObserver()
+        self._observer: Observer = Observers(() if observer is None else (observer,))
+        self._database = Database(engine, concurrency=1, timeout=self._settings.database_timeout)
+        self._sessions = HandlerSessions(None, sagas.outbox)
+        self._guard = Guard(
+            self._database, self._settings.timeout.total_seconds(), setting="CompensatorSettings.timeout"
+        )
         self._stopping = anyio.Event()
+        self._looking = False
+        """One worker at a time looks for what is due."""
+        self._more = anyio.Event()
+        self._taken: set[str] = set()
+        """Sagas in flight here, until what came of them is recorded. A function that commits gives its lock away."""
 
     def stop(self) -> None:
-        """Let `run` return after the compensation in hand."""
+        """Let `run` return after the compensations in flight."""
         self._stopping.set()
+        self._more.set()
 
     async def run(self) -> None:
         """Undo what is due until `stop` is called or the task is cancelled. Database outages are waited out."""
-        attempt = 0
-        while not self._stopping.is_set():
-            pause = self._settings.poll_interval.total_seconds()
-            try:
-                worked = await self.step()
-                attempt = 0
-                if worked:
-                    continue
-            except Exception as error:
-                if not isinstance(self._kit.classify(error), Outage | Conflict):
-                    raise
-                attempt += 1
-                pause = self._settings.reconnect.seconds(attempt)
-                self._observer.notify(obs.LedgerUnavailable(self._sagas.service, type(error).__name__, attempt, pause))
-            with anyio.move_on_after(pause):
-                await self._stopping.wait()
+        workers = 1 if self._database.kit.one_writer else self._settings.concurrency
+        async with anyio.create_task_group() as tasks:
+            for _ in range(workers):
+                tasks.start_soon(self._work)
 
     async def step(self) -> bool:
-        """Carry out the compensation that has been due the longest; False if none is due."""
-        sagas = self._sagas
-        told: list[obs.SagaObservation] = []
-        async with self._sessions() as session, session.begin():
-            ledger = sagas.ledger(session)
-            claimed = (await session.execute(ledger.claim())).one_or_none()
-            turn = ledger.take_turn()
-            if claimed is not None and turn is not None:
-                await session.execute(turn)
-                claimed = (await session.execute(ledger.claim())).one_or_none()
-            if claimed is None:
-                return False
-            saga: str = claimed.saga
-            with bind(SagaContext(correlationid=saga, causationid=claimed.rollback_cause)):
-                row = (await session.execute(ledger.next_intent(saga))).one_or_none()
-                if row is None:
-                    await self._finish(session, ledger, saga, told.append)
-                else:
-                    await self._undo(
-                        session,
-                        ledger,
-                        saga,
-                        intent_of(row),
-                        (claimed.rollback_reason, claimed.rollback_cause),
-                        told.append,
-                    )
+        """Carry out the compensation that has been due the longest; False if none is due.
+
+        :raises StoreUnavailableError: if the database cannot be reached.
+        """
+        link = Link(self._database)
+        worked: list[bool] = []
+        failed: list[StoreUnavailableError] = []
+
+        async def take_turn() -> None:
+            try:
+                worked.append(await self._take_turn(link, lambda: None))
+            except StoreUnavailableError as error:
+                failed.append(error)
+            finally:
+                await link.give_back()
+
+        # In a task of our own: who cancels the caller's task cancels it by its scope.
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turn)
+        for error in failed:
+            raise error
+        return worked[0]
+
+    # --- workers ---
+
+    async def _work(self) -> None:
+        link = Link(self._database)
+        attempt = 0
+        try:
+            while not self._stopping.is_set():
+                pause = self._settings.poll_interval.total_seconds()
+                try:
+                    worked = await self._look(link)
+                    attempt = 0
+                    if worked:
+                        continue
+                except StoreUnavailableError as error:
+                    attempt += 1
+                    pause = self._settings.reconnect.seconds(attempt)
+                    lost = obs.LedgerUnavailable(self._sagas.service, str(error), attempt, pause)
+                    self._observer.notify(lost)
+                await link.give_back()
+                with anyio.move_on_after(pause):
+                    await self._more.wait()
+        finally:
+            await link.give_back()
+
+    async def _look(self, link: Link) -> bool:
+        """Take a turn, unless somebody else is looking already; let the next one look once something is claimed."""
+        if self._looking:
+            return False
+        self._looking = True
+        claimed = False
+
+        def let_others_look() -> None:
+            nonlocal claimed
+            claimed, self._looking = True, False
+            self._more.set()
+            if not self._stopping.is_set():
+                self._more = anyio.Event()
+
+        try:
+            return await self._take_turn(link, let_others_look)
+        finally:
+            if not claimed:
+                self._looking = False
+
+    async def _take_turn(self, link: Link, claimed: Callable[[], None]) -> bool:
+        turn = _Turn(claimed)
+
+        def work(connection: Connection, outer: AsyncConnection, progress: Progress) -> bool:
+            return self._claim_and_undo(connection, outer, progress, turn)
+
+        try:
+            try:
+                worked = await self._guard.run(link, work)
+            except (LateError, HandlerError) as error:
+                worked, turn.failure = True, error
+            if turn.failure is not None:
+                await link.give_back()
+                turn.told = await self._count(turn, turn.failure)
+        finally:
+            self._taken.discard(turn.saga)
         # Only what is committed has happened.
-        for event in told:
+        for event in turn.told:
             self._observer.notify(event)
+        return worked
+
+    # --- in the greenlet, in one transaction ---
+
+    def _claim_and_undo(self, connection: Connection, outer: AsyncConnection, progress: Progress, turn: _Turn) -> bool:
+        ledger = self._sagas.ledger(AsyncSession(outer))
+        claimed = connection.execute(ledger.claim(self._taken)).one_or_none()
+        writers_turn = ledger.take_turn()
+        if claimed is not None and writers_turn is not None:
+            connection.execute(writers_turn)
+            claimed = connection.execute(ledger.claim(self._taken)).one_or_none()
+        if claimed is None:
+            connection.rollback()
+            return False
+        turn.saga = claimed.saga
+        self._taken.add(turn.saga)
+        if connection.execute(ledger.due(turn.saga)).one_or_none() is None:
+            # Somebody else has dealt with it between the look and the lock.
+            connection.rollback()
+            return True
+        row = connection.execute(ledger.next_intent(turn.saga)).one_or_none()
+        turn.intent = intent_of(row) if row is not None else None
+        turn.claimed()
+        with bind(SagaContext(correlationid=turn.saga, causationid=claimed.rollback_cause)):
+            transaction = GuardedTransaction(self._database, self._sessions, connection, outer, progress)
+            try:
+                if turn.intent is None:
+                    await_only(self._end_rollback(transaction.session, ledger, turn))
+                else:
+                    self._undo(transaction, ledger, turn, turn.intent, claimed)
+                transaction.commit()
+            except BaseException as raised:
+                turn.failure = transaction.failure(raised)
         return True
 
-    async def _undo(
-        self,
-        session: AsyncSession,
-        ledger: Ledger,
-        saga: str,
-        intent: Intent,
-        why: tuple[str, str | None],
-        tell: Callable[[obs.SagaObservation], None],
+    def _undo(
+        self, transaction: GuardedTransaction, ledger: Ledger, turn: _Turn, intent: Intent, claimed: Any
     ) -> None:
-        sagas, attempts = self._sagas, intent.attempts + 1
-        reason, cause = why
-        try:
-            async with session.begin_nested():
-                declaration = sagas.compensations[intent.name]
-                context = CompensationContext(
-                    session=session,
-                    outbox=sagas.outbox,
-                    saga=saga,
-                    reason=reason,
-                    cause=cause,
-                    step_event=intent.step_event,
-                    attempt=attempts,
-                )
-                with anyio.fail_after(self._settings.timeout.total_seconds()):
-                    result = await declaration.function(context, **declaration.unpack(intent.arguments))
-        except Exception as error:
-            if wrapped(error) is not None and self._kit.is_outage(error):
-                raise
-            await self._failed(session, ledger, saga, intent, error, tell)
-            return
+        declaration = self._sagas.compensations.get(intent.name)
+        if declaration is None:
+            raise ConfigurationError(f"no compensation named {intent.name!r} is registered any more")
+        context = CompensationContext(
+            session=transaction.session,
+            outbox=self._sagas.outbox,
+            saga=turn.saga,
+            reason=claimed.rollback_reason,
+            cause=claimed.rollback_cause,
+            step_event=intent.step_event,
+            attempt=intent.attempts + 1,
+        )
+        saga = SagaContext(correlationid=turn.saga, causationid=claimed.rollback_cause)
+        result = transaction.call(intent.name, Isolated(_call(declaration, context, intent, saga)))
+        transaction.write()
+        await_only(self._mark(transaction.session, ledger, turn, intent, result))
+
+    # --- what is written beside it ---
+
+    async def _mark(
+        self, session: AsyncSession, ledger: Ledger, turn: _Turn, intent: Intent, result: NotYet | None
+    ) -> None:
+        """Write down, in the compensation's own transaction, that it is done, or under way."""
+        sagas, saga, attempts = self._sagas, turn.saga, intent.attempts + 1
+        await session.execute(ledger.lock(saga))
         if result is not None:
             await session.execute(ledger.postpone(saga, result.after))
-            tell(obs.CompensationUnderWay(sagas.service, saga, intent.name, result.after.total_seconds()))
+            under_way = obs.CompensationUnderWay(sagas.service, saga, intent.name, result.after.total_seconds())
+            turn.told.append(under_way)
             return
         await session.execute(ledger.done(intent.id, attempts=attempts))
         remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
         await sagas.tell(session, CompensationDone(sagas.service, intent.name, remaining), saga)
-        tell(obs.Compensated(sagas.service, saga, intent.name, attempts, remaining))
+        turn.told.append(obs.Compensated(sagas.service, saga, intent.name, attempts, remaining))
         if not remaining:
-            await self._finish(session, ledger, saga, tell)
+            await self._finish(session, ledger, turn)
 
-    async def _finish(
-        self, session: AsyncSession, ledger: Ledger, saga: str, tell: Callable[[obs.SagaObservation], None]
-    ) -> None:
-        await session.execute(ledger.finish(saga))
-        await self._sagas.tell(session, RolledBack(self._sagas.service), saga)
-        tell(obs.SagaRolledBack(self._sagas.service, saga))
+    async def _end_rollback(self, session: AsyncSession, ledger: Ledger, turn: _Turn) -> None:
+        await session.execute(ledger.lock(turn.saga))
+        if not (await session.execute(ledger.remaining(turn.saga))).scalar_one():
+            await self._finish(session, ledger, turn)
 
-    async def _failed(
+    async def _finish(self, session: AsyncSession, ledger: Ledger, turn: _Turn) -> None:
+        await session.execute(ledger.finish(turn.saga))
+        await self._sagas.tell(session, RolledBack(self._sagas.service), turn.saga)
+        turn.told.append(obs.SagaRolledBack(self._sagas.service, turn.saga))
+
+    async def _count(self, turn: _Turn, error: Exception) -> list[obs.SagaObservation]:
+        """Record a failure, in a transaction of its own; return what is then true.
+
+        :raises StoreUnavailableError: if the database went away; the attempt is not counted then.
+        """
+        text = clean(error) if isinstance(error, GuardError | ConfigurationError) else text_of(error)
+        told: list[obs.SagaObservation] = []
+
+        async def count(connection: AsyncConnection) -> None:
+            session = AsyncSession(connection, expire_on_commit=False)
+            ledger = self._sagas.ledger(session)
+            if (writers_turn := ledger.take_turn()) is not None:
+                await session.execute(writers_turn)
+            await session.execute(ledger.lock(turn.saga))
+            await self._count_in(session, ledger, turn, error, text, told)
+            await session.flush()
+
+        await self._database.run_async(count)
+        return told
+
+    async def _count_in(
         self,
         session: AsyncSession,
         ledger: Ledger,
-        saga: str,
-        intent: Intent,
+        turn: _Turn,
         error: Exception,
-        tell: Callable[[obs.SagaObservation], None],
+        text: str,
+        told: list[obs.SagaObservation],
     ) -> None:
-        """Record the failure in the ledger; the savepoint has undone what the function did."""
-        sagas, settings, attempts = self._sagas, self._settings, intent.attempts + 1
-        if isinstance(error, KeyError) and intent.name not in sagas.compensations:
-            text = f"no compensation named {intent.name!r} is registered any more"
-        else:
-            text = f"{type(error).__name__}: {error}"
-        give_up = attempts >= settings.max_attempts
-        await session.execute(ledger.failed(intent.id, attempts=attempts, error=text, give_up=give_up))
+        sagas, settings, saga, intent = self._sagas, self._settings, turn.saga, turn.intent
+        if intent is None:
+            # Not a compensation: what ends the rollback could not be written.
+            await session.execute(ledger.postpone(saga, settings.retry.cap))
+            _log.error("the end of the rollback of saga %s could not be recorded: %s", saga, text)
+            return
+        attempts = intent.attempts + 1
+        give_up = attempts >= settings.max_attempts or isinstance(error, HandlerError)
+        counted: Any = await session.execute(ledger.failed(intent.id, attempts=attempts, error=text, give_up=give_up))
+        if not counted.rowcount:
+            # Carried out, counted or settled by somebody else since.
+            return
         if give_up:
             await session.execute(ledger.stick(saga))
-            await sagas.tell(session, CompensationNeedsHuman(sagas.service, intent.name, text, attempts), saga)
-            tell(obs.CompensationGivenUp(sagas.service, saga, intent.name, attempts, text))
+            # What leaves the service says what kind of error it was; the text may quote data.
+            kind = kind_of(error.__cause__ or error)
+            await sagas.tell(session, CompensationNeedsHuman(sagas.service, intent.name, kind, attempts), saga)
+            told.append(obs.CompensationGivenUp(sagas.service, saga, intent.name, attempts, text))
             return
         delay = settings.retry.delay(attempts)
         await session.execute(ledger.postpone(saga, delay))
-        tell(obs.CompensationFailed(sagas.service, saga, intent.name, attempts, delay.total_seconds(), text))
+        told.append(obs.CompensationFailed(sagas.service, saga, intent.name, attempts, delay.total_seconds(), text))
+
+
+async def _call(
+    declaration: CompensationDeclaration, context: CompensationContext, intent: Intent, saga: SagaContext
+) -> NotYet | None:
+    """Call a compensation.
+
+    :raises HandlerError: if it returned what is no answer.
+    """
+    with bind(saga):
+        returned = await declaration.function(context, **declaration.unpack(intent.arguments))
+    # Whatever its annotations say.
+    result: Any = returned
+    if result is None:
+        return None
+    if isinstance(result, NotYet):
+        return result
+    if isinstance(result, Coroutine):
+        # It will never be awaited, which is what the error says.
+        result.close()
+    raise HandlerError(
+        f"The compensation {intent.name!r} returned a {type(result).__name__}. Return nothing when it is done, or "
+        "NotYet(after=timedelta(...)) while it is under way; raise if it failed. Its transaction was rolled back."
+    )

@@ -6,7 +6,7 @@ came first. If the rollback did, the late step's intent is due at once. Statemen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -123,18 +123,39 @@ class Ledger:
             .values(state="rolling_back", rolled_back_at=None, due_at=self._moments.now())
         )
 
-    def claim(self) -> Executable:
-        """Lock the saga whose next compensation has been due the longest; another compensator takes another one."""
+    def claim(self, besides: Collection[str] = ()) -> Executable:
+        """Take the saga whose next compensation has been due the longest; another compensator takes another one.
+
+        What is locked is the saga's first intent and not its row: a compensation may wait for somebody for long, and
+        the saga's steps and events, which need the row, must not wait with it. Look again what is `due` then.
+
+        :param besides: sagas that are not to be taken.
+        """
+        first, every = self._intents.alias("first"), self._intents.alias("every")
+        earliest = (
+            select(func.min(every.c.id))
+            .where(every.c.service == self.service, every.c.saga == self._states.c.saga)
+            .correlate(self._states)
+            .scalar_subquery()
+        )
         return (
             select(self._states.c.saga, self._states.c.rollback_reason, self._states.c.rollback_cause)
-            .where(
-                self._states.c.service == self.service,
-                self._states.c.state == "rolling_back",
-                self._states.c.due_at <= self._moments.now(),
-            )
+            .join_from(self._states, first, first.c.id == earliest)
+            .where(*self._due(), self._states.c.saga.not_in(sorted(besides)))
             .order_by(self._states.c.due_at)
             .limit(1)
-            .with_for_update(skip_locked=True)
+            .with_for_update(of=first, skip_locked=True)
+        )
+
+    def due(self, saga: str) -> Executable:
+        """Read whether a saga that was taken is still due."""
+        return select(self._states.c.saga).where(self._mine(saga), *self._due())
+
+    def _due(self) -> tuple[ColumnElement[bool], ...]:
+        return (
+            self._states.c.service == self.service,
+            self._states.c.state == "rolling_back",
+            self._states.c.due_at <= self._moments.now(),
         )
 
     def take_turn(self) -> Executable | None:
@@ -146,7 +167,7 @@ class Ledger:
         return self._kit.writers_turn(self._states)
 
     def next_intent(self, saga: str) -> Executable:
-        """The newest intent that is not undone: compensations run in reverse order."""
+        """Lock the newest intent that is not undone: compensations run in reverse order."""
         return (
             select(
                 self._intents.c.id,
@@ -162,6 +183,7 @@ class Ledger:
             )
             .order_by(self._intents.c.id.desc())
             .limit(1)
+            .with_for_update()
         )
 
     def remaining(self, saga: str) -> Executable:
@@ -185,10 +207,14 @@ class Ledger:
         )
 
     def failed(self, intent: int, *, attempts: int, error: str, give_up: bool) -> Executable:
-        """An intent could not be carried out this time, or is left to a person."""
+        """An intent could not be carried out this time, or is left to a person; counted once."""
         return (
             update(self._intents)
-            .where(self._intents.c.id == intent)
+            .where(
+                self._intents.c.id == intent,
+                self._intents.c.state == "pending",
+                self._intents.c.attempts == attempts - 1,
+            )
             .values(state="needs_human" if give_up else "pending", attempts=attempts, last_error=error)
         )
 
@@ -235,6 +261,10 @@ class Ledger:
             )
             .values(state="pending", attempts=0)
         )
+
+    def take(self, intent: int) -> Executable:
+        """Lock an intent: waits for the end of its compensation if it is running. Before the saga's row is locked."""
+        return select(self._intents.c.id).where(self._intents.c.id == intent).with_for_update()
 
     def settle(self, intent: int, *, by: str, note: str) -> Executable:
         """A person has undone it by other means, or decided that it stands."""

@@ -33,6 +33,7 @@ async def settle(sagas: Sagas, session: AsyncSession, saga: str, compensation: i
     if not by.strip() or not note.strip():
         raise ConfigurationError("Settling a compensation needs a name and a note: the record is read years later.")
     ledger = sagas.ledger(session)
+    await session.execute(ledger.take(compensation))
     await session.execute(ledger.lock(saga))
     result = cast("CursorResult[Any]", await session.execute(ledger.settle(compensation, by=by, note=note)))
     if not result.rowcount:
