@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -226,6 +227,28 @@ async def test_the_rights_that_the_documentation_names_are_enough(amqp_url: str,
             await publish(publisher, topic, 1)
         (delivery,) = await take(subscription, 1)
         await subscription.reject(delivery, requeue=False)
+
+
+async def test_a_topology_that_somebody_else_owns_is_used_as_it_is(
+    amqp_url: str, user: Users, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any right to configure: one that may only write publishes, one that may only read consumes."""
+    exchange, topic = word(), word()
+    queue = Queue(word(), frozenset({topic}))
+    await RabbitMQBroker(amqp_url, exchange=exchange).declare(queue)
+    url = await user(configure="^$", write=f"^{exchange}$", read=f"^{queue.name}$")
+    mine = RabbitMQBroker(url, exchange=exchange)
+    caplog.set_level(logging.WARNING, logger="sagapost.rabbitmq")
+    async with mine.subscribe(queue, prefetch=1) as subscription, mine.publisher() as publisher:
+        await publish(publisher, topic, 1)
+        assert numbers(await take(subscription, 1)) == [1]
+    assert f"cannot be bound to {exchange!r} for {topic!r}" in caplog.text
+    for missing in (
+        RabbitMQBroker(url, exchange=exchange).declare(Queue("not-there")),
+        RabbitMQBroker(url, exchange="not-there").declare(),
+    ):
+        with pytest.raises(BrokerRefusedError, match=r"has no .*'not-there.* let its owner declare a durable"):
+            await missing
 
 
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "/team", "ü+ %"])

@@ -11,22 +11,23 @@ A binding that is not asked for any more stays, since another release of the sam
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TypeVar
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 import aio_pika
 from aio_pika import ExchangeType
 
-from sagapost.adapters.rabbitmq.errors import declare_error
+from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, declare_error
 from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
-from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
 __all__ = ["declare_exchange", "declare_queue"]
 
-_T = TypeVar("_T")
+_log = logging.getLogger("sagapost.rabbitmq")
 
 
 class _CloseWatch:
@@ -46,60 +47,120 @@ async def declare_exchange(link: Link, settings: TopologySettings) -> None:
     """Declare the topic exchange that events are published to. Idempotent.
 
     :raises TopologyConflictError: if it exists with other arguments.
-    :raises BrokerRefusedError: if the user may not declare it.
+    :raises BrokerRefusedError: if the user may not declare it, and it is not there.
     :raises BrokerUnavailableError: if the connection ends.
     """
-    channel = await link.channel()
-    watch = _watch(link, channel)
     name = settings.exchange
-    declaring = channel.declare_exchange(name, ExchangeType.TOPIC, durable=True)
-    await _declare(link, declaring, watch, entity="exchange", name=name)
-    await link.close_channel(channel)
+    await _have(
+        link,
+        lambda channel, passive: channel.declare_exchange(name, ExchangeType.TOPIC, durable=True, passive=passive),
+        _Entity("exchange", name, "a durable topic exchange"),
+    )
 
 
 async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) -> None:
     """Declare a queue with its dead-letter queue and bindings, and the exchanges they hang on. Idempotent.
 
+    What the user may not declare is used as it is if it is there: somebody else then owns it, its arguments and its
+    bindings.
+
     :raises TopologyConflictError: if one of them exists with other arguments; names the argument.
-    :raises BrokerRefusedError: if the user may not declare it.
+    :raises BrokerRefusedError: if the user may not declare one, and it is not there.
     :raises BrokerUnavailableError: if the connection ends.
     """
     await declare_exchange(link, settings)
-    channel = await link.channel()
-    watch = _watch(link, channel)
     dead_exchange, dead_queue = settings.dead_letter_exchange, settings.dead_letter_queue(queue.name)
-    declaring = channel.declare_exchange(dead_exchange, ExchangeType.DIRECT, durable=True)
-    await _declare(link, declaring, watch, entity="exchange", name=dead_exchange)
+    await _have(
+        link,
+        lambda channel, passive: channel.declare_exchange(
+            dead_exchange, ExchangeType.DIRECT, durable=True, passive=passive
+        ),
+        _Entity("exchange", dead_exchange, "a durable direct exchange"),
+    )
     # The dead-letter queue comes first: once the work queue exists, something may already be dead-lettered from it.
-    declaring_queue = channel.declare_queue(dead_queue, durable=True, arguments=settings.dead_letter_arguments())
-    dead = await _declare(link, declaring_queue, watch, entity="queue", name=dead_queue)
-    binding = dead.bind(dead_exchange, routing_key=queue.name)
-    await _declare(link, binding, watch, entity="queue", name=dead_queue)
-    declaring_queue = channel.declare_queue(queue.name, durable=True, arguments=settings.queue_arguments(queue))
-    work = await _declare(link, declaring_queue, watch, entity="queue", name=queue.name)
-    for topic in sorted(queue.topics):
-        binding = work.bind(settings.exchange, routing_key=topic)
-        await _declare(link, binding, watch, entity="queue", name=queue.name)
-    await link.close_channel(channel)
+    await _have_queue(link, dead_queue, settings.dead_letter_arguments(), {dead_exchange: [queue.name]})
+    await _have_queue(link, queue.name, settings.queue_arguments(queue), {settings.exchange: sorted(queue.topics)})
 
 
-def _watch(link: Link, channel: aio_pika.Channel) -> _CloseWatch:
+class _Entity(NamedTuple):
+    """What is declared, for people."""
+
+    kind: str
+    name: str
+    wanted: str
+    """What an owner has to declare."""
+
+
+async def _have_queue(link: Link, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]) -> None:
+    settings = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
+    entity = _Entity("queue", name, f"a durable queue with {settings}, bound for {bindings}")
+    await _have(
+        link,
+        lambda channel, passive: channel.declare_queue(name, durable=True, passive=passive, arguments=arguments),
+        entity,
+    )
+    for exchange, keys in bindings.items():
+        for key in keys:
+            await _bind(link, entity, exchange, key)
+
+
+async def _have(link: Link, declare: Callable[[aio_pika.Channel, bool], Awaitable[object]], entity: _Entity) -> None:
+    """Declare an entity, or, where the user may not, make sure that it is there."""
+    refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
+    if refusal is None:
+        return
+    if refusal.code == ACCESS_REFUSED:
+        missing = await _attempt(link, lambda channel: declare(channel, True), entity)
+        if missing is None:
+            _log.debug("%s %r is there; this user may not declare it: %s", entity.kind, entity.name, refusal.said)
+            return
+        if missing.code == NOT_FOUND:
+            raise BrokerRefusedError(
+                f"The broker at {link.address} has no {entity.kind} {entity.name!r}, and refuses to let this user "
+                f"declare it ({refusal.said}). Give the user permissions to, or let its owner declare {entity.wanted}."
+            )
+    raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
+
+
+async def _bind(link: Link, entity: _Entity, exchange: str, key: str) -> None:
+    async def bind(channel: aio_pika.Channel) -> object:
+        queue = await channel.get_queue(entity.name, ensure=False)
+        return await queue.bind(exchange, routing_key=key)
+
+    refusal = await _attempt(link, bind, entity)
+    if refusal is None:
+        return
+    if refusal.code != ACCESS_REFUSED:
+        raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
+    # Nothing in the protocol lists bindings, so whether it is there cannot be found out.
+    _log.warning(
+        "queue %r at %s cannot be bound to %r for %r by this user (%s): without its owner's binding it stays empty",
+        entity.name,
+        link.address,
+        exchange,
+        key,
+        refusal.said,
+    )
+
+
+async def _attempt(
+    link: Link, declare: Callable[[aio_pika.Channel], Awaitable[object]], entity: _Entity
+) -> CloseReason | None:
+    """Do it on a channel of its own, since a refusal closes that; return the refusal.
+
+    :raises BrokerUnavailableError: if there is no answer.
+    """
+    channel = await link.channel()
     watch = _CloseWatch()
     link.listen(channel, watch)
-    return watch
-
-
-async def _declare(link: Link, rpc: Awaitable[_T], watch: _CloseWatch, *, entity: str, name: str) -> _T:
     try:
-        return await link.rpc(rpc)
+        await link.rpc(declare(channel))
     except DRIVER_ERRORS as error:
-        raise _translate(link, watch, error, entity=entity, name=name) from error
-
-
-def _translate(link: Link, watch: _CloseWatch, error: BaseException, *, entity: str, name: str) -> Exception:
-    if watch.reason is not None:
-        return declare_error(link.address, watch.reason, entity=entity, name=name)
-    return BrokerUnavailableError(
-        f"The broker at {link.address} could not declare the {entity} {name!r}: {type(error).__name__}. "
-        "Open the connection again."
-    )
+        if watch.reason is None or link.lost is not None:
+            raise BrokerUnavailableError(
+                f"The broker at {link.address} could not declare the {entity.kind} {entity.name!r}: "
+                f"{type(error).__name__}. Open the connection again."
+            ) from error
+        return watch.reason
+    await link.close_channel(channel)
+    return None
