@@ -46,7 +46,7 @@ class RehearsalError(SagapostError):
     """The choreography did something that a test should not pass over: a handler raised, or it never comes to rest."""
 
 
-class Declared(Protocol):
+class Rehearsable(Protocol):
     """What is used of `sagapost.Service`, which stands above this part."""
 
     @property
@@ -144,7 +144,7 @@ class Rehearsal:
             service.stop()
 
     async def add(
-        self, service: Declared | Inbox, *, metadata: MetaData | None = None, sagas: Sagas | None = None
+        self, service: Rehearsable | Inbox, *, metadata: MetaData | None = None, sagas: Sagas | None = None
     ) -> RehearsedService:
         """Bring a service on the stage: make its database, and let its inbox consume.
 
