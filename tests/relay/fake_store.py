@@ -194,6 +194,13 @@ class FakeStore:
         self.database = database
 
     @property
+    def leases(self) -> FakeStore:
+        """It plays every role itself."""
+        return self
+
+    settlement = schedule = backlog = leases
+
+    @property
     def capabilities(self) -> OutboxCapabilities:
         return OutboxCapabilities(concurrent_writers=False, many_relays=True, doorbell=False)
 
@@ -335,7 +342,7 @@ class FakeStore:
             if lease.owner == relay:
                 lease.owner = None
 
-    async def backlog(self) -> OutboxBacklog:
+    async def measure(self) -> OutboxBacklog:
         await self.database.call()
         held = sum(row.attempts > 0 for row in self.database.rows.values())
         return OutboxBacklog(len(self.database.rows), None, 0, held, len(self.database.dead))

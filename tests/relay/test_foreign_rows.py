@@ -324,7 +324,7 @@ async def test_pitfall_32_a_scheduled_row_that_the_outbox_refuses_holds_up_no_ot
     await _insert(connection, {"deliver_at": "2026-01-01", "extensions": '{"tenant": 7}'}, "outbox_scheduled")
     await _insert(connection, {"deliver_at": "2026-01-01", "type": "good"}, "outbox_scheduled")
     store = PostgreSQLOutboxStore(shop.url, tables=shop.tables)
-    moved, upcoming = await store.move_due(limit=100)
+    moved, upcoming = await store.schedule.move_due(limit=100)
     assert moved == 2
     assert upcoming is not None
     assert timedelta(hours=23) < upcoming <= timedelta(days=1)
@@ -354,7 +354,7 @@ def test_pitfall_32_the_same_on_sqlite(tmp_path: Path) -> None:
     async def move() -> tuple[int, timedelta | None]:
         store = SQLiteOutboxStore(path, tables=tables)
         try:
-            return await store.move_due(limit=100)
+            return await store.schedule.move_due(limit=100)
         finally:
             await store.aclose()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from typing import Any, Literal
 import msgspec
 
 from sagapost.core.broker import Malformed
-from sagapost.core.envelope import Event, utc_iso
+from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
+from sagapost.core.generated import generated
 
 __all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_message"]
 
@@ -32,7 +33,9 @@ _STRUCTURED = "application/cloudevents+json"
 _STRUCTURED_ANY = "application/cloudevents"
 
 # Optional attributes with a field of their own, in the order they are written.
-_OPTIONAL = ("subject", "dataschema", "correlationid", "causationid", "partitionkey", "traceparent", "tracestate")
+_OPTIONAL = tuple(
+    each.name for each in ATTRIBUTES if each.is_text and not each.required and each.name != "datacontenttype"
+)
 _KNOWN = frozenset(
     {"specversion", "id", "source", "type", "time", "datacontenttype", "data", "data_base64", *_OPTIONAL}
 )
@@ -135,22 +138,20 @@ def _event(attributes: dict[str, str], message: Incoming, *, data: bytes, dataco
     if not (id_ and source and type_):
         missing = [name for name, value in (("id", id_), ("source", source), ("type", type_)) if not value]
         raise _UnreadableError(f"the required CloudEvents attribute {' and '.join(missing)} is missing or empty")
-    return Event(
-        id=id_,
-        source=source,
-        type=type_,
-        time=_time(time) if time else _received_at(message),
-        data=data,
-        subject=take("subject", None),
-        datacontenttype=take("datacontenttype", None) or datacontenttype,
-        dataschema=take("dataschema", None),
-        correlationid=take("correlationid", None),
-        causationid=take("causationid", None),
-        partitionkey=take("partitionkey", None),
-        traceparent=take("traceparent", None),
-        tracestate=take("tracestate", None),
-        extensions=attributes,
-    )
+    moment = _time(time) if time else _received_at(message)
+    return _made(id_, source, type_, moment, data, take("datacontenttype", None) or datacontenttype, attributes)
+
+
+_made: Callable[[str, str, str, datetime, bytes, str | None, dict[str, str]], Event] = generated(
+    "made",
+    "def made(id, source, type, time, data, datacontenttype, attributes):\n"
+    "    take = attributes.pop\n"
+    "    return Event(id=id, source=source, type=type, time=time, data=data, datacontenttype=datacontenttype, "
+    + "".join(f"{name}=take({name!r}, None), " for name in _OPTIONAL)
+    + "extensions=attributes)\n",
+    {"Event": Event},
+)
+"""What is left of the attributes, once those with a field of their own are taken, are extensions."""
 
 
 # --- structured mode ---

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Annotated, TypeAlias, get_args, get_type_hints
 
 import msgspec
 
 from sagapost.core.errors import InvalidEventError
 
-__all__ = ["MAX_KEY_LENGTH", "MAX_NAME_LENGTH", "RESERVED_NAMES", "Event", "validate_event"]
+__all__ = [
+    "ATTRIBUTES",
+    "MAX_KEY_LENGTH",
+    "MAX_NAME_LENGTH",
+    "RESERVED_NAMES",
+    "Attribute",
+    "Event",
+    "Form",
+    "validate_event",
+]
 
 MAX_KEY_LENGTH = 255
 """Longest ordering key, in characters."""
 
 MAX_NAME_LENGTH = 255
 """Longest id, type, source and the like, in bytes of UTF-8: AMQP 0-9-1 carries them as short strings."""
+
+
+class Form(Enum):
+    """What an attribute of the envelope may hold, whatever carries or keeps it."""
+
+    NAME = auto()
+    """A text of at most `MAX_NAME_LENGTH` bytes."""
+    KEY = auto()
+    """A text of at most `MAX_KEY_LENGTH` characters."""
+    TEXT = auto()
+    """A text of any length."""
+    TIME = auto()
+    DATA = auto()
+    EXTENSIONS = auto()
+
+
+Name: TypeAlias = Annotated[str, Form.NAME]
+Key: TypeAlias = Annotated[str, Form.KEY]
+Text: TypeAlias = Annotated[str, Form.TEXT]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
@@ -28,25 +59,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     `data` is opaque bytes in the media type `datacontenttype`; the relay never looks inside.
     Attribute names are those of the CloudEvents specification and its documented extensions (correlation,
     partitioning, distributed tracing).
+
+    This is the one declaration of the envelope: columns, statements and decoders of the outbox's rows, headers, and
+    the parked envelope follow from it (`ATTRIBUTES`).
     """
 
-    id: str
-    source: str
-    type: str
-    time: datetime
-    data: bytes = b""
-    subject: str | None = None
-    datacontenttype: str | None = "application/json"
-    dataschema: str | None = None
-    correlationid: str | None = None
+    id: Name
+    source: Name
+    type: Name
+    time: Annotated[datetime, Form.TIME]
+    data: Annotated[bytes, Form.DATA] = b""
+    subject: Text | None = None
+    datacontenttype: Name | None = "application/json"
+    dataschema: Text | None = None
+    correlationid: Name | None = None
     """The saga this event belongs to."""
-    causationid: str | None = None
+    causationid: Name | None = None
     """The id of the event whose handling caused this one."""
-    partitionkey: str | None = None
+    partitionkey: Key | None = None
     """Ordering key: events of one key are delivered in causal order. None: no order is promised."""
-    traceparent: str | None = None
-    tracestate: str | None = None
-    extensions: Mapping[str, str] = {}
+    traceparent: Name | None = None
+    tracestate: Text | None = None
+    extensions: Annotated[Mapping[str, str], Form.EXTENSIONS] = {}
     """Any further CloudEvents extension attributes (lower-case alphanumeric names)."""
 
     def __repr__(self) -> str:
@@ -57,9 +91,38 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         )
 
 
-_REQUIRED = ("id", "source", "type")
-_SHORT = (*_REQUIRED, "datacontenttype", "correlationid", "causationid", "traceparent")
-_TEXTS = (*_SHORT, "subject", "dataschema", "partitionkey", "tracestate")
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute of the envelope, as `Event` declares it."""
+
+    name: str
+    form: Form
+    required: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds a text."""
+        return self.form in {Form.NAME, Form.KEY, Form.TEXT}
+
+
+def _declared() -> Iterator[Attribute]:
+    hints = get_type_hints(Event, include_extras=True)
+    for field in msgspec.structs.fields(Event):
+        hint = hints[field.name]
+        (form,) = (
+            each
+            for part in (hint, *get_args(hint))
+            for each in getattr(part, "__metadata__", ())
+            if type(each) is Form
+        )
+        yield Attribute(field.name, form, required=field.required)
+
+
+ATTRIBUTES: tuple[Attribute, ...] = tuple(_declared())
+"""The attributes of the envelope, in the order in which `Event` declares them."""
+
+_SHORT = frozenset(each.name for each in ATTRIBUTES if each.form is Form.NAME)
+_TEXTS = tuple(each.name for each in ATTRIBUTES if each.is_text)
 
 RESERVED_NAMES = frozenset({*Event.__struct_fields__, "specversion", "data_base64"})
 """Names an extension must not take: on the wire it would replace the attribute itself."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NewType, Protocol, TypeAlias
+from typing import NewType, Protocol, SupportsFloat, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -25,14 +25,19 @@ __all__ = [
     "LeaseToken",
     "OutboxBacklog",
     "OutboxCapabilities",
+    "OutboxGauge",
+    "OutboxLeases",
     "OutboxReader",
     "OutboxRow",
+    "OutboxSchedule",
+    "OutboxSettlement",
     "OutboxStore",
     "OutboxSweeper",
     "Partition",
     "Position",
     "Published",
     "RelayId",
+    "age_of",
 ]
 
 Position = NewType("Position", int)
@@ -91,6 +96,11 @@ class OutboxBacklog:
     scheduled: int
     held: int
     dead: int
+
+
+def age_of(seconds: SupportsFloat | None) -> timedelta | None:
+    """Return an age that a database gave in seconds: never negative, and never more than a timedelta can say."""
+    return None if seconds is None else timedelta(seconds=min(max(float(seconds), 0.0), 1e13))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,37 +194,8 @@ class OutboxSweeper(Protocol):
         ...
 
 
-class OutboxStore(Protocol):
-    """The database side of the relay. Every method is one short transaction; none is left open between calls."""
-
-    @property
-    def capabilities(self) -> OutboxCapabilities:
-        """What this adapter promises."""
-        ...
-
-    @property
-    def address(self) -> str:
-        """Where it is, for logs and errors; without credentials."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connections this store opened. Idempotent."""
-        ...
-
-    async def check_schema(self) -> None:
-        """Verify that the tables are there and of this release.
-
-        :raises SchemaError: otherwise.
-        """
-        ...
-
-    def reader(self) -> AbstractAsyncContextManager[OutboxReader]:
-        """Open a fetch cursor on a connection of its own."""
-        ...
-
-    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
-        """Open a sweeper on a connection of its own."""
-        ...
+class OutboxSettlement(Protocol):
+    """The terminal writes. Each filters on the lease tokens it is given."""
 
     async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """Delete confirmed rows, of partitions whose token still holds. Returns how many. Idempotent.
@@ -254,6 +235,10 @@ class OutboxStore(Protocol):
         """Return the keys that wait for an operator because of a dead letter, with their oldest one's position."""
         ...
 
+
+class OutboxSchedule(Protocol):
+    """What becomes due later."""
+
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
         """Move due scheduled events into the outbox, each exactly once among all relays.
 
@@ -262,7 +247,9 @@ class OutboxStore(Protocol):
         """
         ...
 
-    # --- ownership ---
+
+class OutboxLeases(Protocol):
+    """Who owns which partition, and which relays live."""
 
     async def partition_count(self) -> int:
         """Return the number of partitions stored in the database; seeds the default number on first use."""
@@ -291,14 +278,72 @@ class OutboxStore(Protocol):
         """Take the relay out of the list of the living, with every lease it still has. Idempotent."""
         ...
 
-    # --- wake-up ---
+
+class OutboxGauge(Protocol):
+    """Figures for people and dashboards."""
+
+    async def measure(self) -> OutboxBacklog:
+        """Return how far behind the outbox is."""
+        ...
+
+
+class OutboxStore(Protocol):
+    """The database side of the relay: a bundle of roles, of which each of its stages is given its own.
+
+    Every method of a role is one short transaction; none is left open between calls.
+    """
+
+    @property
+    def capabilities(self) -> OutboxCapabilities:
+        """What this adapter promises."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where it is, for logs and errors; without credentials."""
+        ...
+
+    @property
+    def leases(self) -> OutboxLeases:
+        """Who owns which partition."""
+        ...
+
+    @property
+    def settlement(self) -> OutboxSettlement:
+        """The terminal writes."""
+        ...
+
+    @property
+    def schedule(self) -> OutboxSchedule:
+        """What becomes due later."""
+        ...
+
+    @property
+    def backlog(self) -> OutboxGauge:
+        """How far behind it is."""
+        ...
+
+    def reader(self) -> AbstractAsyncContextManager[OutboxReader]:
+        """Open a fetch cursor on a connection of its own."""
+        ...
+
+    def sweeper(self) -> AbstractAsyncContextManager[OutboxSweeper]:
+        """Open a sweeper on a connection of its own."""
+        ...
 
     def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:
         """Open the wake-up channel (a connection of its own where the database has one)."""
         ...
 
-    async def backlog(self) -> OutboxBacklog:
-        """Return how far behind the outbox is."""
+    async def check_schema(self) -> None:
+        """Verify that the tables are there and of this release.
+
+        :raises SchemaError: otherwise.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections this store opened. Idempotent."""
         ...
 
 

@@ -8,23 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sagapost.core.broker import Malformed
-from sagapost.core.envelope import Event
+from sagapost.core.envelope import ATTRIBUTES, Event
 
 __all__ = ["envelope_of", "is_malformed", "restore", "shown", "shown_columns", "shown_time"]
 
-_ATTRIBUTES = (
-    "id",
-    "source",
-    "type",
-    "subject",
-    "datacontenttype",
-    "dataschema",
-    "correlationid",
-    "causationid",
-    "partitionkey",
-    "traceparent",
-    "tracestate",
-)
+_ATTRIBUTES = tuple(each.name for each in ATTRIBUTES if each.is_text)
 
 
 def envelope_of(content: Event | Malformed) -> str:

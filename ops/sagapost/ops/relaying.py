@@ -99,7 +99,7 @@ class BacklogService:
         try:
             while not self._stopped.is_set():
                 try:
-                    self._report(await self._store.backlog())
+                    self._report(await self._store.backlog.measure())
                 except StoreUnavailableError as error:
                     self._observer.notify(StoreLost(self._store.address, str(error), 0, self._every))
                 with anyio.move_on_after(self._every):

@@ -6,16 +6,18 @@ by row, and what cannot be read is returned as such, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import msgspec
 
-from sagapost.core.envelope import RESERVED_NAMES, Event
+from sagapost.core.envelope import ATTRIBUTES, RESERVED_NAMES, Event, Form
+from sagapost.core.generated import generated
 from sagapost.core.outbox_store import OutboxRow, Partition, Position
 
-__all__ = ["UnreadableRowError", "read_extensions", "read_rows"]
+__all__ = ["PLACE", "RECORD", "UnreadableRowError", "read_extensions", "record_columns", "row_decoder"]
 
 R = TypeVar("R")
 
@@ -46,10 +48,59 @@ def read_extensions(encoded: str) -> dict[str, str]:
     return extensions
 
 
-def read_rows(
+_READ = tuple(
+    each.name if each.name != "id" else "event_id"
+    for each in sorted(ATTRIBUTES, key=lambda each: each.form in {Form.DATA, Form.EXTENSIONS})
+)
+RECORD: tuple[str, ...] = ("position", "slot", "topic", *_READ, "attempts", "retry_in")
+"""What a reader selects of a row, in this order; `retry_in` in seconds."""
+PLACE: Mapping[str, int] = {name: place for place, name in enumerate(RECORD)}
+"""Where each of them is in a record."""
+
+
+def record_columns(expressions: Mapping[str, str]) -> str:
+    """Return the SELECT list of a record; `expressions` for what is not simply a column."""
+    return ", ".join(f"{expressions[name]} AS {name}" if name in expressions else name for name in RECORD)
+
+
+def row_decoder(
+    conversions: Mapping[str, str], names: Mapping[str, object], *, first: str = ""
+) -> Callable[[Sequence[Any], int], list[OutboxRow]]:
+    """Return the function that turns records into rows; what is no event becomes an unreadable row.
+
+    Written once for each database and unpacked by position in one go: it runs for every event that a relay publishes.
+
+    :param conversions: attribute -> expression of Python, for what the driver does not return as the event has it.
+    :param names: what the expressions refer to.
+    :param first: a statement to be executed for each record, which raises `UnreadableRowError` for what is no event.
+    """
+    arguments = ", ".join(
+        f"{each.name}={conversions.get(each.name, each.name if each.name != 'id' else 'event_id')}"
+        for each in ATTRIBUTES
+    )
+    source = f"""
+def decode(records, partitions):
+    rows = []
+    append = rows.append
+    for {", ".join(RECORD)} in records:
+        {first or "pass"}
+        append(OutboxRow(position, slot % partitions, topic, Event({arguments}), attempts, retry_in))
+    return rows
+"""
+    decode: Callable[[Sequence[Any], int], list[OutboxRow]] = generated(
+        "decode", source, {"OutboxRow": OutboxRow, "Event": Event, **names}
+    )
+
+    def read(records: Sequence[Any], partitions: int) -> list[OutboxRow]:
+        return _read_rows(records, partitions, decode)
+
+    return read
+
+
+def _read_rows(
     records: Sequence[R], partitions: int, decode: Callable[[Sequence[R], int], list[OutboxRow]]
 ) -> list[OutboxRow]:
-    """Decode records whose columns begin with position, slot, topic, id, source and type, and end with the attempts.
+    """Decode records with the columns of `RECORD`.
 
     :param decode: may raise anything; it is then called for each record alone.
     """
@@ -65,10 +116,16 @@ def read_rows(
         return rows
 
 
+_SAID = itemgetter(
+    *(PLACE[name] for name in (
+        "position", "slot", "topic", "event_id", "source", "type", "partitionkey", "attempts", "retry_in"
+    ))
+)  # fmt: skip
+
+
 def _unreadable(record: Any, partitions: int, error: Exception) -> OutboxRow:
     """Return what can be said of a row: where it is, and what it is called."""
-    position, slot, topic, event_id, source, type_ = record[:6]
-    key, attempts, retry_in = record[12], record[-2], record[-1]
+    position, slot, topic, event_id, source, type_, key, attempts, retry_in = _SAID(record)
     reason = str(error) if isinstance(error, UnreadableRowError) else f"{type(error).__name__}: {error}"
     return OutboxRow(
         position=Position(position),

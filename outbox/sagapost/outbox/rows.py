@@ -13,7 +13,8 @@ import msgspec
 from sqlalchemy import Insert, Table, insert
 
 from sagapost.core.databases.postgresql import quoting
-from sagapost.core.envelope import Event
+from sagapost.core.envelope import ATTRIBUTES, Attribute, Event, Form
+from sagapost.core.generated import generated
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
 __all__ = ["RowValues", "Rows", "Target", "row_values"]
@@ -23,9 +24,9 @@ RowValues: TypeAlias = dict[str, Any]
 
 _PARAMETER_TYPES = {
     "event_id": "uuid",
-    "time": "timestamptz",
     "deliver_at": "timestamptz",
-    "data": "bytea",
+    **{each.name: "timestamptz" for each in ATTRIBUTES if each.form is Form.TIME},
+    **{each.name: "bytea" for each in ATTRIBUTES if each.form is Form.DATA},
 }
 """What is not text. `extensions` travels as text and is cast in the statement, whatever JSON codec is in force."""
 
@@ -82,25 +83,20 @@ class Rows:
     values: list[RowValues]
 
 
-def row_values(event: Event, topic: str) -> RowValues:
-    """Return the row of an event; the event's identity is the row's."""
-    return {
-        "event_id": UUID(event.id),
-        "topic": topic,
-        "type": event.type,
-        "source": event.source,
-        "time": event.time,
-        "subject": event.subject,
-        "datacontenttype": event.datacontenttype,
-        "dataschema": event.dataschema,
-        "correlationid": event.correlationid,
-        "causationid": event.causationid,
-        "partitionkey": event.partitionkey,
-        "traceparent": event.traceparent,
-        "tracestate": event.tracestate,
-        "extensions": dict(event.extensions) if event.extensions else None,
-        "data": event.data,
-    }
+def _value(attribute: Attribute) -> str:
+    if attribute.name == "id":
+        return '"event_id": UUID(event.id)'
+    if attribute.form is Form.EXTENSIONS:
+        return f'"{attribute.name}": dict(event.{attribute.name}) if event.{attribute.name} else None'
+    return f'"{attribute.name}": event.{attribute.name}'
+
+
+row_values: Callable[[Event, str], RowValues] = generated(
+    "row_values",
+    f"def row_values(event, topic):\n    return {{'topic': topic, {', '.join(map(_value, ATTRIBUTES))}}}\n",
+    {"UUID": UUID},
+)
+"""Return the row of an event with its topic; the event's identity is the row's."""
 
 
 def scheduled_values(event: Event, topic: str, *, deliver_at: datetime, name: str | None) -> RowValues:

@@ -12,6 +12,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from sagapost.core.envelope import ATTRIBUTES, Form
+
 __all__ = [
     "ATTEMPTS",
     "CURRENT_TRANSACTION",
@@ -70,10 +72,10 @@ SLOT = _PerDatabase(
 
 # --- what is refused ---
 
-_NAMES = ("topic", "type", "source", "datacontenttype", "correlationid", "causationid", "traceparent")
+_NAMES = ("topic", *(each.name for each in ATTRIBUTES if each.form is Form.NAME and each.name != "id"))
 """AMQP 0-9-1 carries them as short strings of at most 255 bytes; CloudEvents allows none to be empty."""
 
-_TEXTS = ("partitionkey", "subject", "dataschema", "tracestate")
+_TEXTS = tuple(each.name for each in ATTRIBUTES if each.form in {Form.KEY, Form.TEXT})
 
 NAMES = _PerDatabase(
     postgresql=" AND ".join(

@@ -7,7 +7,7 @@ path. Refused rows carry their own state; dead letters, scheduled events and own
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, assert_never
 
 from sqlalchemy import (
     JSON,
@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.types import UserDefinedType
 
+from sagapost.core.envelope import ATTRIBUTES, Attribute, Form
 from sagapost.core.schema import SchemaPart, schema_table
 from sagapost.outbox import rules
 from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
@@ -81,20 +82,26 @@ def _envelope() -> list[Column[Any]]:
         Column("event_id", Uuid, nullable=False, server_default=rules.NEW_ID),
         # NULL: the type.
         Column("topic", String(255)),
-        Column("type", String(255), nullable=False),
-        Column("source", String(255), nullable=False),
-        Column("time", DateTime(timezone=True), nullable=False, server_default=func.now()),
-        Column("subject", Text),
-        Column("datacontenttype", String(255), server_default="application/json"),
-        Column("dataschema", Text),
-        Column("correlationid", String(255)),
-        Column("causationid", String(255)),
-        Column("partitionkey", String(255)),
-        Column("traceparent", String(255)),
-        Column("tracestate", Text),
-        Column("extensions", JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")),
-        Column("data", LargeBinary, nullable=False),
+        *(_column(each) for each in ATTRIBUTES if each.name != "id"),
     ]
+
+
+def _column(attribute: Attribute) -> Column[Any]:
+    match attribute.form:
+        case Form.NAME | Form.KEY:
+            default = "application/json" if attribute.name == "datacontenttype" else None
+            return Column(attribute.name, String(255), nullable=not attribute.required, server_default=default)
+        case Form.TEXT:
+            return Column(attribute.name, Text, nullable=not attribute.required)
+        case Form.TIME:
+            return Column(attribute.name, DateTime(timezone=True), nullable=False, server_default=func.now())
+        case Form.DATA:
+            return Column(attribute.name, LargeBinary, nullable=False)
+        case Form.EXTENSIONS:
+            kept = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+            return Column(attribute.name, kept)
+        case _ as never:
+            assert_never(never)
 
 
 ENVELOPE_COLUMNS: tuple[str, ...] = tuple(column.name for column in _envelope())

@@ -80,7 +80,7 @@ async def test_tls_by_the_words_of_libpq(own_postgresql: OwnPostgreSQL, certific
     for refused in (f"{named}?sslmode=verify-full&sslrootcert={certificate}", f"{url}?sslmode=verify-full"):
         store = PostgreSQLOutboxStore(refused)
         with pytest.raises(StoreRefusedError, match="certificate is not trusted") as caught:
-            await store.partition_count()
+            await store.leases.partition_count()
         assert server.password not in str(caught.value)
         await store.aclose()
 
@@ -183,8 +183,8 @@ async def test_through_a_pooler_in_transaction_mode(pooler: str, postgresql_url:
     store = PostgreSQLOutboxStore(pooler, tables=tables)
     await store.check_schema()
     relay = RelayId(uuid4())
-    await store.heartbeat(relay, ttl=timedelta(minutes=1))
-    claims = await store.claim(relay, want=await store.partition_count(), ttl=timedelta(minutes=1))
+    await store.leases.heartbeat(relay, ttl=timedelta(minutes=1))
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=timedelta(minutes=1))
     async with store.reader() as reader, store.doorbell(relay) as doorbell:
         page = await reader.fetch(claims, max_rows=100, max_bytes=1_000_000)
         assert len(page.rows) == 60
@@ -202,5 +202,5 @@ async def test_a_pooler_whose_server_is_away_is_waited_for(pooler: str) -> None:
     nowhere = make_url(pooler).set(database="another").render_as_string(hide_password=False)
     store = PostgreSQLOutboxStore(nowhere)
     with pytest.raises(StoreUnavailableError):
-        await store.partition_count()
+        await store.leases.partition_count()
     await store.aclose()

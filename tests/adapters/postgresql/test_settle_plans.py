@@ -15,6 +15,7 @@ from datetime import timedelta
 import pytest
 
 from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.leases import Leases
 from sagapost.adapters.postgresql.schedule import Schedule
 from sagapost.adapters.postgresql.settle import Settlement
 from tests.adapters.postgresql.outbox import PARTITIONS, Explained, OutboxDatabase, installed
@@ -35,7 +36,7 @@ class Scene:
         self.database = database
         self.given = list(range(first, first + GIVEN))
         unused = Link.__new__(Link)
-        self.settle = Settlement(unused, database.tables, PARTITIONS)
+        self.settle = Settlement(unused, database.tables, Leases(unused, database.tables))
         self.schedule = Schedule(unused, database.tables)
 
     async def explain(self, sql: str, *arguments: object, generic: bool) -> Explained:

@@ -105,7 +105,7 @@ async def test_a_missing_file_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"There is no file .*typo\.db.*sagapost db upgrade"):
         await store.check_schema()
     with pytest.raises(StoreUnavailableError, match="SQLITE_CANTOPEN"):
-        await store.backlog()
+        await store.backlog.measure()
     assert not path.exists()
 
 
@@ -114,9 +114,9 @@ async def test_a_store_recovers_once_the_file_is_there(tmp_path: Path) -> None:
     path = tmp_path / "later.db"
     store = SQLiteOutboxStore(path)
     with pytest.raises(StoreUnavailableError):
-        await store.partition_count()
+        await store.leases.partition_count()
     install(path)
-    assert await store.partition_count() == 32
+    assert await store.leases.partition_count() == 32
     await store.aclose()
 
 
@@ -126,7 +126,7 @@ async def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path.write_text("this is not a database, " * 100)
     store = SQLiteOutboxStore(path)
     with pytest.raises(StoreRefusedError, match=r"SQLITE_NOTADB.*check that the path"):
-        await store.backlog()
+        await store.backlog.measure()
     with pytest.raises(StoreRefusedError):
         await store.check_schema()
 
@@ -134,7 +134,7 @@ async def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 async def test_the_file_is_put_into_wal_mode(path: Path) -> None:
     """Readers and the writer then do not block one another."""
     store = SQLiteOutboxStore(path)
-    await store.backlog()
+    await store.backlog.measure()
     await store.aclose()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -145,8 +145,8 @@ async def test_relays_that_start_at_once_share_the_change_of_mode(path: Path) ->
     stores = [SQLiteOutboxStore(path) for _ in range(8)]
     async with anyio.create_task_group() as group:
         for store in stores:
-            group.start_soon(store.backlog)
-            group.start_soon(store.partition_count)
+            group.start_soon(store.backlog.measure)
+            group.start_soon(store.leases.partition_count)
     for store in stores:
         await store.aclose()
 
@@ -157,8 +157,8 @@ async def test_a_file_that_stays_in_use_is_reported(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
-            await store.backlog()
-    assert (await store.backlog()).pending == 0
+            await store.backlog.measure()
+    assert (await store.backlog.measure()).pending == 0
     await store.aclose()
 
 
@@ -169,14 +169,14 @@ async def test_a_writer_in_the_way_is_waited_for_and_then_reported(path: Path) -
     """A write fails as unavailable after the busy timeout; a read does not wait at all; then all is well again."""
     store = SQLiteOutboxStore(path, busy_timeout=0.05)
     relay = RelayId(uuid4())
-    claims = await store.claim(relay, want=await store.partition_count(), ttl=TTL)
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
-            await store.renew(relay, claims, ttl=TTL)
-        assert (await store.backlog()).pending == 0
+            await store.leases.renew(relay, claims, ttl=TTL)
+        assert (await store.backlog.measure()).pending == 0
         writer.execute("ROLLBACK")
-    assert await store.renew(relay, claims, ttl=TTL) == frozenset(claims)
+    assert await store.leases.renew(relay, claims, ttl=TTL) == frozenset(claims)
     await store.aclose()
 
 
@@ -184,13 +184,13 @@ async def test_a_writer_that_ends_in_time_costs_nothing_but_time(path: Path) -> 
     """The busy timeout bridges another transaction."""
     store = SQLiteOutboxStore(path, busy_timeout=10)
     relay = RelayId(uuid4())
-    await store.partition_count()
+    await store.leases.partition_count()
     claimed: list[int] = []
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as writer:
         writer.execute("BEGIN IMMEDIATE")
 
         async def claim() -> None:
-            claimed.append(len(await store.claim(relay, want=32, ttl=TTL)))
+            claimed.append(len(await store.leases.claim(relay, want=32, ttl=TTL)))
 
         async with anyio.create_task_group() as group:
             group.start_soon(claim)
@@ -204,12 +204,12 @@ async def test_a_writer_that_ends_in_time_costs_nothing_but_time(path: Path) -> 
 async def test_a_cancelled_call_leaves_no_transaction_open(path: Path) -> None:
     """Cancelling waits for the thread, which finishes its transaction; the file is free afterwards."""
     store = SQLiteOutboxStore(path, busy_timeout=10)
-    await store.partition_count()
+    await store.leases.partition_count()
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as writer:
         for _ in range(20):
             writer.execute("BEGIN IMMEDIATE")
             async with anyio.create_task_group() as group:
-                group.start_soon(partial(store.heartbeat, RelayId(uuid4()), ttl=TTL))
+                group.start_soon(partial(store.leases.heartbeat, RelayId(uuid4()), ttl=TTL))
                 await anyio.lowlevel.checkpoint()
                 group.cancel_scope.cancel()
                 writer.execute("ROLLBACK")
@@ -236,7 +236,7 @@ async def test_reused_positions_do_not_exist(path: Path) -> None:
     """AUTOINCREMENT: what is written after everything was deleted still lies behind the cursor."""
     store, outbox = SQLiteOutboxStore(path), Outbox(source="s")
     relay = RelayId(uuid4())
-    claims = await store.claim(relay, want=await store.partition_count(), ttl=TTL)
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
     engine = create_engine(f"sqlite:///{path}")
     async with store.reader() as reader:
         for n in range(3):
@@ -245,6 +245,8 @@ async def test_reused_positions_do_not_exist(path: Path) -> None:
             page = await reader.fetch(claims, max_rows=10, max_bytes=1_000)
             assert [row.event.data for row in page.rows] == [b"%d" % n]
             (row,) = page.rows
-            assert await store.delete_published({row.partition: [(row.position, row.event.id)]}, claims) == 1
+            assert (
+                await store.settlement.delete_published({row.partition: [(row.position, row.event.id)]}, claims) == 1
+            )
     engine.dispose()
     await store.aclose()

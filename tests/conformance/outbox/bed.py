@@ -199,8 +199,8 @@ class StoreSuite:
         """A store that holds every partition, with a reader."""
         store, relay = store_factory.open(), RelayId(uuid4())
         try:
-            await store.heartbeat(relay, ttl=TTL)
-            claims = await store.claim(relay, want=await store.partition_count(), ttl=TTL)
+            await store.leases.heartbeat(relay, ttl=TTL)
+            claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
             async with store.reader() as reader:
                 yield Bed(store_factory, store, reader, relay, claims)
         finally:

@@ -80,7 +80,7 @@ class FetchConformance(StoreSuite):
         """Rows of one key share a partition; rows without a key are spread by their id."""
         await bed.write(("a", b""), ("a", b""), ("b", b""), (None, b""))
         rows = await bed.fetch()
-        count = await bed.store.partition_count()
+        count = await bed.store.leases.partition_count()
         assert rows[0].partition == rows[1].partition
         assert rows[2].partition != rows[0].partition
         assert all(0 <= row.partition < count for row in rows)
@@ -206,7 +206,7 @@ class FetchConformance(StoreSuite):
         """From the oldest row on; what was deleted stays away."""
         await bed.write(("a", b"1"), ("b", b"2"), ("a", b"3"))
         rows = await bed.fetch()
-        await bed.store.delete_published(by_partition(rows[:1]), bed.claims)
+        await bed.store.settlement.delete_published(by_partition(rows[:1]), bed.claims)
         bed.reader.restart()
         assert await bed.fetch_data() == [b"2", b"3"]
 
@@ -222,7 +222,7 @@ class FetchConformance(StoreSuite):
         """Again, once, with what was recorded on it, merged with what is new."""
         await bed.write(("a", b"1"), ("b", b"2"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[0])], bed.claims)
+        await bed.store.settlement.record_failures([failure(rows[0])], bed.claims)
         await bed.write(("c", b"3"))
         bed.reader.revisit([rows[0].position])
         again = await bed.fetch()
@@ -245,7 +245,7 @@ class FetchConformance(StoreSuite):
         """Somebody else settled it."""
         await bed.write(("a", b"1"), ("a", b"2"))
         rows = await bed.fetch()
-        await bed.store.delete_published(by_partition(rows[:1]), bed.claims)
+        await bed.store.settlement.delete_published(by_partition(rows[:1]), bed.claims)
         bed.reader.revisit([row.position for row in rows])
         page = await bed.reader.fetch(bed.claims, max_rows=MANY, max_bytes=BYTES)
         assert [row.event.data for row in page.rows] == [b"2"]
@@ -256,7 +256,7 @@ class FetchConformance(StoreSuite):
         """The followers of a refused row, then what is new, and nothing of other keys twice; in pages of any size."""
         await bed.write(("k", b"1"), ("other", b"x"), ("k", b"2"), ("k", b"3"))
         rows = await bed.fetch()
-        await bed.store.delete_published(by_partition(rows[:2]), bed.claims)
+        await bed.store.settlement.delete_published(by_partition(rows[:2]), bed.claims)
         await bed.write(("k", b"4"), ("other", b"y"))
         bed.reader.replay_key("k", above=rows[0].position)
         seen: list[bytes] = []

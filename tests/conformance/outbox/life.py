@@ -106,7 +106,7 @@ class LifeConformance(StoreSuite):
 
     async def test_an_empty_outbox_has_no_backlog(self, bed: Bed) -> None:
         """Zeros, and no oldest row."""
-        backlog = await bed.store.backlog()
+        backlog = await bed.store.backlog.measure()
         assert (backlog.pending, backlog.scheduled, backlog.held, backlog.dead) == (0, 0, 0, 0)
         assert backlog.oldest_age is None
 
@@ -115,9 +115,9 @@ class LifeConformance(StoreSuite):
         await bed.write(("a", b"1"), ("b", b"2"), ("c", b"3"), ("d", b"4"))
         await bed.schedule((timedelta(hours=1), b"5"), (timedelta(hours=2), b"6"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[1]), failure(rows[2])], bed.claims)
-        await bed.store.bury([failure(rows[3])], bed.claims, block_keys=True)
-        backlog = await bed.store.backlog()
+        await bed.store.settlement.record_failures([failure(rows[1]), failure(rows[2])], bed.claims)
+        await bed.store.settlement.bury([failure(rows[3])], bed.claims, block_keys=True)
+        backlog = await bed.store.backlog.measure()
         assert (backlog.pending, backlog.scheduled, backlog.held, backlog.dead) == (3, 2, 2, 1)
         assert backlog.oldest_age is not None
         assert timedelta(0) <= backlog.oldest_age < timedelta(minutes=1)
@@ -127,7 +127,7 @@ class LifeConformance(StoreSuite):
     async def test_closing_twice_is_fine(self, store_factory: StoreFactory) -> None:
         """Also when nothing was ever opened."""
         unused, used = store_factory.open(), store_factory.open()
-        await used.backlog()
+        await used.backlog.measure()
         for store in (unused, used):
             await store.aclose()
             await store.aclose()

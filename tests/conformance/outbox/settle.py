@@ -21,7 +21,7 @@ class SettleConformance(StoreSuite):
         """Those named and no others; the count says how many."""
         await bed.write(("a", b"1"), ("b", b"2"), ("a", b"3"), (None, b"4"))
         rows = await bed.fetch()
-        assert await bed.store.delete_published(by_partition([rows[0], rows[1], rows[3]]), bed.claims) == 3
+        assert await bed.store.settlement.delete_published(by_partition([rows[0], rows[1], rows[3]]), bed.claims) == 3
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"3",)]
 
     async def test_another_event_at_the_same_position_is_not_deleted(self, bed: Bed) -> None:
@@ -29,19 +29,19 @@ class SettleConformance(StoreSuite):
         await bed.write(("a", b"confirmed"))
         rows = await bed.fetch()
         await bed.replace_ids()
-        assert await bed.store.delete_published(by_partition(rows), bed.claims) == 0
+        assert await bed.store.settlement.delete_published(by_partition(rows), bed.claims) == 0
         assert await bed.count(bed.factory.tables.outbox) == 1
 
     async def test_a_row_is_buried_although_its_position_holds_a_dead_letter(self, bed: Bed) -> None:
         """Positions began again, as after TRUNCATE ... RESTART IDENTITY: both are dead letters, with their reasons."""
         await bed.write(("a", b"old"))
         (old,) = await bed.fetch()
-        await bed.store.bury([failure(old, "then")], bed.claims, block_keys=True)
+        await bed.store.settlement.bury([failure(old, "then")], bed.claims, block_keys=True)
         await bed.write_at(old.position, b"new")
         bed.reader.restart()
         (new,) = await bed.fetch()
         assert new.position == old.position
-        assert await bed.store.bury([failure(new, "now")], bed.claims, block_keys=True) == 1
+        assert await bed.store.settlement.bury([failure(new, "now")], bed.claims, block_keys=True) == 1
         dead = bed.factory.tables.dead
         assert sorted(await bed.table(dead, "data", "last_error")) == [(b"new", "now"), (b"old", "then")]
 
@@ -49,9 +49,9 @@ class SettleConformance(StoreSuite):
         """Somebody restored the outbox's row from a backup: one dead letter, with the newer reason."""
         await bed.write((None, b"twice"))
         (row,) = await bed.fetch()
-        await bed.store.bury([failure(row, "then")], bed.claims, block_keys=True)
+        await bed.store.settlement.bury([failure(row, "then")], bed.claims, block_keys=True)
         await bed.write_at(row.position, b"twice", event_id=row.event.id)
-        assert await bed.store.bury([failure(row, "now")], bed.claims, block_keys=True) == 1
+        assert await bed.store.settlement.bury([failure(row, "now")], bed.claims, block_keys=True) == 1
         assert await bed.table(bed.factory.tables.dead, "last_error") == [("now",)]
         assert await bed.count(bed.factory.tables.outbox) == 0
 
@@ -59,15 +59,15 @@ class SettleConformance(StoreSuite):
         """Idempotent: the answer to the first call may have been lost."""
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
-        assert await bed.store.delete_published(by_partition(rows), bed.claims) == 1
-        assert await bed.store.delete_published(by_partition(rows), bed.claims) == 0
+        assert await bed.store.settlement.delete_published(by_partition(rows), bed.claims) == 1
+        assert await bed.store.settlement.delete_published(by_partition(rows), bed.claims) == 0
 
     async def test_a_lost_lease_deletes_nothing_of_its_partition(self, bed: Bed) -> None:
         """The rows of the other partitions are deleted, and the error names the lost one."""
         lost, kept = await two_partitions(bed)
         await bed.lose(lost.partition)
         with pytest.raises(LeaseLostError) as caught:
-            await bed.store.delete_published(by_partition([lost, kept]), bed.claims)
+            await bed.store.settlement.delete_published(by_partition([lost, kept]), bed.claims)
         assert caught.value.partitions == {lost.partition}
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"lost",)]
 
@@ -76,7 +76,7 @@ class SettleConformance(StoreSuite):
         lost, kept = await two_partitions(bed)
         claims = {p: token for p, token in bed.claims.items() if p != lost.partition}
         with pytest.raises(LeaseLostError) as caught:
-            await bed.store.delete_published(by_partition([lost, kept]), claims)
+            await bed.store.settlement.delete_published(by_partition([lost, kept]), claims)
         assert caught.value.partitions == {lost.partition}
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"lost",)]
 
@@ -86,7 +86,7 @@ class SettleConformance(StoreSuite):
         """Attempts, reason and due time are there for a person to see; other rows are untouched."""
         await bed.write(("a", b"1"), ("b", b"2"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[0], "no queue is bound")], bed.claims)
+        await bed.store.settlement.record_failures([failure(rows[0], "no queue is bound")], bed.claims)
         assert await bed.table(bed.factory.tables.outbox, "data", "attempts", "last_error") == [
             (b"1", 1, "no queue is bound"),
             (b"2", 0, None),
@@ -99,8 +99,12 @@ class SettleConformance(StoreSuite):
         """The last reason stays, the attempts are counted, and the due time moves."""
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[0], "first", retry_after=timedelta(seconds=5))], bed.claims)
-        await bed.store.record_failures([failure(rows[0], "second", retry_after=timedelta(minutes=10))], bed.claims)
+        await bed.store.settlement.record_failures(
+            [failure(rows[0], "first", retry_after=timedelta(seconds=5))], bed.claims
+        )
+        await bed.store.settlement.record_failures(
+            [failure(rows[0], "second", retry_after=timedelta(minutes=10))], bed.claims
+        )
         bed.reader.restart()
         (row,) = await bed.fetch()
         assert row.attempts == 2
@@ -112,16 +116,16 @@ class SettleConformance(StoreSuite):
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
         for reason in ("nobody listens", "still nobody"):
-            await bed.store.record_failures([replace(failure(rows[0], reason), counts=False)], bed.claims)
+            await bed.store.settlement.record_failures([replace(failure(rows[0], reason), counts=False)], bed.claims)
             assert await bed.table(bed.factory.tables.outbox, "attempts", "last_error") == [(1, reason)]
-        await bed.store.record_failures([failure(rows[0])], bed.claims)
+        await bed.store.settlement.record_failures([failure(rows[0])], bed.claims)
         assert await bed.table(bed.factory.tables.outbox, "attempts") == [(2,)]
 
     async def test_a_retry_that_is_due_says_so(self, bed: Bed) -> None:
         """`retry_in` counts down to 0 and below."""
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[0], retry_after=timedelta(0))], bed.claims)
+        await bed.store.settlement.record_failures([failure(rows[0], retry_after=timedelta(0))], bed.claims)
         bed.reader.revisit([rows[0].position])
         (row,) = await bed.fetch()
         assert row.retry_in <= 0
@@ -131,7 +135,7 @@ class SettleConformance(StoreSuite):
         lost, kept = await two_partitions(bed)
         await bed.lose(lost.partition)
         with pytest.raises(LeaseLostError) as caught:
-            await bed.store.record_failures([failure(lost), failure(kept)], bed.claims)
+            await bed.store.settlement.record_failures([failure(lost), failure(kept)], bed.claims)
         assert caught.value.partitions == {lost.partition}
         assert await bed.table(bed.factory.tables.outbox, "data", "attempts") == [(b"lost", 0), (b"kept", 1)]
 
@@ -139,9 +143,9 @@ class SettleConformance(StoreSuite):
         """An operator may take a row at any time."""
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
-        await bed.store.delete_published(by_partition(rows), bed.claims)
-        await bed.store.record_failures([failure(rows[0])], bed.claims)
-        assert await bed.store.bury([failure(rows[0])], bed.claims, block_keys=True) == 0
+        await bed.store.settlement.delete_published(by_partition(rows), bed.claims)
+        await bed.store.settlement.record_failures([failure(rows[0])], bed.claims)
+        assert await bed.store.settlement.bury([failure(rows[0])], bed.claims, block_keys=True) == 0
         assert await bed.count(bed.factory.tables.dead) == 0
 
     # --- dead ---
@@ -150,8 +154,8 @@ class SettleConformance(StoreSuite):
         """The row moves as it is: position, event, attempts counted up, and why."""
         await bed.write(("a", b"1"), ("b", b"2"))
         rows = await bed.fetch()
-        await bed.store.record_failures([failure(rows[0], "first")], bed.claims)
-        assert await bed.store.bury([failure(rows[0], "too large")], bed.claims, block_keys=False) == 1
+        await bed.store.settlement.record_failures([failure(rows[0], "first")], bed.claims)
+        assert await bed.store.settlement.bury([failure(rows[0], "too large")], bed.claims, block_keys=False) == 1
         dead = bed.factory.tables.dead
         assert await bed.table(dead, "position", "data", "partitionkey", "attempts", "last_error", "blocks_key") == [
             (int(rows[0].position), b"1", "a", 2, "too large", 0)
@@ -165,8 +169,8 @@ class SettleConformance(StoreSuite):
         """Idempotent: the row is in the outbox or among the dead, never in both."""
         await bed.write(("a", b"1"))
         rows = await bed.fetch()
-        assert await bed.store.bury([failure(rows[0])], bed.claims, block_keys=True) == 1
-        assert await bed.store.bury([failure(rows[0])], bed.claims, block_keys=True) == 0
+        assert await bed.store.settlement.bury([failure(rows[0])], bed.claims, block_keys=True) == 1
+        assert await bed.store.settlement.bury([failure(rows[0])], bed.claims, block_keys=True) == 0
         assert await bed.count(bed.factory.tables.dead) == 1
         assert await bed.count(bed.factory.tables.outbox) == 0
 
@@ -175,7 +179,7 @@ class SettleConformance(StoreSuite):
         lost, kept = await two_partitions(bed)
         await bed.lose(lost.partition)
         with pytest.raises(LeaseLostError) as caught:
-            await bed.store.bury([failure(lost), failure(kept)], bed.claims, block_keys=True)
+            await bed.store.settlement.bury([failure(lost), failure(kept)], bed.claims, block_keys=True)
         assert caught.value.partitions == {lost.partition}
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"lost",)]
         assert await bed.table(bed.factory.tables.dead, "data") == [(b"kept",)]
@@ -184,9 +188,9 @@ class SettleConformance(StoreSuite):
         """All remaining rows of the key move, in order, and block it; other keys stay."""
         await bed.write(("k", b"1"), ("other", b"x"), ("k", b"2"), ("k", b"3"))
         rows = await bed.fetch()
-        await bed.store.bury([failure(rows[0], "refused")], bed.claims, block_keys=True)
-        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 2
-        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 0
+        await bed.store.settlement.bury([failure(rows[0], "refused")], bed.claims, block_keys=True)
+        assert await bed.store.settlement.bury_followers("k", rows[0].partition, bed.claims) == 2
+        assert await bed.store.settlement.bury_followers("k", rows[0].partition, bed.claims) == 0
         dead = await bed.table(bed.factory.tables.dead, "data", "blocks_key", "attempts")
         assert dead == [(b"1", 1, 1), (b"2", 1, 0), (b"3", 1, 0)]
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"x",)]
@@ -195,9 +199,9 @@ class SettleConformance(StoreSuite):
         """A row before it is none of its followers; and without a dead letter, redriven meanwhile, nobody follows."""
         await bed.write(("k", b"1"), ("k", b"2"), ("k", b"3"))
         rows = await bed.fetch()
-        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 0
-        await bed.store.bury([failure(rows[1])], bed.claims, block_keys=True)
-        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 1
+        assert await bed.store.settlement.bury_followers("k", rows[0].partition, bed.claims) == 0
+        await bed.store.settlement.bury([failure(rows[1])], bed.claims, block_keys=True)
+        assert await bed.store.settlement.bury_followers("k", rows[0].partition, bed.claims) == 1
         assert await bed.table(bed.factory.tables.outbox, "data") == [(b"1",)]
 
     async def test_followers_of_a_lost_partition_stay(self, bed: Bed) -> None:
@@ -205,31 +209,33 @@ class SettleConformance(StoreSuite):
         await bed.write(("k", b"1"))
         rows = await bed.fetch()
         await bed.lose(rows[0].partition)
-        assert await bed.store.bury_followers("k", rows[0].partition, bed.claims) == 0
+        assert await bed.store.settlement.bury_followers("k", rows[0].partition, bed.claims) == 0
         assert await bed.count(bed.factory.tables.outbox) == 1
 
     async def test_blocked_keys_are_those_with_a_blocking_dead_letter(self, bed: Bed) -> None:
         """Each with its oldest one; not what was buried without blocking, not rows without a key."""
         await bed.write(("k", b"1"), ("k", b"2"), ("free", b"3"), (None, b"4"))
         rows = await bed.fetch()
-        assert await bed.store.blocked_keys(bed.claims) == {}
-        await bed.store.bury([failure(rows[1]), failure(rows[0]), failure(rows[3])], bed.claims, block_keys=True)
-        await bed.store.bury([failure(rows[2])], bed.claims, block_keys=False)
-        assert await bed.store.blocked_keys(bed.claims) == {"k": (rows[0].partition, rows[0].position)}
+        assert await bed.store.settlement.blocked_keys(bed.claims) == {}
+        await bed.store.settlement.bury(
+            [failure(rows[1]), failure(rows[0]), failure(rows[3])], bed.claims, block_keys=True
+        )
+        await bed.store.settlement.bury([failure(rows[2])], bed.claims, block_keys=False)
+        assert await bed.store.settlement.blocked_keys(bed.claims) == {"k": (rows[0].partition, rows[0].position)}
 
     async def test_blocked_keys_are_those_of_the_claims(self, bed: Bed) -> None:
         """What another relay owns is not our concern."""
         lost, kept = await two_partitions(bed)
-        await bed.store.bury([failure(lost), failure(kept)], bed.claims, block_keys=True)
+        await bed.store.settlement.bury([failure(lost), failure(kept)], bed.claims, block_keys=True)
         mine = {p: token for p, token in bed.claims.items() if p == kept.partition}
-        assert await bed.store.blocked_keys(mine) == {"b": (kept.partition, kept.position)}
-        assert await bed.store.blocked_keys({}) == {}
+        assert await bed.store.settlement.blocked_keys(mine) == {"b": (kept.partition, kept.position)}
+        assert await bed.store.settlement.blocked_keys({}) == {}
 
     async def test_nothing_to_settle_is_fine(self, bed: Bed) -> None:
         """Empty batches are not an error."""
-        assert await bed.store.delete_published({}, bed.claims) == 0
-        await bed.store.record_failures([], bed.claims)
-        assert await bed.store.bury([], bed.claims, block_keys=True) == 0
+        assert await bed.store.settlement.delete_published({}, bed.claims) == 0
+        await bed.store.settlement.record_failures([], bed.claims)
+        assert await bed.store.settlement.bury([], bed.claims, block_keys=True) == 0
 
 
 async def two_partitions(bed: Bed) -> tuple[OutboxRow, OutboxRow]:

@@ -29,6 +29,7 @@ from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.rows import decode_rows
 from sagapost.core.errors import StoreRefusedError
 from sagapost.core.outbox_store import Claims, FetchPage, OutboxRow, Position
+from sagapost.outbox.reading import PLACE
 
 __all__ = ["SnapshotReader", "SnapshotSweeper"]
 
@@ -42,8 +43,9 @@ _NOTHING: Snapshot = (1, 1, ())
 
 _BEFORE_ALL = -(2**63)
 """Below every position: what was buried before it had one is redriven to a negative one."""
-_DATA = 16
-"""Place of the data among the columns of a row."""
+_DATA = PLACE["data"]
+_SERVER, _TEXT, _FITS = PLACE["time"], PLACE["topic"], PLACE["retry_in"]
+"""What the header of a page says, and where: which server answers, a snapshot or position, whether the delta fits."""
 _SHARED_STRETCH = 4
 """Positions looked at for one page, in pages, where some of the rows belong to other relays."""
 
@@ -177,9 +179,9 @@ class SnapshotReader:
         sql = self._sql.delta_owned if owned else self._sql.delta_all
         records = await self._link.fetch(sql, xip, xmax, max_rows, max_bytes, *owned)
         header = records[0]
-        target = _parse(header[2])
-        self._check_history(target, header[6])
-        if header[18] == 1.0:
+        target = _parse(header[_TEXT])
+        self._check_history(target, header[_SERVER])
+        if header[_FITS] == 1.0:
             self._seen = target
             return decode_rows(records[1:], self._partitions), _in_progress(target)
         low = await self._low(self._seen)
@@ -208,12 +210,12 @@ class SnapshotReader:
             stretch,
             *owned,
         )
-        self._check_history(walk.target, header[6])
+        self._check_history(walk.target, header[_SERVER])
         full = len(records) >= max_rows or sum(len(record[_DATA]) for record in records) >= max_bytes
         if full:
             walk.last = records[-1][0]
-        elif header[2] is not None:
-            walk.last = int(header[2]) + stretch - 1
+        elif header[_TEXT] is not None:
+            walk.last = int(header[_TEXT]) + stretch - 1
         else:
             self._seen, self._walk = walk.target, None
         return decode_rows(records, self._partitions), False

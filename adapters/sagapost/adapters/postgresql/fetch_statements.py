@@ -6,14 +6,15 @@ from sqlalchemy import Table
 
 from sagapost.adapters.postgresql.rows import ROW_COLUMNS, qualified
 from sagapost.core.databases import PostgreSQL
+from sagapost.outbox.reading import RECORD
 
 __all__ = ["FetchStatements"]
 
-_PAGE_NAMES = (
-    "position", "slot", "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema",
-    "correlationid", "causationid", "partitionkey", "traceparent", "tracestate", "extensions", "data", "attempts",
-    "retry_in",
-)  # fmt: skip
+
+def _header(**values: str) -> str:
+    """Return the SELECT list of the row with position 0, which says something of the whole page."""
+    given = {"position": "0", "slot": "0", "time": "pg_postmaster_start_time()", "attempts": "0", **values}
+    return ", ".join(f"{given.get(name, 'NULL')} AS {name}" for name in RECORD)
 
 
 class FetchStatements:
@@ -47,9 +48,7 @@ class FetchStatements:
                 ), total AS MATERIALIZED (
                     SELECT count(*) <= $3::int AND coalesce(sum(octet_length(data)), 0) <= $4::int8 AS fits FROM delta
                 )
-                SELECT 0 AS position, 0 AS slot, pg_current_snapshot()::text AS topic,
-                       NULL, NULL, NULL, pg_postmaster_start_time(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       NULL, NULL, 0, CASE WHEN fits THEN 1 ELSE 0 END::float8
+                SELECT {_header(topic="pg_current_snapshot()::text", retry_in="fits::int::float8")}
                 FROM total
                 UNION ALL
                 SELECT delta.* FROM delta, total WHERE fits
@@ -68,11 +67,9 @@ class FetchStatements:
                 WITH next AS MATERIALIZED (
                     SELECT position AS first FROM {table} WHERE position > $1::int8 ORDER BY position LIMIT 1
                 )
-                SELECT 0 AS position, 0 AS slot, (SELECT first FROM next)::text AS topic,
-                       NULL, NULL, NULL, pg_postmaster_start_time(), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                       NULL, NULL, 0, 0
+                SELECT {_header(topic="(SELECT first FROM next)::text", retry_in="0")}
                 UNION ALL
-                SELECT {", ".join(f"p.{name}" for name in _PAGE_NAMES)}
+                SELECT {", ".join(f"p.{name}" for name in RECORD)}
                 FROM (
                     SELECT c.*, sum(octet_length(c.data)) OVER (ORDER BY c.position) - octet_length(c.data) AS before
                     FROM (

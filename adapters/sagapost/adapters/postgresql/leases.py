@@ -20,7 +20,7 @@ __all__ = ["Leases"]
 
 
 class Leases:
-    """The ownership statements of one outbox."""
+    """`OutboxLeases` on PostgreSQL."""
 
     def __init__(self, link: Link, tables: OutboxTables) -> None:
         self._link = link
@@ -78,33 +78,34 @@ class Leases:
             DELETE FROM {relays} WHERE relay = $1"""
 
     async def partition_count(self) -> int:
-        """See `OutboxStore.partition_count`."""
-        await self._link.fetch(self._seed, DEFAULT_PARTITIONS)
-        row = await self._link.fetchrow(self._count)
-        self._partitions = int(row[0]) if row is not None else 0
+        """See `OutboxLeases.partition_count`."""
+        if self._partitions is None:
+            await self._link.fetch(self._seed, DEFAULT_PARTITIONS)
+            row = await self._link.fetchrow(self._count)
+            self._partitions = int(row[0]) if row is not None else 0
         return self._partitions
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
-        """See `OutboxStore.heartbeat`."""
+        """See `OutboxLeases.heartbeat`."""
         alive = await self._link.fetch(self._heartbeat, relay, ttl)
         return int(alive[0][0])
 
     async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
-        """See `OutboxStore.claim`."""
+        """See `OutboxLeases.claim`."""
         rows = list(await self._link.fetch(self._claim, relay, want, ttl))
         if len(rows) < want and self._partitions and await self._link.fetch(self._remake, self._partitions):
             rows += await self._link.fetch(self._claim, relay, want - len(rows), ttl)
         return {Partition(row[0]): LeaseToken(row[1]) for row in rows}
 
     async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        """See `OutboxStore.renew`."""
+        """See `OutboxLeases.renew`."""
         rows = await self._link.fetch(self._renew, relay, list(claims), list(claims.values()), ttl)
         return frozenset(Partition(row[0]) for row in rows)
 
     async def release(self, relay: RelayId, claims: Claims) -> None:
-        """See `OutboxStore.release`."""
+        """See `OutboxLeases.release`."""
         await self._link.fetch(self._release, relay, list(claims), list(claims.values()))
 
     async def retire(self, relay: RelayId) -> None:
-        """See `OutboxStore.retire`."""
+        """See `OutboxLeases.retire`."""
         await self._link.fetch(self._retire, relay)

@@ -13,7 +13,7 @@ __all__ = ["Schedule"]
 
 
 class Schedule:
-    """The statements that move due events."""
+    """`OutboxSchedule` on PostgreSQL."""
 
     def __init__(self, link: Link, tables: OutboxTables) -> None:
         self._link = link
@@ -50,7 +50,7 @@ class Schedule:
             WHERE first IS NOT NULL"""
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
-        """See `OutboxStore.move_due`."""
+        """See `OutboxSchedule.move_due`."""
         # Asked first: an INSERT of no rows would fire the statement trigger and ring the doorbell for nothing.
         upcoming = await self._upcoming()
         if upcoming is None or upcoming > timedelta(0):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.leases import Leases
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import LeaseLostError, StoreError, StoreRefusedError, StoreUnavailableError
 from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
@@ -17,11 +18,11 @@ __all__ = ["Settlement"]
 
 
 class Settlement:
-    """The settle statements of one outbox."""
+    """`OutboxSettlement` on PostgreSQL."""
 
-    def __init__(self, link: Link, tables: OutboxTables, partitions: int) -> None:
+    def __init__(self, link: Link, tables: OutboxTables, ownership: Leases) -> None:
         self._link = link
-        self._partitions = partitions
+        self._leases = ownership
         outbox, dead, leases = qualified(tables.outbox), qualified(tables.dead), qualified(tables.leases)
         # The claims arrive as two arrays; a partition counts only while its token is unchanged.
         held = f"""
@@ -81,11 +82,13 @@ class Settlement:
         self._held = f"{held} SELECT partition FROM held WHERE $1::int IS NULL"
 
     async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
-        """See `OutboxStore.delete_published`."""
+        """See `OutboxSettlement.delete_published`."""
         partitions, tokens = _arrays({p: claims[p] for p in rows if p in claims})
         positions = [position for group in rows.values() for position, _ in group]
         ids = [event_id for group in rows.values() for _, event_id in group]
-        record = await self._link.fetchrow(self._delete, positions, partitions, tokens, self._partitions, ids)
+        record = await self._link.fetchrow(
+            self._delete, positions, partitions, tokens, await self._leases.partition_count(), ids
+        )
         deleted, held = (0, None) if record is None else (record[0], record[1])
         lost = frozenset(rows) - frozenset(held or ())
         if lost:
@@ -93,7 +96,7 @@ class Settlement:
         return int(deleted)
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
-        """See `OutboxStore.record_failures`."""
+        """See `OutboxSettlement.record_failures`."""
         try:
             await self._record_all(failures, claims)
         except (StoreUnavailableError, StoreRefusedError, LeaseLostError):
@@ -113,7 +116,7 @@ class Settlement:
             [f.position for f in failures],
             partitions,
             tokens,
-            self._partitions,
+            await self._leases.partition_count(),
             [f.reason for f in failures],
             [f.retry_after for f in failures],
             [f.counts for f in failures],
@@ -122,14 +125,14 @@ class Settlement:
             await self._raise_if_lost(failures, claims)
 
     async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
-        """See `OutboxStore.bury`."""
+        """See `OutboxSettlement.bury`."""
         partitions, tokens = _arrays(claims)
         written = await self._link.fetch(
             self._bury,
             [f.position for f in failures],
             partitions,
             tokens,
-            self._partitions,
+            await self._leases.partition_count(),
             [f.reason for f in failures],
             block_keys,
         )
@@ -138,15 +141,17 @@ class Settlement:
         return len(written)
 
     async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
-        """See `OutboxStore.bury_followers`."""
+        """See `OutboxSettlement.bury_followers`."""
         partitions, tokens = _arrays({partition: claims[partition]} if partition in claims else {})
         reason = "parked behind an earlier dead letter of the same key"
-        written = await self._link.fetch(self._bury_followers, key, partitions, tokens, self._partitions, reason)
+        written = await self._link.fetch(
+            self._bury_followers, key, partitions, tokens, await self._leases.partition_count(), reason
+        )
         return len(written)
 
     async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
-        """See `OutboxStore.blocked_keys`."""
-        rows = await self._link.fetch(self._blocked, self._partitions, [int(p) for p in claims])
+        """See `OutboxSettlement.blocked_keys`."""
+        rows = await self._link.fetch(self._blocked, await self._leases.partition_count(), [int(p) for p in claims])
         return {row[0]: (Partition(row[1]), Position(row[2])) for row in rows}
 
     async def _raise_if_lost(self, failures: Sequence[Failure], claims: Claims) -> None:

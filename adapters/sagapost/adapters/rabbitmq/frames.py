@@ -7,11 +7,13 @@ is encoded once and kept, and the rest is put together from constants. Layouts: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC
 from struct import Struct
 
 from sagapost.core.broker import Outgoing
-from sagapost.core.envelope import Event, utc_iso
+from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
+from sagapost.core.generated import generated
 
 __all__ = ["FRAME_OVERHEAD", "PublishEncoder", "UnencodableError"]
 
@@ -40,16 +42,6 @@ _PERSISTENT = b"\x02"
 _SHORT_MAX = 255
 _U32 = Struct(">I").pack
 _LENGTHS = tuple(_U32(n) for n in range(512))
-
-# The name of a header with the tag of its value, ready to be followed by length and text.
-_ID = b"\x05ce-idS"
-_TIME = b"\x07ce-timeS"
-_SUBJECT = b"\x0ace-subjectS"
-_CORRELATIONID = b"\x10ce-correlationidS"
-_CAUSATIONID = b"\x0ece-causationidS"
-_PARTITIONKEY = b"\x0fce-partitionkeyS"
-_TRACEPARENT = b"\x0ece-traceparentS"
-_TRACESTATE = b"\x0dce-tracestateS"
 
 # Topics and types are few, but nothing stops a user from making up one per message: forget all when there are many.
 _CACHE_LIMIT = 4096
@@ -133,25 +125,7 @@ class PublishEncoder:
             raise UnencodableError(f"its id has {len(id_)} bytes; at most {_SHORT_MAX} fit")
         time = event.time
         iso = (time.isoformat()[:-6] + "Z" if time.tzinfo is UTC else utc_iso(time)).encode()
-        # A table is a plain run of fields, so absent attributes are simply empty.
-        headers = b"".join(
-            (
-                fixed_headers,
-                _ID,
-                _LENGTHS[len(id_)],
-                id_,
-                _TIME,
-                _LENGTHS[len(iso)],
-                iso,
-                b"" if event.partitionkey is None else _field(_PARTITIONKEY, event.partitionkey),
-                b"" if event.correlationid is None else _field(_CORRELATIONID, event.correlationid),
-                b"" if event.causationid is None else _field(_CAUSATIONID, event.causationid),
-                b"" if event.subject is None else _field(_SUBJECT, event.subject),
-                b"" if event.traceparent is None else _field(_TRACEPARENT, event.traceparent),
-                b"" if event.tracestate is None else _field(_TRACESTATE, event.tracestate),
-                _extensions(event) if event.extensions else b"",
-            )
-        )
+        headers = _headers(event, fixed_headers, id_, iso)
         correlation = b""
         if event.correlationid is not None:
             raw = event.correlationid.encode()
@@ -222,3 +196,28 @@ def _header(attribute: str, text: str) -> bytes:
 
 def _extensions(event: Event) -> bytes:
     return b"".join(_header(name, value) for name, value in event.extensions.items())
+
+
+def _named(attribute: str) -> bytes:
+    """The name of a header with the tag of its value, ready to be followed by length and text."""
+    name = b"ce-" + attribute.encode()
+    return bytes((len(name),)) + name + b"S"
+
+
+# In `fixed_headers` with what else repeats, or among the properties.
+_ELSEWHERE = frozenset({"id", "source", "type", "datacontenttype", "dataschema"})
+
+_headers: Callable[[Event, bytes, bytes, bytes], bytes] = generated(
+    "headers",
+    # A table is a plain run of fields, so absent attributes are simply empty.
+    "def headers(event, fixed, id, iso):\n"
+    f"    return join((fixed, {_named('id')!r}, lengths[len(id)], id, {_named('time')!r}, lengths[len(iso)], iso, "
+    + "".join(
+        f"b'' if event.{each.name} is None else field({_named(each.name)!r}, event.{each.name}), "
+        for each in ATTRIBUTES
+        if each.is_text and each.name not in _ELSEWHERE
+    )
+    + "extensions(event) if event.extensions else b''))\n",
+    {"join": b"".join, "lengths": _LENGTHS, "field": _field, "extensions": _extensions},
+)
+"""Encode the header table of an event."""

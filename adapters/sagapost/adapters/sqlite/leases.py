@@ -19,7 +19,7 @@ __all__ = ["Leases"]
 
 
 class Leases:
-    """The ownership statements of one outbox."""
+    """`OutboxLeases` on SQLite."""
 
     def __init__(self, link: Link, tables: OutboxTables) -> None:
         self._link = link
@@ -52,7 +52,7 @@ class Leases:
         self._forget = f"DELETE FROM {relays} WHERE relay = ?"
 
     async def partition_count(self) -> int:
-        """See `OutboxStore.partition_count`."""
+        """See `OutboxLeases.partition_count`."""
 
         def count(connection: sqlite3.Connection) -> int:
             (found,) = connection.execute(self._count).fetchone()
@@ -63,11 +63,12 @@ class Leases:
                 connection.executemany(self._seed, [(n,) for n in range(DEFAULT_PARTITIONS)])
             return count(connection)
 
-        self._partitions = await self._link.read(count) or await self._link.write(seed)
+        if not self._partitions:
+            self._partitions = await self._link.read(count) or await self._link.write(seed)
         return self._partitions
 
     async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
-        """See `OutboxStore.heartbeat`; always 1, since the partitions are not shared with those that stand by."""
+        """See `OutboxLeases.heartbeat`; always 1, since the partitions are not shared with those that stand by."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(self._clear)
@@ -77,7 +78,7 @@ class Leases:
         return 1
 
     async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
-        """See `OutboxStore.claim`; nothing while another relay holds any partition."""
+        """See `OutboxLeases.claim`; nothing while another relay holds any partition."""
 
         def work(connection: sqlite3.Connection) -> Claims:
             if connection.execute(self._other, (relay.hex,)).fetchone() is not None:
@@ -92,7 +93,7 @@ class Leases:
         return await self._link.write(work)
 
     async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        """See `OutboxStore.renew`."""
+        """See `OutboxLeases.renew`."""
 
         def work(connection: sqlite3.Connection) -> frozenset[Partition]:
             return frozenset(
@@ -104,7 +105,7 @@ class Leases:
         return await self._link.write(work)
 
     async def release(self, relay: RelayId, claims: Claims) -> None:
-        """See `OutboxStore.release`."""
+        """See `OutboxLeases.release`."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany(self._release, [(p, token, relay.hex) for p, token in claims.items()])
@@ -112,7 +113,7 @@ class Leases:
         await self._link.write(work)
 
     async def retire(self, relay: RelayId) -> None:
-        """See `OutboxStore.retire`."""
+        """See `OutboxLeases.retire`."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(self._release_all, (relay.hex,))

@@ -7,17 +7,14 @@ by time.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
 
-from sagapost.core.envelope import Event
-from sagapost.core.outbox_store import OutboxRow, Partition, Position
-from sagapost.outbox.reading import UnreadableRowError, read_extensions, read_rows
+from sagapost.outbox.reading import RECORD, UnreadableRowError, read_extensions, record_columns, row_decoder
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
 __all__ = [
@@ -50,17 +47,13 @@ def seconds_until(column: str) -> str:
     return f"round((julianday({column}) - julianday('now')) * 86400.0, 3)"
 
 
-ROW_COLUMNS = (
-    "position, slot, coalesce(topic, type), event_id, source, type, time, subject, datacontenttype, dataschema, "
-    "correlationid, causationid, partitionkey, traceparent, tracestate, extensions, data, attempts, "
-    f"CASE WHEN attempts = 0 THEN 0.0 ELSE coalesce({seconds_until('next_attempt_at')}, 0.0) END"
+ROW_COLUMNS = record_columns(
+    {
+        "topic": "coalesce(topic, type)",
+        "retry_in": f"CASE WHEN attempts = 0 THEN 0.0 ELSE coalesce({seconds_until('next_attempt_at')}, 0.0) END",
+    }
 )
-"""What the relay reads of a row; `decode_rows` relies on the order."""
-
-_TEXTS = (
-    "topic", "event_id", "source", "type", "time", "subject", "datacontenttype", "dataschema", "correlationid",
-    "causationid", "partitionkey", "traceparent", "tracestate", "extensions",
-)  # fmt: skip
+"""What the relay reads of a row."""
 
 _preparer = sqlite.dialect().identifier_preparer
 
@@ -80,69 +73,39 @@ def modifier(after: timedelta) -> str:
     return f"{after.total_seconds():+.3f} seconds"
 
 
-def decode_rows(records: Sequence[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
-    """Turn records with the columns of ROW_COLUMNS into rows; what is no event becomes an unreadable one."""
-    return read_rows(records, partitions, _decode_all)
-
-
-def _decode_all(records: Sequence[tuple[Any, ...]], partitions: int) -> list[OutboxRow]:
-    return [_decode(partitions, *record) for record in records]
-
-
-def _decode(
-    partitions: int,
-    position: int,
-    slot: int,
-    topic: str,
-    event_id: str,
-    source: str,
-    type_: str,
-    time: str,
-    subject: str | None,
-    content_type: str | None,
-    schema: str | None,
-    correlation: str | None,
-    causation: str | None,
-    key: str | None,
-    traceparent: str | None,
-    tracestate: str | None,
-    extensions: str | None,
-    data: bytes,
-    attempts: int,
-    retry_in: float,
-) -> OutboxRow:
-    # SQLite stores what it is given, whatever the column's type.
-    texts = (topic, event_id, source, type_, time, subject, content_type, schema, correlation, causation, key,
-             traceparent, tracestate, extensions)  # fmt: skip
-    for name, value in zip(_TEXTS, texts, strict=True):
-        if value is not None and not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+def _check(texts: Mapping[str, object], data: object) -> None:
+    """SQLite stores what it is given, whatever the column's type."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
             raise UnreadableRowError(f"its {name} is no text")
-    if not isinstance(data, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(data, bytes):
         raise UnreadableRowError("its data is no blob")
+
+
+def _time(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(time)
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UnreadableRowError(f"its time {text[:80]!r} is none of the form 2026-11-23 08:00:00") from None
+
+
+def _id(text: str) -> str:
+    try:
+        return str(UUID(text))
     except ValueError:
-        raise UnreadableRowError(f"its time {time[:80]!r} is none of the form 2026-11-23 08:00:00") from None
-    return OutboxRow(
-        Position(position),
-        Partition(slot % partitions),
-        topic,
-        Event(
-            id=str(UUID(event_id)),
-            source=source,
-            type=type_,
-            time=moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC),
-            data=data,
-            subject=subject,
-            datacontenttype=content_type,
-            dataschema=schema,
-            correlationid=correlation,
-            causationid=causation,
-            partitionkey=key,
-            traceparent=traceparent,
-            tracestate=tracestate,
-            extensions={} if extensions is None else read_extensions(extensions),
-        ),
-        attempts,
-        retry_in,
-    )
+        raise UnreadableRowError(f"its event_id {text[:80]!r} is no UUID in 32 hexadecimal digits") from None
+
+
+_TEXTS = tuple(name for name in RECORD if name not in {"position", "slot", "data", "attempts", "retry_in"})
+
+decode_rows = row_decoder(
+    {
+        "id": "read_id(event_id)",
+        "time": "read_time(time)",
+        "extensions": "{} if extensions is None else read_extensions(extensions)",
+    },
+    {"check": _check, "read_id": _id, "read_time": _time, "read_extensions": read_extensions},
+    first=f"check({{{', '.join(f'{name!r}: {name}' for name in _TEXTS)}}}, data)",
+)
+"""Turns records with the columns of ROW_COLUMNS into rows."""

@@ -13,7 +13,7 @@ __all__ = ["Schedule"]
 
 
 class Schedule:
-    """The statements that move due events."""
+    """`OutboxSchedule` on SQLite."""
 
     def __init__(self, link: Link, tables: OutboxTables) -> None:
         self._link = link
@@ -38,7 +38,7 @@ class Schedule:
             SELECT -id, {ENVELOPE}, 0, ? FROM {scheduled} WHERE id = ?"""
 
     async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
-        """See `OutboxStore.move_due`."""
+        """See `OutboxSchedule.move_due`."""
         wait = await self._link.read(self._wait)
         if wait is None or wait > timedelta(0):
             # The usual case takes no write lock.

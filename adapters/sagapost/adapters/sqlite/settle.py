@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
 from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.leases import Leases
 from sagapost.adapters.sqlite.rows import ENVELOPE, LATER, json_array, modifier, quoted
 from sagapost.core.errors import LeaseLostError
 from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
@@ -20,11 +21,11 @@ __all__ = ["Settlement"]
 
 
 class Settlement:
-    """The settle statements of one outbox."""
+    """`OutboxSettlement` on SQLite."""
 
-    def __init__(self, link: Link, tables: OutboxTables, partitions: int) -> None:
+    def __init__(self, link: Link, tables: OutboxTables, ownership: Leases) -> None:
         self._link = link
-        self._partitions = partitions
+        self._leases = ownership
         outbox, dead, leases = quoted(tables.outbox), quoted(tables.dead), quoted(tables.leases)
         self._tokens = f"SELECT partition, token FROM {leases}"
         mine = "slot % ? = ?"
@@ -59,13 +60,14 @@ class Settlement:
             GROUP BY partitionkey"""
 
     async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
-        """See `OutboxStore.delete_published`."""
+        """See `OutboxSettlement.delete_published`."""
+        partitions = await self._leases.partition_count()
 
         def work(connection: sqlite3.Connection) -> tuple[int, frozenset[Partition]]:
             held = self._held(connection, claims)
             deleted = 0
             for partition in held.intersection(rows):
-                cursor = connection.execute(self._delete, (_published(rows[partition]), self._partitions, partition))
+                cursor = connection.execute(self._delete, (_published(rows[partition]), partitions, partition))
                 deleted += cursor.rowcount
             return deleted, held
 
@@ -74,19 +76,20 @@ class Settlement:
         return deleted
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
-        """See `OutboxStore.record_failures`."""
+        """See `OutboxSettlement.record_failures`."""
+        partitions = await self._leases.partition_count()
 
         def work(connection: sqlite3.Connection) -> frozenset[Partition]:
             held = self._held(connection, claims)
             for f in failures:
                 if f.partition in held:
-                    self._record_one(connection, f)
+                    self._record_one(connection, f, partitions)
             return held
 
         _raise_if_lost((f.partition for f in failures), await self._link.write(work))
 
-    def _record_one(self, connection: sqlite3.Connection, failure: Failure) -> None:
-        row = (failure.position, self._partitions, failure.partition)
+    def _record_one(self, connection: sqlite3.Connection, failure: Failure, partitions: int) -> None:
+        row = (failure.position, partitions, failure.partition)
         try:
             connection.execute(self._record, (failure.counts, failure.reason, modifier(failure.retry_after), *row))
         except sqlite3.IntegrityError:
@@ -95,14 +98,15 @@ class Settlement:
             connection.execute(self._buried, row)
 
     async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
-        """See `OutboxStore.bury`."""
+        """See `OutboxSettlement.bury`."""
+        partitions = await self._leases.partition_count()
 
         def work(connection: sqlite3.Connection) -> tuple[int, frozenset[Partition]]:
             held = self._held(connection, claims)
             buried = 0
             for failure in failures:
                 if failure.partition in held:
-                    row = (failure.position, self._partitions, failure.partition)
+                    row = (failure.position, partitions, failure.partition)
                     connection.execute(self._bury, (failure.reason, block_keys, *row))
                     buried += connection.execute(self._buried, row).rowcount
             return buried, held
@@ -112,22 +116,24 @@ class Settlement:
         return buried
 
     async def bury_followers(self, key: str, partition: Partition, claims: Claims) -> int:
-        """See `OutboxStore.bury_followers`."""
+        """See `OutboxSettlement.bury_followers`."""
+        partitions = await self._leases.partition_count()
         reason = "parked behind an earlier dead letter of the same key"
 
         def work(connection: sqlite3.Connection) -> int:
             if partition not in self._held(connection, claims):
                 return 0
-            connection.execute(self._bury_followers, (reason, key, self._partitions, partition))
-            return connection.execute(self._buried_followers, (key, self._partitions, partition)).rowcount
+            connection.execute(self._bury_followers, (reason, key, partitions, partition))
+            return connection.execute(self._buried_followers, (key, partitions, partition)).rowcount
 
         return await self._link.write(work)
 
     async def blocked_keys(self, claims: Claims) -> Mapping[str, tuple[Partition, Position]]:
-        """See `OutboxStore.blocked_keys`."""
+        """See `OutboxSettlement.blocked_keys`."""
+        partitions = await self._leases.partition_count()
 
         def work(connection: sqlite3.Connection) -> dict[str, tuple[Partition, Position]]:
-            rows = connection.execute(self._blocked, (self._partitions, self._partitions, json_array(claims)))
+            rows = connection.execute(self._blocked, (partitions, partitions, json_array(claims)))
             return {key: (Partition(partition), Position(position)) for key, partition, position in rows}
 
         return await self._link.read(work)

@@ -67,7 +67,7 @@ async def _look(loaded: LoadedSettings) -> _Status:
     store = make_store(loaded)
     try:
         await store.check_schema()
-        backlog = await store.backlog()
+        backlog = await store.backlog.measure()
     finally:
         await store.aclose()
     tables = tables_of(loaded.settings).inbox

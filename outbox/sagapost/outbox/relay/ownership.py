@@ -10,7 +10,7 @@ import anyio
 from sagapost.core.clock import Clock
 from sagapost.core.errors import StoreError
 from sagapost.core.observer import Observer
-from sagapost.core.outbox_store import Claims, LeaseToken, OutboxStore, Partition, RelayId
+from sagapost.core.outbox_store import Claims, LeaseToken, OutboxLeases, Partition, RelayId
 from sagapost.outbox.relay.observations import LeaseLost, LeasesChanged
 
 __all__ = ["Ownership"]
@@ -29,7 +29,7 @@ class Ownership:
 
     def __init__(
         self,
-        store: OutboxStore,
+        leases: OutboxLeases,
         relay: RelayId,
         *,
         ttl: timedelta,
@@ -39,7 +39,7 @@ class Ownership:
         forget: Callable[[frozenset[Partition]], None],
         changed: Callable[[], None],
     ) -> None:
-        self._store = store
+        self._leases = leases
         self._relay = relay
         self._ttl = ttl
         self._clock = clock
@@ -115,10 +115,10 @@ class Ownership:
     async def _beat(self) -> bool:
         """One heartbeat; return whether the share is as it should be."""
         started = self._clock.monotonic()
-        partitions = await self._store.partition_count()
-        alive = await self._store.heartbeat(self._relay, ttl=self._ttl)
+        partitions = await self._leases.partition_count()
+        alive = await self._leases.heartbeat(self._relay, ttl=self._ttl)
         if self._claims:
-            held = await self._store.renew(self._relay, dict(self._claims), ttl=self._ttl)
+            held = await self._leases.renew(self._relay, dict(self._claims), ttl=self._ttl)
             self.lose(frozenset(self._claims) - held, "another relay took over after the lease ran out")
         self._proven_until = started + self._ttl.total_seconds() * (1 - _MARGIN)
         self._renewed.set()
@@ -139,7 +139,7 @@ class Ownership:
                 self.generation += 1
         drained = frozenset(p for p in self._draining if not self._in_partition(p))
         if drained:
-            await self._store.release(self._relay, {p: self._claims[p] for p in drained})
+            await self._leases.release(self._relay, {p: self._claims[p] for p in drained})
             for partition in drained:
                 del self._claims[partition]
             self._draining -= drained
@@ -149,7 +149,7 @@ class Ownership:
         """Claim free partitions up to the fair share."""
         missing = share - len(self._claims)
         if missing > 0:
-            gained = await self._store.claim(self._relay, want=missing, ttl=self._ttl)
+            gained = await self._leases.claim(self._relay, want=missing, ttl=self._ttl)
             if gained:
                 self._claims.update(gained)
                 self.generation += 1
@@ -168,6 +168,6 @@ class Ownership:
 
     async def retire(self) -> None:
         """Give everything back at once, after draining."""
-        await self._store.retire(self._relay)
+        await self._leases.retire(self._relay)
         self._claims.clear()
         self._draining.clear()

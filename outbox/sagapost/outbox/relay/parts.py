@@ -8,7 +8,6 @@ import anyio
 
 from sagapost.core.clock import Clock
 from sagapost.core.observer import Observer
-from sagapost.core.outbox_store import OutboxStore
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.ownership import Ownership
 from sagapost.outbox.relay.routes import Routes
@@ -23,7 +22,8 @@ class Parts:
     """One relay's state; every stage runs in the same event loop."""
 
     settings: RelaySettings
-    store: OutboxStore
+    database: str
+    """Where the outbox is, for reports."""
     gate: Gate
     routes: Routes
     ownership: Ownership

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from sagapost.core.outbox_store import Failure, OutboxRow
+from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement
 from sagapost.outbox.relay.observations import Buried, Held, Released
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ class Decided:
 class Refusals:
     """Decides what a refused row and the rows behind it do."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, settlement: OutboxSettlement) -> None:
         self._parts = parts
+        self._settlement = settlement
         self.retries = 0
         self.dead = 0
 
@@ -90,7 +91,7 @@ class Refusals:
         """Count the attempts and, past the budget, bury."""
         parts, retried, spent = self._parts, decided.retried, decided.spent
         if retried:
-            await parts.store.record_failures([failure for _, failure in retried], parts.ownership.claims)
+            await self._settlement.record_failures([failure for _, failure in retried], parts.ownership.claims)
             self.retries += len(retried)
             now = parts.clock.monotonic()
             for row, failure in retried:
@@ -112,7 +113,9 @@ class Refusals:
 
     async def _bury(self, spent: Sequence[tuple[OutboxRow, Failure]]) -> None:
         parts, policy = self._parts, self._parts.settings.on_dead
-        await parts.store.bury([failure for _, failure in spent], parts.ownership.claims, block_keys=policy != "skip")
+        await self._settlement.bury(
+            [failure for _, failure in spent], parts.ownership.claims, block_keys=policy != "skip"
+        )
         self.dead += len(spent)
         for row, failure in spent:
             key = row.event.partitionkey
@@ -123,7 +126,7 @@ class Refusals:
             else:
                 parts.gate.block(key, row.partition, row.position)
                 if policy == "park":
-                    self.dead += await parts.store.bury_followers(key, row.partition, parts.ownership.claims)
+                    self.dead += await self._settlement.bury_followers(key, row.partition, parts.ownership.claims)
             parts.observer.notify(
                 Buried(
                     event_id=row.event.id,
@@ -148,12 +151,12 @@ class Refusals:
         for key, partition in dropped:
             if key not in blocked:
                 continue
-            self.dead += await parts.store.bury_followers(key, partition, parts.ownership.claims)
+            self.dead += await self._settlement.bury_followers(key, partition, parts.ownership.claims)
 
     async def load_blocked(self) -> None:
         """Bring the blocked keys in line with the dead letters: an operator may have redriven or discarded some."""
         parts = self._parts
-        blocked = await parts.store.blocked_keys(parts.ownership.claims)
+        blocked = await self._settlement.blocked_keys(parts.ownership.claims)
         for key in parts.gate.blocked_keys() - blocked.keys():
             hold = parts.gate.release(key)
             if hold is not None:

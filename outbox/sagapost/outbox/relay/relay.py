@@ -88,6 +88,7 @@ class Relay:
         observer = observer if observer is not None else NullObserver()
         clock = clock if clock is not None else SystemClock()
         self.id = RelayId(new_uuid())
+        self._store = store
         self._broker = broker
         routes = Routes(
             settings.routing,
@@ -97,7 +98,7 @@ class Relay:
         )
         gate = Gate(routes)
         ownership = Ownership(
-            store,
+            store.leases,
             self.id,
             ttl=settings.lease_ttl,
             clock=clock,
@@ -106,9 +107,9 @@ class Relay:
             forget=gate.forget_partitions,
             changed=self._nudge,
         )
-        settler = Settler(store, gate, ownership, observer, settings.reconnect)
-        self._parts = Parts(settings, store, gate, routes, ownership, settler, clock, observer)
-        self._refusals = Refusals(self._parts)
+        settler = Settler(store.settlement, gate, ownership, observer, settings.reconnect, database=store.address)
+        self._parts = Parts(settings, store.address, gate, routes, ownership, settler, clock, observer)
+        self._refusals = Refusals(self._parts, store.settlement)
         self._published = 0
         self._stop = anyio.Event()
         self._drain_until: float | None = None
@@ -146,12 +147,12 @@ class Relay:
         """
         parts = self._parts
         parts.observer.notify(obs.RelayStarted(relay=str(self.id)))
-        await self._until_available(parts.store.check_schema)
+        await self._until_available(self._store.check_schema)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(parts.ownership.run)
                 tasks.start_soon(parts.settler.run)
-                tasks.start_soon(run_schedule, parts)
+                tasks.start_soon(run_schedule, parts, self._store.schedule)
                 await self._cycles()
                 # The last cycle may have ended with the broker away; what it had confirmed is still to be deleted.
                 await self._drain()
@@ -195,9 +196,9 @@ class Relay:
         parts = self._parts
         failure: list[Exception] = []
         async with AsyncExitStack() as stack:
-            reader = await stack.enter_async_context(parts.store.reader())
-            doorbell = await stack.enter_async_context(parts.store.doorbell(self.id))
-            sweeper = await stack.enter_async_context(parts.store.sweeper())
+            reader = await stack.enter_async_context(self._store.reader())
+            doorbell = await stack.enter_async_context(self._store.doorbell(self.id))
+            sweeper = await stack.enter_async_context(self._store.sweeper())
             sender: SendStage | None = None
             try:
                 async with self._broker.publisher() as publisher:
@@ -249,7 +250,7 @@ class Relay:
             await sender.drain()
         except StoreError as error:
             # Only the bookkeeping of refused rows writes here; they are refused and counted again.
-            self._parts.observer.notify(obs.StoreLost(self._parts.store.address, str(error), 0, 0.0))
+            self._parts.observer.notify(obs.StoreLost(self._parts.database, str(error), 0, 0.0))
         self._published += sender.published
         self._sender = None
 
@@ -272,8 +273,8 @@ class Relay:
             try:
                 await parts.ownership.retire()
             except StoreError as error:
-                parts.observer.notify(obs.StoreLost(parts.store.address, str(error), 0, 0.0))
-            await parts.store.aclose()
+                parts.observer.notify(obs.StoreLost(parts.database, str(error), 0, 0.0))
+            await self._store.aclose()
         parts.observer.notify(obs.RelayStopped(relay=str(self.id), left_in_flight=left))
 
     async def _pause(self, error: Exception, attempt: int) -> None:
@@ -286,7 +287,7 @@ class Relay:
             parts.ownership.lose(frozenset(Partition(p) for p in error.partitions), "the token was refused")
             parts.ownership.nudge()
         else:
-            parts.observer.notify(obs.StoreLost(parts.store.address, str(error), attempt, delay))
+            parts.observer.notify(obs.StoreLost(parts.database, str(error), attempt, delay))
         with anyio.move_on_after(delay):
             await self._stop.wait()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sagapost.core.errors import StoreError
+from sagapost.core.outbox_store import OutboxSchedule
 from sagapost.outbox.relay.observations import Moved, StoreLost
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["run_schedule"]
 _BATCH = 500
 
 
-async def run_schedule(parts: Parts) -> None:
+async def run_schedule(parts: Parts, schedule: OutboxSchedule) -> None:
     """Move due events until cancelled.
 
     Every relay does this; the store moves each row once. Between moves it sleeps until the next one is due, and never
@@ -28,7 +29,7 @@ async def run_schedule(parts: Parts) -> None:
     while True:
         pause = longest
         try:
-            moved, upcoming = await parts.store.move_due(limit=_BATCH)
+            moved, upcoming = await schedule.move_due(limit=_BATCH)
             attempt = 0
             if moved:
                 parts.observer.notify(Moved(rows=moved))
@@ -38,5 +39,5 @@ async def run_schedule(parts: Parts) -> None:
         except StoreError as error:
             attempt += 1
             pause = parts.settings.reconnect.seconds(attempt)
-            parts.observer.notify(StoreLost(parts.store.address, str(error), attempt, pause))
+            parts.observer.notify(StoreLost(parts.database, str(error), attempt, pause))
         await anyio.sleep(pause)

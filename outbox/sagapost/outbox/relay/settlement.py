@@ -9,7 +9,7 @@ import anyio
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import LeaseLostError, StoreError
 from sagapost.core.observer import Observer
-from sagapost.core.outbox_store import OutboxRow, OutboxStore, Partition, Published
+from sagapost.core.outbox_store import OutboxRow, OutboxSettlement, Partition, Published
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.observations import Settled, StoreLost
 from sagapost.outbox.relay.ownership import Ownership
@@ -27,9 +27,17 @@ class Settler:
     """
 
     def __init__(
-        self, store: OutboxStore, gate: Gate, ownership: Ownership, observer: Observer, backoff: Backoff
+        self,
+        settlement: OutboxSettlement,
+        gate: Gate,
+        ownership: Ownership,
+        observer: Observer,
+        backoff: Backoff,
+        *,
+        database: str,
     ) -> None:
-        self._store = store
+        self._settlement = settlement
+        self._database = database
         self._gate = gate
         self._ownership = ownership
         self._observer = observer
@@ -66,13 +74,13 @@ class Settler:
                 self._give_back(batch)
                 attempt += 1
                 pause = self._backoff.seconds(attempt)
-                self._observer.notify(StoreLost(self._store.address, str(error), attempt, pause))
+                self._observer.notify(StoreLost(self._database, str(error), attempt, pause))
                 await anyio.sleep(pause)
 
     async def _delete(self, batch: Mapping[Partition, Sequence[Published]]) -> None:
         lost: frozenset[Partition] = frozenset()
         try:
-            deleted = await self._store.delete_published(batch, self._ownership.claims)
+            deleted = await self._settlement.delete_published(batch, self._ownership.claims)
         except LeaseLostError as error:
             lost = frozenset(Partition(p) for p in error.partitions)
             deleted = sum(len(rows) for p, rows in batch.items() if p not in lost)

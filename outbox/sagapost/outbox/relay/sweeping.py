@@ -43,7 +43,7 @@ async def run_sweep(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -
         except StoreError as error:
             attempt += 1
             pause = max(interval, parts.settings.reconnect.seconds(attempt))
-            parts.observer.notify(StoreLost(parts.store.address, str(error), attempt, pause))
+            parts.observer.notify(StoreLost(parts.database, str(error), attempt, pause))
             continue
         attempt = 0
         if missed:
@@ -56,9 +56,7 @@ async def _marked(parts: Parts, sweeper: OutboxSweeper) -> None:
     try:
         await sweeper.mark()
     except StoreError as error:
-        parts.observer.notify(
-            StoreLost(parts.store.address, str(error), 1, parts.settings.sweep_interval.total_seconds())
-        )
+        parts.observer.notify(StoreLost(parts.database, str(error), 1, parts.settings.sweep_interval.total_seconds()))
 
 
 async def _missed(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> set[Position]:

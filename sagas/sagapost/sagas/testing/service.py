@@ -13,13 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker
-from sagapost.core.envelope import Event
+from sagapost.core.envelope import ATTRIBUTES, Event
 from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, RetryPolicy
 from sagapost.inbox.handlers import topic_regex
 from sagapost.inbox.observations import HandlerFailed
-from sagapost.outbox.tables import ENVELOPE_COLUMNS
 from sagapost.sagas.choreography.manifest import Manifest
 from sagapost.sagas.compensator import Compensator, CompensatorSettings
 from sagapost.sagas.manifests import manifest_of
@@ -29,7 +28,7 @@ from sagapost.sagas.testing.clock import VirtualClock
 
 __all__ = ["ParkedMessage", "RehearsedService"]
 
-_ATTRIBUTES = [name for name in ENVELOPE_COLUMNS if name not in {"event_id", "topic", "extensions"}]
+_ATTRIBUTES = [each.name for each in ATTRIBUTES if each.name not in {"id", "extensions"}]
 
 
 @dataclass(frozen=True, slots=True)
