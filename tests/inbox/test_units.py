@@ -327,7 +327,7 @@ def test_a_context_without_an_outbox_says_so() -> None:
     [
         {"concurrency": 0},
         {"batch": 1_001},
-        {"prefetch": 2_001},
+        {"prefetch": 1_000_001},
         {"batch": 50, "prefetch": 20},
         {"max_crashes": 1},
         {"retention": timedelta(0)},
@@ -359,8 +359,15 @@ def test_policies_out_of_range_are_refused() -> None:
     ],
 )
 def test_the_prefetch_follows_what_can_be_in_work(settings: ConsumerSettings, concurrency: int, expected: int) -> None:
-    """Twice the work in hand, within what quorum queues take."""
-    assert settings.effective_prefetch(concurrency) == expected
+    """Twice what can be in work, within what the broker takes."""
+    assert settings.effective_prefetch(concurrency, 2_000) == expected
+
+
+def test_more_than_the_broker_takes_is_refused_where_it_was_asked_for() -> None:
+    """The limit is the broker's, and no number of ours; without one, any prefetch goes."""
+    assert ConsumerSettings(prefetch=5_000).effective_prefetch(1, None) == 5_000
+    with pytest.raises(ConfigurationError, match="prefetch is 5,000, and this broker hands out at most 2,000"):
+        ConsumerSettings(prefetch=5_000).effective_prefetch(1, 2_000)
 
 
 # --- sessions, tables, statements ---

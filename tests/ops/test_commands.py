@@ -288,12 +288,12 @@ def test_an_unexpected_failure_ends_with_code_1_and_a_masked_traceback(
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     """Exit code 2 and the pip command, not a traceback; the module that is missing is named."""
+    (tmp_path / ".env").write_text("SAGAPOST_LOG_LEVEL=DEBUG\n")
     program = (
-        "import sys; sys.modules['pydantic_settings'] = None\n"
         "import builtins; real = builtins.__import__\n"
         "def blind(name, *args, **kwargs):\n"
-        "    if name.split('.')[0] == 'pydantic_settings':\n"
-        "        raise ModuleNotFoundError('hidden by the test', name='pydantic_settings')\n"
+        "    if name.split('.')[0] == 'dotenv':\n"
+        "        raise ModuleNotFoundError('hidden by the test', name='dotenv')\n"
         "    return real(name, *args, **kwargs)\n"
         "builtins.__import__ = blind\n"
         "from sagapost.ops.cli import main; main()"
@@ -307,6 +307,6 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
         check=False,
     )
     assert ran.returncode == 2
-    assert "needs the package 'pydantic_settings'" in ran.stderr
+    assert "needs the package 'dotenv'" in ran.stderr
     assert "pip install 'sagapost[cli]'" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -253,6 +253,8 @@ class BrokerCapabilities:
     """`Queue.ordered` is honoured across processes."""
     crosses_processes: bool
     """Several processes can share it."""
+    max_prefetch: int | None = None
+    """The largest `prefetch` that `subscribe` takes; None: any."""
 
 
 class Broker(Protocol):

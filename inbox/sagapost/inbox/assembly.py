@@ -55,6 +55,7 @@ def assemble(
     *,
     number: int,
     stop: anyio.Event,
+    max_prefetch: int | None,
 ) -> Parts:
     """Build the parts; opens nothing."""
     tables, moments = inbox.tables, database.kit.moments(clock)
@@ -106,4 +107,5 @@ def assemble(
         consumer=inbox.name,
         stop=stop,
     )
-    return Parts(dispatcher, workers, retries, pruner, screening, settings.effective_prefetch(database.concurrency))
+    prefetch = settings.effective_prefetch(database.concurrency, max_prefetch)
+    return Parts(dispatcher, workers, retries, pruner, screening, prefetch)

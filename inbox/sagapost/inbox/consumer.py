@@ -136,6 +136,7 @@ class Consumer:
             self._clock,
             number=number,
             stop=self._stop,
+            max_prefetch=self._broker.capabilities.max_prefetch,
         )
         # Ages are judged by the database's clock from the first message on.
         await self._until_available(parts.pruner.read_clock)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sagapost.core.broker import Broker
 from sagapost.core.outbox_store import OutboxStore
+from sagapost.ops.registry import broker_adapter
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of
 
@@ -14,32 +15,13 @@ __all__ = ["make_broker", "make_store"]
 
 
 def make_broker(loaded: LoadedSettings) -> Broker:
-    """Return the broker adapter for the settings' URL; it opens nothing yet.
+    """Return the broker for the settings' URL; it opens nothing yet.
 
     :raises MissingExtraError: if its driver is not installed.
+    :raises ConfigurationError: if its adapter cannot be used.
     """
-    from sagapost.adapters.cloudevents import StrangerPolicy
-
-    settings, url = loaded.settings, loaded.broker_url
-    strangers = StrangerPolicy(without_id=settings.strangers_without_id)
-    if url.scheme == "memory":
-        from sagapost.adapters.memory import MemoryBroker
-
-        return MemoryBroker(max_message_bytes=settings.broker_max_message_bytes, stranger_policy=strangers)
-    from sagapost.adapters.rabbitmq import RabbitMQBroker
-
-    return RabbitMQBroker(
-        url.reveal(),
-        exchange=settings.exchange,
-        queue_type=settings.queue_type,
-        heartbeat=settings.broker_heartbeat,
-        connect_timeout=settings.broker_connect_timeout,
-        confirm_timeout=settings.broker_confirm_timeout,
-        max_message_bytes=settings.broker_max_message_bytes,
-        delivery_limit=settings.broker_delivery_limit,
-        max_buffered_bytes=settings.broker_max_buffered_bytes,
-        stranger_policy=strangers,
-    )
+    url, foreign = loaded.broker_url, loaded.settings.connections.strangers_without_id
+    return broker_adapter(url.scheme).make(url.reveal(), loaded.settings.broker, without_id=foreign)
 
 
 def make_store(loaded: LoadedSettings) -> OutboxStore:
@@ -47,8 +29,8 @@ def make_store(loaded: LoadedSettings) -> OutboxStore:
 
     :raises MissingExtraError: if its driver is not installed.
     """
-    settings, url = loaded.settings, loaded.database_url
-    tables = tables_of(settings).outbox
+    settings, url = loaded.settings.connections, loaded.database_url
+    tables = tables_of(loaded.settings).outbox
     if url.scheme.startswith("sqlite"):
         from sagapost.adapters.sqlite import SQLiteOutboxStore
 

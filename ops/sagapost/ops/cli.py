@@ -13,7 +13,7 @@ from sagapost.ops.output import flush
 
 __all__ = ["main"]
 
-_EXTRA = frozenset({"dotenv", "pydantic", "pydantic_core", "pydantic_settings", "rich", "typer"})
+_EXTRA = frozenset({"dotenv", "rich", "typer"})
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ from sagapost.core.observer import Observer, Observers
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.daemon import Requirement
 from sagapost.ops.log_observer import LogObserver
+from sagapost.ops.registry import broker_adapter
 from sagapost.ops.settings import LoadedSettings
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ def make_metrics(loaded: LoadedSettings) -> OpenTelemetryMetrics | None:
 
     :raises MissingExtraError: if OpenTelemetry is asked for and not installed.
     """
-    if loaded.settings.metrics == "none":
+    if loaded.settings.process.metrics == "none":
         return None
     from sagapost.ops.telemetry import OpenTelemetryMetrics
 
-    return OpenTelemetryMetrics(system="memory" if loaded.broker_url.scheme == "memory" else "rabbitmq")
+    return OpenTelemetryMetrics(system=broker_adapter(loaded.broker_url.scheme).name)
 
 
 class Composition:

@@ -66,7 +66,7 @@ def require_one_outbox(composition: Composition, inboxes: Sequence[Inbox]) -> No
 
 def consumers(composition: Composition, inboxes: Sequence[Inbox]) -> list[Worker]:
     """A consumer for each inbox, on one engine whose pool has room for all of them, and their compensators."""
-    settings = composition.loaded.settings.consumer_settings()
+    settings = composition.loaded.settings.consumer
     engine = composition.owns(make_consumer_engine(composition.loaded, inboxes=len(inboxes)))
     observer = composition.observer("sagapost.inbox")
 
@@ -81,7 +81,7 @@ def consumers(composition: Composition, inboxes: Sequence[Inbox]) -> list[Worker
 
 def _compensators(composition: Composition, inboxes: Sequence[Inbox], engine: AsyncEngine) -> list[Worker]:
     observer = composition.log_observer("sagapost.sagas")
-    drain = composition.loaded.settings.consumer_settings().drain_timeout
+    drain = composition.loaded.settings.consumer.drain_timeout
 
     def worker(sagas: Sagas) -> Worker:
         def make() -> CompensatorService:
@@ -98,14 +98,14 @@ def make_consumer_engine(loaded: LoadedSettings, *, inboxes: int) -> AsyncEngine
     settings, url = loaded.settings, loaded.database_url
     # As many as can be in use at once: waiting for the pool would look like a database that does not answer.
     # An inbox may have a compensator beside it.
-    room = inboxes * (settings.consumer_concurrency + HOUSEKEEPING + CompensatorSettings().concurrency)
+    room = inboxes * (settings.consumer.concurrency + HOUSEKEEPING + CompensatorSettings().concurrency)
     if not url.scheme.startswith("sqlite"):
         limits = {
-            "timeout": settings.database_connect_timeout.total_seconds(),
+            "timeout": settings.connections.database_connect_timeout.total_seconds(),
             "server_settings": {"application_name": "sagapost-consumer"},
         }
         return database.make_engine(url, pool_size=room, max_overflow=0, connect_args=limits)
-    engine = database.make_engine(url, connect_args={"timeout": settings.consumer_database_timeout.total_seconds()})
+    engine = database.make_engine(url, connect_args={"timeout": settings.consumer.database_timeout.total_seconds()})
 
     @event.listens_for(engine.sync_engine, "connect")
     def _prepare(connection: DBAPIConnection, _record: object) -> None:

@@ -130,7 +130,7 @@ async def _opened(
         raise SchemaError(found=None, expected=OUTBOX_SCHEMA_VERSION, where=f"There is no file {file}; a new database")
     try:
         async with AsyncExitStack() as stack:
-            with anyio.fail_after(loaded.settings.database_connect_timeout.total_seconds()):
+            with anyio.fail_after(loaded.settings.connections.database_connect_timeout.total_seconds()):
                 connection = await stack.enter_async_context(engine.connect())
             yield connection
     except SagapostError:
@@ -159,7 +159,7 @@ def _command_engine(loaded: LoadedSettings, *, patient: bool = False) -> AsyncEn
 
     :param patient: without a limit on single statements: an index of a large table takes its time.
     """
-    settings, url = loaded.settings, loaded.database_url
+    settings, url = loaded.settings.connections, loaded.database_url
     if url.scheme.startswith("sqlite"):
         return make_engine(url, poolclass=NullPool)
     limits = {"timeout": settings.database_connect_timeout.total_seconds()}

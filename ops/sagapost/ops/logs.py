@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, TextIO
 
 from sagapost.core.context import current
@@ -15,14 +15,12 @@ from sagapost.ops.masking import Redactor, SecretUrl
 __all__ = ["SagaContextFilter", "configure_logging"]
 
 _DRIVERS = {
-    # Logs each failed attempt as an error, in its own words; ours come from the exception, once.
-    "aiormq": logging.CRITICAL,
-    "aio_pika": logging.WARNING,
     "aiosqlite": logging.WARNING,
     "asyncio": logging.WARNING,
     "sqlalchemy": logging.WARNING,
 }
-"""Loggers of others, and the level below which they have nothing to say to an operator; lower while debugging."""
+"""Loggers of others, and the level below which they have nothing to say to an operator; lower while debugging. The
+broker's adapter knows those of its driver."""
 
 
 class SagaContextFilter(logging.Filter):
@@ -52,12 +50,15 @@ def configure_logging(
     format: Literal["auto", "human", "json"] = "auto",  # noqa: A002 - the name of the setting
     level: str = "INFO",
     secrets: Iterable[SecretUrl] = (),
+    loggers: Mapping[str, int] | None = None,
     stream: TextIO | None = None,
 ) -> None:
     """Send all logging of the process to one stream (default: standard error). Calling it again replaces the handler.
 
     `auto` writes for a person where the stream is a terminal and JSON lines otherwise. Colour: on a terminal, unless
     the environment sets `NO_COLOR`.
+
+    :param loggers: least levels of loggers of others, beside those of every process.
     """
     target: TextIO = sys.stderr if stream is None else stream
     terminal = target.isatty()
@@ -74,6 +75,6 @@ def configure_logging(
             root.removeHandler(existing)
     root.addHandler(handler)
     root.setLevel(level)
-    for name, least in _DRIVERS.items():
+    for name, least in (_DRIVERS | dict(loggers or {})).items():
         logging.getLogger(name).setLevel(max(logging.WARNING if root.level <= logging.DEBUG else least, root.level))
     logging.captureWarnings(capture=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sagapost.core.backoff import Backoff
 from sagapost.core.errors import SagapostError
 from sagapost.ops.composition import Composition
 from sagapost.ops.daemon import Daemon, Requirement, Worker, run_daemon
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
 from sagapost.ops.logs import configure_logging
+from sagapost.ops.registry import broker_adapter
 from sagapost.ops.settings import InvalidSettingsError, LoadedSettings, load_settings
 
 __all__ = ["Plan", "run_process"]
@@ -41,8 +41,13 @@ def run_process(
         loaded = load_settings(
             required=("database_url", "broker_url"), env_file=env_file, overrides={"fail_fast": fail_fast}
         )
-        settings = loaded.settings
-        configure_logging(format=settings.log_format, level=settings.log_level, secrets=loaded.secrets())
+        settings = loaded.settings.process
+        configure_logging(
+            format=settings.log_format,
+            level=settings.log_level,
+            secrets=loaded.secrets(),
+            loggers=broker_adapter(loaded.broker_url.scheme).loggers,
+        )
         for hint in loaded.hints:
             _log.warning("%s", hint)
         return run_daemon(partial(_serve, loaded, plan))
@@ -61,13 +66,13 @@ def run_process(
 
 
 async def _serve(loaded: LoadedSettings, plan: Callable[[Composition], Plan]) -> ExitCode:
-    settings = loaded.settings
+    settings = loaded.settings.process
     async with Composition(loaded) as composition:
         planned = plan(composition)
         daemon = Daemon(
             planned.workers,
             planned.requirements,
-            retry=Backoff(base=settings.start_retry_base, cap=settings.start_retry_cap),
+            retry=settings.start_retry,
             fail_fast=settings.fail_fast,
         )
         return await daemon.run()

@@ -36,7 +36,7 @@ def outbox_there(composition: Composition) -> Requirement:
 def relays(composition: Composition) -> list[Worker]:
     """A relay on the settings' outbox and, where there are metrics, what measures how far behind it is."""
     loaded = composition.loaded
-    settings = loaded.settings.relay_settings()
+    settings = loaded.settings.relay
     observer = composition.observer("sagapost.relay")
 
     def make() -> RelayService:

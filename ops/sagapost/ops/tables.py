@@ -72,4 +72,5 @@ class Tables:
 
 def tables_of(settings: Settings, *, with_tracker: bool = False) -> Tables:
     """Return the tables with the schema and prefix of the settings."""
-    return Tables(schema=settings.database_schema, prefix=settings.table_prefix, with_tracker=with_tracker)
+    where = settings.connections
+    return Tables(schema=where.database_schema, prefix=where.table_prefix, with_tracker=with_tracker)

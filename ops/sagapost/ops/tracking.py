@@ -37,7 +37,7 @@ def trackers(
         settings=TrackerSettings(keys=tuple(keys), ends=tuple(ends)),
     )
     observer = composition.log_observer("sagapost.tracker")
-    drain = loaded.settings.consumer_settings().drain_timeout
+    drain = loaded.settings.consumer.drain_timeout
     consumer = TrackerConsumerSettings(queue=queue)
 
     def make() -> TrackerService:

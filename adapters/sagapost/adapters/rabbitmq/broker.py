@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from sagapost.adapters.cloudevents import StrangerPolicy
 from sagapost.adapters.rabbitmq.settings import ConnectionSettings, Limits, TopologySettings
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # Everything that imports aio-pika is imported where it is used: configuration stays cheap, and possible without it.
 
 __all__ = ["RabbitMQBroker"]
+
+_QUORUM_PREFETCH: Final = 2_000
+"""What quorum queues take; with more, subscribing fails."""
+_AMQP_PREFETCH: Final = 65_535
+"""What the field of the protocol holds."""
 
 
 class RabbitMQBroker:
@@ -97,6 +102,7 @@ class RabbitMQBroker:
             counts_deliveries=self._topology.queue_type == "quorum",
             single_active_consumer=True,
             crosses_processes=True,
+            max_prefetch=_QUORUM_PREFETCH if self._topology.queue_type == "quorum" else _AMQP_PREFETCH,
         )
 
     @property

@@ -49,7 +49,7 @@ def declare(
         )
     anyio.run(broker.declare, *queues)
     if as_json:
-        write_json({"broker": broker.address, "exchange": loaded.settings.exchange, "queues": _as_json(queues)})
+        write_json({"broker": broker.address, "queues": _as_json(queues)})
         return
     rows = [(queue.name, topic, "ordered" if queue.ordered else "-") for queue in queues for topic in _topics(queue)]
     write_table(("queue", "bound to", "order"), rows, styles={"queue": "cyan"})

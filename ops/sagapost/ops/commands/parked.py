@@ -209,7 +209,7 @@ def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awa
         tables = tables_of(loaded.settings).inbox
         await _require_inbox(loaded, inbox)
         async with database.opened_engine(loaded) as engine:
-            return await work(ParkedMessages(engine, tables, inbox, on_dead=loaded.settings.consumer_on_dead))
+            return await work(ParkedMessages(engine, tables, inbox, on_dead=loaded.settings.consumer.on_dead))
 
     return anyio.run(run)
 

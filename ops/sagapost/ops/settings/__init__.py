@@ -1,6 +1,6 @@
 """The settings of a `sagapost` process, read from the environment. Needs the extra `cli`."""
 
-from sagapost.ops.settings.load import InvalidSettingsError, LoadedSettings, Problem, Source, load_settings, misspelt
+from sagapost.ops.settings.load import InvalidSettingsError, LoadedSettings, Problem, load_settings, misspelt
 from sagapost.ops.settings.model import Settings, all_settings
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "LoadedSettings",
     "Problem",
     "Settings",
-    "Source",
     "all_settings",
     "load_settings",
     "misspelt",

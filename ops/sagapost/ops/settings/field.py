@@ -1,84 +1,129 @@
-"""One way to declare a setting, so that its help, its error messages and its page in the docs say the same."""
+"""A setting as the command line knows it: its variable, how its value is written, and what is said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any, get_origin
 
-from pydantic import Field
-from pydantic.fields import FieldInfo
-
+from sagapost.core.settings import Leaf
 from sagapost.ops.masking import SecretUrl
-from sagapost.ops.settings.units import format_duration, format_size
+from sagapost.ops.settings.units import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+    parse_type_map,
+    parse_type_set,
+)
 
-__all__ = ["ENV_PREFIX", "Setting", "describe", "render", "setting"]
+__all__ = ["ENV_PREFIX", "Setting", "render"]
 
 ENV_PREFIX = "SAGAPOST_"
 
-
-def setting(
-    default: Any,
-    what: str,
-    *,
-    example: str,
-    unit: str,
-    danger: str,
-    low: Any = None,
-    high: Any = None,
-) -> Any:
-    """Declare a field.
-
-    :param what: one or two sentences, starting with a capital.
-    :param example: a value as one would write it in the environment.
-    :param unit: what the value is counted in, or its form.
-    :param danger: what goes wrong with a careless value.
-    """
-    extra: dict[str, Any] = {"example": example, "unit": unit, "danger": danger}
-    return Field(default, description=what, ge=low, le=high, json_schema_extra=extra, validate_default=False)
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is to be said about one setting."""
+    """One setting of one part."""
 
+    section: str
+    """The part that it belongs to."""
     name: str
-    variable: str
-    what: str
-    unit: str
-    default: str
-    range: str
-    example: str
-    danger: str
+    """The variable without our prefix, in lower case."""
+    leaf: Leaf
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def what(self) -> str:
+        """What it does."""
+        return self.leaf.declared.what
+
+    @property
+    def unit(self) -> str:
+        """What it is counted in, or its form."""
+        return self.leaf.declared.unit
+
+    @property
+    def danger(self) -> str:
+        """What goes wrong with a careless value."""
+        return self.leaf.declared.danger
+
+    @property
+    def example(self) -> str:
+        """A value as one writes it."""
+        return self.leaf.declared.example
+
+    @property
+    def default(self) -> str:
+        """Its default as one would write it; empty if there is none."""
+        return render(self.leaf.default, unit=self.unit)
+
+    @property
+    def range(self) -> str:
+        """What it may be."""
+        declared = self.leaf.declared
+        if self.leaf.choices:
+            return " | ".join(self.leaf.choices)
+        if declared.low is None and declared.high is None:
+            return ""
+        return f"{render(declared.low, unit=self.unit)} to {render(declared.high, unit=self.unit)}"
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value may hold a password: it is masked, and may be read from a file."""
+        return self.leaf.kind is SecretUrl or self.unit.startswith("password")
+
+    def parse(self, value: Any) -> Any:
+        """Return a value as the library takes it; one that is no text counts as that already.
+
+        :raises ValueError: with what is wrong, as the rest of a sentence that begins with the variable.
+        """
+        read = self._read(value.strip()) if isinstance(value, str) else value
+        complaint = self.leaf.complaint(read)
+        match complaint:
+            case None:
+                return read
+            case "range", _:
+                raise ValueError(f"is out of range; use {self.range}")
+            case "word", _:
+                raise ValueError(f"is not one of {self.range}")
+            case _, text:
+                raise ValueError(text)
+
+    def _read(self, text: str) -> Any:
+        kind = self.leaf.kind
+        if self.leaf.choices:
+            # In whatever case a word is written.
+            return next((word for word in self.leaf.choices if word.lower() == text.lower()), text)
+        if kind is bool:
+            if text.lower() not in _BOOLEANS:
+                raise ValueError("is neither true nor false")
+            return _BOOLEANS[text.lower()]
+        if kind is int:
+            return parse_size(text) if self.unit == "bytes" else _whole(text)
+        if kind is timedelta:
+            return parse_duration(text)
+        if kind is SecretUrl:
+            return SecretUrl(text)
+        if get_origin(kind) is frozenset:
+            return parse_type_set(text)
+        if kind is str:
+            return text
+        return parse_type_map(text)
 
 
-def describe(name: str, field: FieldInfo) -> Setting:
-    """Return what a declared field says of itself."""
-    extra = field.json_schema_extra
-    if not isinstance(extra, dict):
-        raise TypeError(f"{name} was not declared with setting()")
-    return Setting(
-        name=name,
-        variable=ENV_PREFIX + name.upper(),
-        what=field.description or "",
-        unit=str(extra["unit"]),
-        default=render(field.default, unit=str(extra["unit"])),
-        range=_range(field, unit=str(extra["unit"])),
-        example=str(extra["example"]),
-        danger=str(extra["danger"]),
-    )
-
-
-def _range(field: FieldInfo, *, unit: str) -> str:
-    choices = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
-    if choices:
-        return " | ".join(choices)
-    low = next((item.ge for item in field.metadata if hasattr(item, "ge")), None)
-    high = next((item.le for item in field.metadata if hasattr(item, "le")), None)
-    if low is None and high is None:
-        return ""
-    return f"{render(low, unit=unit)} to {render(high, unit=unit)}"
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("is not a whole number") from None
 
 
 def render(value: object, *, unit: str = "") -> str:
@@ -96,7 +141,5 @@ def render(value: object, *, unit: str = "") -> str:
             return ",".join(f"{key}={target}" for key, target in value.items())
         case frozenset():
             return ",".join(sorted(str(item) for item in value))
-        case SecretUrl():
-            return str(value)
         case _:
             return str(value)

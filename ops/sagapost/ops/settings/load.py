@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
-
+from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.errors import ConfigurationError
-from sagapost.ops.masking import SecretUrl, mask_url
-from sagapost.ops.settings.field import ENV_PREFIX, Setting
-from sagapost.ops.settings.model import Settings, all_settings
+from sagapost.ops.masking import MASK, SecretUrl, mask_url
+from sagapost.ops.registry import broker_adapter, other_schemes, our_brokers
+from sagapost.ops.settings.field import ENV_PREFIX, Setting, render
+from sagapost.ops.settings.model import PARTS, Part, Settings, all_settings, part_of
+from sagapost.ops.settings.sources import Given, env_file_of, environment, read_secret
 
-__all__ = ["InvalidSettingsError", "LoadedSettings", "Problem", "Source", "load_settings", "misspelt"]
-
-Source: TypeAlias = Literal["command line", "environment", ".env", "default"]
+__all__ = ["InvalidSettingsError", "LoadedSettings", "Problem", "load_settings", "misspelt"]
 
 _FOREIGN = ("SAGAPOST_TEST_",)
 """Prefixes of variables that others read."""
 _LONGEST_SHOWN = 80
-_NO_FILE: Mapping[str, Any] = {"_env_file": None}
+_FILE: Final = "_FILE"
+"""Ends the name of a variable that names the file with a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Problem:
     """As given, masked where it is a URL."""
     text: str
     example: str
-    source: Source
+    source: str
 
     def __str__(self) -> str:
         value = "" if self.value is None else f"={self.value}"
@@ -60,7 +58,12 @@ class LoadedSettings:
     """The settings, and where each value came from."""
 
     settings: Settings
-    sources: Mapping[str, Source]
+    declared: Sequence[Setting]
+    """What could be set in this process, its broker's adapter included, in the order of the docs."""
+    values: Mapping[str, Any]
+    """By name: what is in force."""
+    sources: Mapping[str, str]
+    """By name: `command line`, `environment`, `.env`, `default`, or the file that holds the secret."""
     unknown: Mapping[str, str | None]
     """Variables with our prefix that name no setting, each with the most similar one that does."""
 
@@ -75,7 +78,7 @@ class LoadedSettings:
 
         :raises InvalidSettingsError: if it is not set.
         """
-        return self._required("database_url", self.settings.database_url)
+        return self._required("database_url", self.settings.connections.database_url)
 
     @property
     def broker_url(self) -> SecretUrl:
@@ -83,17 +86,16 @@ class LoadedSettings:
 
         :raises InvalidSettingsError: if it is not set.
         """
-        return self._required("broker_url", self.settings.broker_url)
+        return self._required("broker_url", self.settings.connections.broker_url)
 
     def _required(self, name: str, value: SecretUrl | None) -> SecretUrl:
         if value is None:
-            raise InvalidSettingsError([_missing(name)])
+            raise InvalidSettingsError([_missing(name, self.declared)])
         return value
 
     def secrets(self) -> list[SecretUrl]:
         """Return the URLs that may carry a password."""
-        values = (getattr(self.settings, name) for name in Settings.model_fields)
-        return [value for value in values if isinstance(value, SecretUrl)]
+        return [value for value in self.values.values() if isinstance(value, SecretUrl)]
 
 
 def load_settings(
@@ -108,36 +110,25 @@ def load_settings(
     :param env_file: a file that must exist; default: `.env` in the working directory, if there is one.
     :param overrides: values from the command line; None counts as not given.
     :raises InvalidSettingsError: if a value is wrong or missing; lists all of them. Never quotes a secret.
-    :raises ConfigurationError: if the file cannot be read.
+    :raises ConfigurationError: if the file cannot be read, or the adapter of the broker's URL not be used.
     """
-    described = {entry.name: entry for entry in all_settings()}
-    file = _file_source(env_file)
-    environment = EnvSettingsSource(Settings)
-    given: dict[str, Any] = {}
-    sources: dict[str, Source] = dict.fromkeys(described, "default")
-    layers: tuple[tuple[Source, Mapping[str, Any]], ...] = (
-        (".env", file()),
-        ("environment", environment()),
-        ("command line", {name: value for name, value in (overrides or {}).items() if value is not None}),
-    )
-    for source, layer in layers:
-        own = {name: value for name, value in layer.items() if name in described}
-        given |= own
-        sources |= dict.fromkeys(own, source)
-    settings: Settings | None = None
-    problems: list[Problem] = []
-    try:
-        # Nothing is left to be read: `given` holds what the sources had, and wins over them.
-        settings = Settings(**given, **_NO_FILE)
-    except ValidationError as error:
-        details = error.errors(include_input=False, include_url=False)
-        problems = [_problem(detail, described, given, sources) for detail in details]
-    problems += [_missing(name) for name in required if name not in given]
-    variables = (name.upper() for name in (*file.env_vars, *environment.env_vars))
-    unknown = _unknown(variables, described.values())
-    if settings is None or problems:
-        raise InvalidSettingsError(problems, _hints(unknown))
-    return LoadedSettings(settings, sources, unknown)
+    given = [env_file_of(env_file), environment()]
+    reading = _Reading(given, {name: value for name, value in (overrides or {}).items() if value is not None})
+    for part in PARTS:
+        reading.read(part.settings)
+    url = reading.values["broker_url"]
+    adapter = broker_adapter(url.scheme) if isinstance(url, SecretUrl) else None
+    # Ours are checked whichever is used: who changes the URL is to find them right.
+    adapters = {each.name: each for each in (*our_brokers(), *([adapter] if adapter is not None else []))}
+    for each in adapters.values():
+        reading.read(part_of(each).settings)
+    reading.compare()
+    reading.require(required)
+    unknown = _unknown(given, reading.declared)
+    if reading.problems:
+        raise InvalidSettingsError(reading.problems, _hints(unknown))
+    settings = _made(reading.values, adapter)
+    return LoadedSettings(settings, reading.declared, reading.values, reading.sources, unknown)
 
 
 def misspelt() -> Sequence[str]:
@@ -145,9 +136,141 @@ def misspelt() -> Sequence[str]:
 
     :raises ConfigurationError: if the file cannot be read.
     """
-    file, environment = _file_source(None), EnvSettingsSource(Settings)
-    variables = (name.upper() for name in (*file.env_vars, *environment.env_vars))
-    return _hints(_unknown(variables, all_settings()))
+    return _hints(_unknown([env_file_of(None), environment()], all_settings()))
+
+
+# --- reading ---
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What has been read so far."""
+
+    given: Sequence[Given]
+    """The later win."""
+    overrides: Mapping[str, Any]
+    declared: list[Setting] = field(default_factory=list[Setting])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    sources: dict[str, str] = field(default_factory=dict[str, str])
+    problems: list[Problem] = field(default_factory=list[Problem])
+
+    def read(self, settings: Iterable[Setting]) -> None:
+        """Read the values of these settings.
+
+        :raises ConfigurationError: if another part has a variable of the same name.
+        """
+        for setting in settings:
+            if setting.name in self.sources:
+                other = next(each for each in self.declared if each.name == setting.name)
+                raise ConfigurationError(
+                    f"{setting.variable} is declared twice, by {other.section} and by {setting.section}. Rename it in "
+                    "the adapter that came later."
+                )
+            self.declared.append(setting)
+            self.values[setting.name] = setting.leaf.default
+            self.sources[setting.name] = "default"
+            raw: Any = None
+            try:
+                raw, source = self._raw(setting)
+                if source is not None:
+                    self.sources[setting.name] = source
+                    self.values[setting.name] = setting.parse(raw)
+            except ValueError as error:
+                self.problems.append(_problem(setting, raw, str(error), self.sources[setting.name]))
+
+    def _raw(self, setting: Setting) -> tuple[Any, str | None]:
+        """Return a value as it is given, and by whom; None if nobody gives one.
+
+        :raises ValueError: if it is given twice, or in a file that cannot be read.
+        """
+        if setting.name in self.overrides:
+            return self.overrides[setting.name], "command line"
+        for each in reversed(self.given):
+            plain = each.variables.get(setting.variable)
+            file = each.variables.get(setting.variable + _FILE) if setting.is_secret else None
+            if plain is not None and file is not None:
+                raise ValueError(f"is set twice, by itself and by {setting.variable}{_FILE}; set one of them")
+            if plain is not None:
+                return plain, each.source
+            if file is not None:
+                return read_secret(setting.variable + _FILE, file.strip()), file.strip()
+        return None, None
+
+    def require(self, names: Iterable[str]) -> None:
+        """Note which of these nobody gives."""
+        wrong = {problem.variable for problem in self.problems}
+        missing = [_missing(name, self.declared) for name in names if self.sources[name] == "default"]
+        self.problems += [problem for problem in missing if problem.variable not in wrong]
+
+    def compare(self) -> None:
+        """Check what no setting can check alone; the problem names the variable to change."""
+        wrong = {problem.variable for problem in self.problems}
+        for setting in self.declared:
+            low = setting.leaf.declared.at_least
+            value = self.values[setting.name]
+            if low is None or value is None:
+                continue
+            place = (*setting.leaf.path[:-1], low)
+            other = next(each for each in self.declared if each.section == setting.section and each.leaf.path == place)
+            least = self.values[other.name]
+            if value < least and not {setting.variable, other.variable} & wrong:
+                self._disagree(setting.name, f"is less than {other.variable} ({render(least, unit=other.unit)})")
+        self._compare_databases()
+
+    def _compare_databases(self) -> None:
+        url, direct = self.values["database_url"], self.values["database_direct_url"]
+        schema = self.values["database_schema"]
+        if (url is None or schema is None) and direct is None:
+            return
+        # Not quick to import, and seldom needed.
+        from sagapost.core.databases import kit_of
+
+        if url is not None and schema is not None and not (kit := kit_of(url.backend)).has_schemas:
+            self._disagree("database_schema", f"is set, but {kit.title} has no schemas; use a table prefix instead")
+        if direct is not None and not kit_of(direct.backend).notifies:
+            self._disagree("database_direct_url", "names an SQLite file; only PostgreSQL is reached by two ways")
+
+    def _disagree(self, name: str, text: str) -> None:
+        setting = next(each for each in self.declared if each.name == name)
+        self.problems.append(_problem(setting, self.values[name], text, self.sources[name]))
+
+
+def _made(values: Mapping[str, Any], adapter: BrokerAdapter | None) -> Settings:
+    made = {part.name: _instance(part, values) for part in PARTS}
+    return Settings(**made, broker=None if adapter is None else _instance(part_of(adapter), values))
+
+
+def _instance(part: Part, values: Mapping[str, Any]) -> Any:
+    """Return a settings object with these values."""
+    return _with(part.kind(), {setting.leaf.path: values[setting.name] for setting in part.settings})
+
+
+def _with(made: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
+    """Return a copy with these values at these paths, all of them put in at once: each may need the others."""
+    own = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for name in {path[0] for path in values if len(path) > 1}:
+        below = {path[1:]: value for path, value in values.items() if path[0] == name}
+        own[name] = _with(getattr(made, name), below)
+    return replace(made, **own)
+
+
+# --- words ---
+
+
+def _unknown(given: Iterable[Given], declared: Iterable[Setting]) -> dict[str, str | None]:
+    known = [name for each in declared for name in _names_of(each)]
+    # What an adapter of another package declares is not looked up where it is not used.
+    others = tuple(f"{ENV_PREFIX}{scheme.upper()}_" for scheme in other_schemes())
+    found: dict[str, str | None] = {}
+    for variable in dict.fromkeys(name for each in given for name in each.variables):
+        if variable not in known and not variable.startswith((*_FOREIGN, *others)):
+            similar = difflib.get_close_matches(variable, known, n=1, cutoff=0.75)
+            found[variable] = similar[0] if similar else None
+    return found
+
+
+def _names_of(setting: Setting) -> Sequence[str]:
+    return [setting.variable, setting.variable + _FILE] if setting.is_secret else [setting.variable]
 
 
 def _hints(unknown: Mapping[str, str | None]) -> Sequence[str]:
@@ -157,68 +280,22 @@ def _hints(unknown: Mapping[str, str | None]) -> Sequence[str]:
     ]
 
 
-def _file_source(env_file: Path | None) -> DotEnvSettingsSource:
-    if env_file is not None and not env_file.is_file():
-        raise ConfigurationError(f"The settings file {env_file} does not exist. Name another with --env-file.")
-    path = Path(str(Settings.model_config.get("env_file"))) if env_file is None else env_file
-    try:
-        return DotEnvSettingsSource(Settings, env_file=path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(f"The settings file {path} cannot be read: {reason}.") from None
+def _missing(name: str, declared: Iterable[Setting]) -> Problem:
+    setting = next(setting for setting in declared if setting.name == name)
+    return Problem(setting.variable, None, "is not set", setting.example, "default")
 
 
-def _unknown(variables: Iterable[str], described: Iterable[Setting]) -> dict[str, str | None]:
-    known = [entry.variable for entry in described]
-    found: dict[str, str | None] = {}
-    for variable in variables:
-        if variable.startswith(ENV_PREFIX) and variable not in known and not variable.startswith(_FOREIGN):
-            similar = difflib.get_close_matches(variable, known, n=1, cutoff=0.75)
-            found[variable] = similar[0] if similar else None
-    return found
+def _problem(setting: Setting, value: object, text: str, source: str) -> Problem:
+    return Problem(setting.variable, _shown(value, setting), text, setting.example, source)
 
 
-# --- words ---
-
-
-def _missing(name: str) -> Problem:
-    entry = next(entry for entry in all_settings() if entry.name == name)
-    return Problem(entry.variable, None, "is not set", entry.example, "default")
-
-
-def _problem(
-    detail: ErrorDetails, described: Mapping[str, Setting], values: Mapping[str, Any], sources: Mapping[str, Source]
-) -> Problem:
-    context: dict[str, Any] = detail.get("ctx") or {}
-    disagree = detail["type"] == "settings_disagree"
-    name = str(context["name"] if disagree else detail["loc"][0])
-    entry = described[name]
-    # A value that clashes with another one may well be a default.
-    value = values.get(name, entry.default if disagree else None)
-    return Problem(
-        entry.variable, _shown(value, entry), _complaint(detail, context, entry), entry.example, sources[name]
-    )
-
-
-def _complaint(detail: ErrorDetails, context: Mapping[str, Any], entry: Setting) -> str:
-    match detail["type"]:
-        case "settings_disagree" | "value_error":
-            return str(context.get("problem") or context["error"])
-        case "greater_than_equal" | "less_than_equal":
-            return f"is out of range; use {entry.range}"
-        case "literal_error":
-            return f"is not one of {entry.range}"
-        case "int_parsing" | "int_from_float" | "int_type":
-            return "is not a whole number"
-        case "bool_parsing" | "bool_type":
-            return "is neither true nor false"
-        case _:
-            return f"is not valid: {detail['msg']}"
-
-
-def _shown(value: object, entry: Setting) -> str | None:
-    """Return the offending value as given, masked if it is a URL; None if there is none."""
+def _shown(value: object, setting: Setting) -> str | None:
+    """Return the offending value as given, masked if it is a secret; None if there is none."""
     if value is None:
         return None
-    text = mask_url(str(value).strip()) if entry.unit.startswith("URL") else str(value)
+    if setting.is_secret:
+        text = mask_url(str(value).strip()) if setting.leaf.kind is SecretUrl and isinstance(value, str) else MASK
+        text = str(value) if isinstance(value, SecretUrl) else text
+    else:
+        text = render(value, unit=setting.unit)
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."

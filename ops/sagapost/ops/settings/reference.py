@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from sagapost.ops.settings.connections import ConnectionSettings
-from sagapost.ops.settings.consumer import ConsumerOptions
-from sagapost.ops.settings.field import Setting, describe
-from sagapost.ops.settings.process import ProcessSettings
-from sagapost.ops.settings.relay import RelayOptions
+from sagapost.ops.registry import our_brokers
+from sagapost.ops.settings.field import Setting
+from sagapost.ops.settings.model import PARTS, part_of
 
 __all__ = ["reference"]
 
@@ -27,24 +25,23 @@ for each of them, with the variable, what is wrong, and an example; a misspelt `
 Durations are numbers with a unit, also several in a row: `500ms`, `30s`, `5m`, `1h30m`, `7d`. Sizes are bytes, or
 numbers with `kB`, `MB`, `GB`, `KiB`, `MiB`, `GiB`. In a URL, special characters of the password are percent-encoded.
 
-In code the same knobs are `RelaySettings`, `ConsumerSettings`, and the arguments of the adapters; no environment
-variable reaches a relay or consumer that you make yourself.
-"""
+A URL may hold a password, so it may also stand in a file, as Docker and Kubernetes mount secrets:
+`SAGAPOST_BROKER_URL_FILE` names the file, whose last line end is left out. Both at once are an error.
 
-_SECTIONS = (
-    ("Database and broker", ConnectionSettings),
-    ("Relay", RelayOptions),
-    ("Consumer", ConsumerOptions),
-    ("Process", ProcessSettings),
-)
+Each part declares its settings itself, once: in code the same are `RelaySettings`, `ConsumerSettings` and the
+arguments of the adapters, with the same ranges. No environment variable reaches a relay or consumer that you make
+yourself. The adapter of the broker is chosen by the scheme of its URL and brings settings of its own; one of another
+package (`sagapost.core.adapters` says how it is made) is found where it is installed, and `sagapost config` shows its
+settings too.
+"""
 
 
 def reference() -> str:
     """Return the page as Markdown."""
     parts = [_INTRODUCTION]
-    for title, part in _SECTIONS:
-        lines = [f"## {title}", "", "| Variable | Default | Form | Meaning |", "|---|---|---|---|"]
-        lines += [_row(describe(name, field)) for name, field in part.model_fields.items()]
+    for part in (*PARTS, *(part_of(adapter) for adapter in our_brokers() if part_of(adapter).settings)):
+        lines = [f"## {part.title}", "", "| Variable | Default | Form | Meaning |", "|---|---|---|---|"]
+        lines += [_row(setting) for setting in part.settings]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Final
-
-from pydantic import BeforeValidator
-from pydantic_settings import NoDecode
+from typing import Final
 
 __all__ = [
-    "ByteSize",
-    "Duration",
-    "TypeMap",
-    "TypeSet",
     "format_size",
     "format_duration",
     "parse_duration",
     "parse_size",
+    "parse_type_map",
+    "parse_type_set",
 ]
 
 _SECONDS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -116,11 +111,3 @@ def parse_type_set(value: object) -> object:
     if not isinstance(value, str):
         return value
     return frozenset(filter(None, (part.strip() for part in value.split(","))))
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-ByteSize = Annotated[int, BeforeValidator(parse_size)]
-TypeMap = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_type_map)]
-"""Event type -> something."""
-TypeSet = Annotated[frozenset[str], NoDecode, BeforeValidator(parse_type_set)]
-"""Event types."""

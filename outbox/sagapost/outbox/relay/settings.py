@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
 from sagapost.core.backoff import Backoff
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.settings import check, declare, nested, setting
 
 __all__ = ["DeadLetterPolicy", "RelaySettings", "Routing", "UnroutablePolicy"]
 
@@ -29,15 +29,30 @@ being returned uses up at most half of its attempts. `bury`: it is refused like 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where events go that do not follow the default: the broker's default exchange, with the row's topic."""
+    """Where events go that do not follow the default: the broker's default destination, with the row's topic."""
 
-    destinations: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Event type -> exchange."""
-    topics: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Event type -> routing key."""
-    optional: frozenset[str] = frozenset()
-    """Event types that nobody has to hear. Where no queue is bound they count as published and are gone; all other
-    events wait in the outbox until somebody listens. For the last events of a saga, and for lifecycle events."""
+    destinations: Mapping[str, str] = setting(
+        dict[str, str],
+        "Event types that go to another destination of the broker (on RabbitMQ: another exchange) than the default.",
+        example="audit.entry-written.v1=audit,orders.order-placed.v1=orders",
+        unit="type=destination, comma-separated",
+        danger="It must exist; an event for one that is missing is held and retried.",
+    )
+    topics: Mapping[str, str] = setting(
+        dict[str, str],
+        "Event types whose routing key is not the topic they were published under.",
+        example="orders.order-placed.v1=orders.placed",
+        unit="type=routing key, comma-separated",
+        danger="Consumers must be bound to the new key before the relay starts with it.",
+    )
+    optional: frozenset[str] = setting(
+        frozenset(),
+        "Event types that nobody has to hear. Where no queue is bound for one it counts as published and is gone; all "
+        "other events wait in the outbox until somebody listens.",
+        example="orders.order-closed.v1,orders.order-viewed.v1",
+        unit="event types, comma-separated",
+        danger="An event of these types that was published while its queue did not exist is lost.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,59 +62,179 @@ class RelaySettings:
     :raises ConfigurationError: if a value is out of its range.
     """
 
-    max_in_flight: int = 4_000
-    """Rows fetched and not yet settled, at most. Range 1 to 100,000. More hides latency, and costs memory."""
-    max_in_flight_bytes: int = 32 * 1024 * 1024
-    """Bytes of event data fetched and not yet confirmed, at most (give or take one event)."""
-    page_rows: int = 1_000
-    """Rows per fetch, at most."""
-    batch_rows: int = 250
-    """Messages handed to the broker connection in one write, at most."""
-    poll_interval: timedelta = timedelta(seconds=1)
-    """Longest sleep without looking at the table, whatever the doorbell says."""
-    sweep_interval: timedelta = timedelta(minutes=1)
-    """How often, idle or busy, a relay looks for rows that were there an interval ago and that it does not know of
-    (restored, replicated, repaired by hand). A sweep that is slow comes less often."""
-    lease_ttl: timedelta = timedelta(seconds=6)
-    """How long a partition stays owned without a heartbeat. A crashed relay's share moves on after this time; a
-    relay that cannot reach the database stops publishing before it ends. Range 1 s to 10 min."""
-    retry: Backoff = field(default_factory=lambda: Backoff(base=timedelta(seconds=1), cap=timedelta(minutes=1)))
-    """Wait between attempts on a message that the broker refused."""
-    max_attempts: int = 20
-    """Attempts on a refused message before it becomes a dead letter. With the default waits: about a quarter hour."""
-    on_dead: DeadLetterPolicy = "block"
-    on_unroutable: UnroutablePolicy = "wait"
-    """See docs/adr/0010. Event types that nobody has to hear are named in `Routing.optional`."""
-    reconnect: Backoff = field(
-        default_factory=lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5))
+    max_in_flight: int = setting(
+        4_000,
+        "Rows fetched and not yet settled, at most.",
+        example="4000",
+        unit="rows",
+        danger="High: memory, and more duplicates after a crash. Low: the broker's latency shows.",
+        low=1,
+        high=100_000,
     )
-    """Wait between attempts to reach the broker or the database. Burns no attempt of any message."""
-    max_held_keys: int = 10_000
-    """Held keys (each with a refused message) kept in mind; beyond that the relay pauses fetching until some clear."""
-    serial_keys: bool = False
-    """Wait for each message's confirm before the next of its key is sent, always. Otherwise only where the route is
-    not proven: its first message, and for `suspicion` after the broker refused one. Needed only for strict order on
-    queues that refuse publishes when full (`x-overflow=reject-publish`). Costs throughput on hot keys."""
-    suspicion: timedelta = timedelta(minutes=1)
-    """How long a route counts as not proven after a refusal."""
-    drain_timeout: timedelta = timedelta(seconds=20)
-    """On stop: how long to wait for what is in flight before leaving it to another relay."""
-    routing: Routing = field(default_factory=Routing)
+    max_in_flight_bytes: int = setting(
+        32 * 2**20,
+        "Event data fetched and not yet confirmed, at most, give or take one event.",
+        example="32MiB",
+        unit="bytes",
+        danger="This bounds the relay's memory; the process needs a small multiple of it.",
+        low=1,
+        high=2**40,
+    )
+    page_rows: int = setting(
+        1_000,
+        "Rows per fetch, at most.",
+        example="1000",
+        unit="rows",
+        danger="Low: a round trip to the database for few rows.",
+        low=1,
+        high=100_000,
+    )
+    batch_rows: int = setting(
+        250,
+        "Messages handed to the broker connection in one write, at most.",
+        example="250",
+        unit="rows",
+        danger="Low: more CPU per message. High: a heartbeat may wait behind one write.",
+        low=1,
+        high=10_000,
+    )
+    poll_interval: timedelta = setting(
+        timedelta(seconds=1),
+        "Longest sleep without looking at the outbox, whatever the doorbell says.",
+        example="500ms",
+        unit="duration",
+        danger="Where there is no doorbell (SQLite, a pooler), this is the worst latency of an idle outbox. Short: an "
+        "idle relay keeps the database busy.",
+        low=timedelta(milliseconds=1),
+        high=timedelta(hours=1),
+    )
+    sweep_interval: timedelta = setting(
+        timedelta(minutes=1),
+        "How often a relay, idle or busy, looks for rows that it does not know of (restored, replicated, repaired by "
+        "hand). A sweep that is slow comes less often.",
+        example="1m",
+        unit="duration",
+        danger="Short with a large backlog of held rows: their positions are read again and again.",
+        low=timedelta(seconds=1),
+        high=timedelta(days=1),
+    )
+    lease_ttl: timedelta = setting(
+        timedelta(seconds=6),
+        "How long a partition stays owned without a heartbeat.",
+        example="6s",
+        unit="duration",
+        danger="Long: the share of a crashed relay waits that long. Short: a slow database makes partitions change "
+        "hands, and publishing stops meanwhile.",
+        low=timedelta(seconds=1),
+        high=timedelta(minutes=10),
+    )
+    retry: Backoff = nested(
+        lambda: Backoff(base=timedelta(seconds=1), cap=timedelta(minutes=1)),
+        prefix="retry",
+        base=declare(
+            "Wait after the broker refused a message for the first time; doubles with each further refusal.",
+            example="1s",
+            unit="duration",
+            danger="Short: a message that a full queue refuses is given up before anybody has looked.",
+            low=timedelta(milliseconds=1),
+            high=timedelta(hours=1),
+        ),
+        cap=declare(
+            "Longest wait between attempts on a refused message. At least `SAGAPOST_RELAY_RETRY_BASE`.",
+            example="1m",
+            unit="duration",
+            danger="Long: a held key flows again that late after the cause is gone.",
+            low=timedelta(milliseconds=1),
+            high=timedelta(days=1),
+            at_least="base",
+        ),
+    )
+    max_attempts: int = setting(
+        20,
+        "Attempts on a refused message before it becomes a dead letter. An outage of the broker burns none.",
+        example="20",
+        unit="attempts",
+        danger="Low: a queue that is full for a minute finds its messages among the dead letters.",
+        low=1,
+        high=32_000,
+    )
+    on_dead: DeadLetterPolicy = setting(
+        "block",
+        "What the later events of a key do once one of them is dead: `block` (wait for an operator), `park` (become "
+        "dead letters behind it), `skip` (go on without it).",
+        example="park",
+        unit="word",
+        danger="`skip` gives up the order of the key; `block` lets the outbox grow until somebody looks.",
+    )
+    on_unroutable: UnroutablePolicy = setting(
+        "wait",
+        "What becomes of an event that no queue is bound for: `wait` (stays in the outbox until somebody listens, and "
+        "uses up at most half of its attempts by that), `bury` (a refusal like any other, in the end a dead letter). "
+        "Types that nobody has to hear belong into `SAGAPOST_RELAY_OPTIONAL`.",
+        example="bury",
+        unit="word",
+        danger="`wait`: a type that nobody ever hears holds back its keys and, with more of them than "
+        "`SAGAPOST_RELAY_MAX_HELD_KEYS`, everything. `bury`: so do its dead letters, until an operator acts.",
+    )
+    reconnect: Backoff = nested(
+        lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5)),
+        prefix="reconnect",
+        base=declare(
+            "Wait after the first failed attempt to reach the broker or the database; doubles with each further one.",
+            example="200ms",
+            unit="duration",
+            danger="Short: a fleet of relays hammers a server that is starting.",
+            low=timedelta(milliseconds=1),
+            high=timedelta(minutes=10),
+        ),
+        cap=declare(
+            "Longest wait between attempts to reach the broker or the database. At least "
+            "`SAGAPOST_RELAY_RECONNECT_BASE`.",
+            example="5s",
+            unit="duration",
+            danger="Long: work resumes that late after the outage ends.",
+            low=timedelta(milliseconds=1),
+            high=timedelta(minutes=10),
+            at_least="base",
+        ),
+    )
+    max_held_keys: int = setting(
+        10_000,
+        "Held keys (each with a refused message) kept in mind; beyond that the relay pauses until some clear.",
+        example="10000",
+        unit="keys",
+        danger="High: memory. Low: a missing queue for one event type soon stops all the others.",
+        low=1,
+        high=1_000_000,
+    )
+    serial_keys: bool = setting(
+        False,
+        "Wait for each message's confirm before the next of its key is sent, always. Only needed for strict order on "
+        "queues that refuse publishes when full (`x-overflow=reject-publish`).",
+        example="true",
+        unit="true or false",
+        danger="A hot key then moves at one message per round trip.",
+    )
+    suspicion: timedelta = setting(
+        timedelta(minutes=1),
+        "How long a route counts as not proven after a refusal; until then its keys go one message at a time.",
+        example="1m",
+        unit="duration",
+        danger="Short with queues that are full off and on: later events of a key may overtake a refused one.",
+        low=timedelta(0),
+        high=timedelta(days=1),
+    )
+    drain_timeout: timedelta = setting(
+        timedelta(seconds=20),
+        "After SIGTERM: how long to wait for what is in flight before leaving it to another relay.",
+        example="20s",
+        unit="duration",
+        danger="Together with ten seconds of clean-up it must fit into the supervisor's grace period (Kubernetes: "
+        "`terminationGracePeriodSeconds`, 30 s by default).",
+        low=timedelta(milliseconds=1),
+        high=timedelta(hours=1),
+    )
+    routing: Routing = nested(Routing)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_in_flight", 1, 100_000),
-            ("max_in_flight_bytes", 1, 2**40),
-            ("page_rows", 1, 100_000),
-            ("batch_rows", 1, 10_000),
-            ("max_attempts", 1, 32_000),
-            ("max_held_keys", 1, 1_000_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigurationError(f"RelaySettings.{name} is {value}; use {low:,} to {high:,}.")
-        if not timedelta(seconds=1) <= self.lease_ttl <= timedelta(minutes=10):
-            raise ConfigurationError(f"RelaySettings.lease_ttl is {self.lease_ttl}; use 1 second to 10 minutes.")
-        for name in ("poll_interval", "sweep_interval", "drain_timeout"):
-            if getattr(self, name) <= timedelta(0):
-                raise ConfigurationError(f"RelaySettings.{name} is {getattr(self, name)}; it must be positive.")
+        check(self)
