@@ -8,11 +8,13 @@ from pathlib import Path
 
 import anyio
 import pytest
+from sqlalchemy import update
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import Inbox, RetryPolicy, Schedule
 from sagapost.inbox import observations as obs
 from sagapost.sagas.orchestration import Island
+from sagapost.sagas.orchestration.messages import StepTimedOut
 from tests.sagas import fulfilment as f
 from tests.sagas.fulfilment import Fulfilment, OrderPaid
 from tests.sagas.recovery import SAGA, OrderShipped, ShippingFailed, Warehouse, an_event, made
@@ -99,6 +101,33 @@ async def test_the_first_step_that_fails_leaves_nothing_to_undo(on_sqlite: Wareh
         await island.pay()
         assert await island.until_ended() == [ShippingFailed(SAGA)]
     assert await service.effects_had() == []
+
+
+async def test_pitfall_35_an_answer_to_a_step_that_was_renamed_is_kept(on_sqlite: Warehouse) -> None:
+    """Answers, with their command as the cause or without, and deadlines wait for a release that knows the step."""
+    service = on_sqlite
+    island = Fulfilment(service)
+    island.keeps_silent(f.PickItems)
+    async with island:
+        await island.pay()
+        await island.until_handled("warehouse.pick-items.v1")
+    islands = service.saga_tables.islands
+    [command] = await service.rows(islands.commands)
+    async with service.engine.begin() as connection:
+        await connection.execute(update(islands.steps).where(islands.steps.c.step == "pick").values(step="collect"))
+        await connection.execute(update(islands.commands).values(step="collect"))
+    answer = f.ItemsPicked(SAGA, "A7")
+    timeout = StepTimedOut(command.run, "collect", 1, undo=False)
+    async with service.consuming() as seen:
+        await service.send(
+            an_event(answer, causationid=command.id),
+            an_event(answer),
+            an_event(timeout, event_type=island.island.timeout_type),
+        )
+        await seen.until(obs.Parked, 3)
+    parked = await service.rows(service.tables.parked)
+    assert ["has the step 'collect', which is not declared any more" in row.error for row in parked] == [True] * 3
+    assert (await island.step_states())["collect"] == "waiting"
 
 
 async def test_a_run_starts_once_in_a_saga(service: Warehouse) -> None:

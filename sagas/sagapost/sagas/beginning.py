@@ -21,15 +21,15 @@ def start(saga: str | None = None, *, keys: Mapping[str, object] | None = None) 
 
     ``with saga.start() as context: ...``
 
+    Within a handler, the saga's first events name the handled event as their cause and are in its trace.
+
     :param saga: the correlation id; default: a fresh UUIDv7.
     :param keys: business keys by which people look for the saga, e.g. ``{"order": 4711}``; written on the events
         published in the block, and read by the tracker.
     :raises ConfigurationError: if the id is empty or over 255 bytes.
     :raises InvalidEventError: if a key is empty or over 255 characters.
     """
-    context = SagaContext(
-        correlationid=valid_id(saga) if saga is not None else new_id(), keys=encode_keys(keys) if keys else None
-    )
+    context = _within(valid_id(saga) if saga is not None else new_id(), keys=encode_keys(keys) if keys else None)
     with bind(context):
         yield context
 
@@ -38,7 +38,7 @@ def start(saga: str | None = None, *, keys: Mapping[str, object] | None = None) 
 def join(saga: str | None) -> Generator[SagaContext, None, None]:
     """Run the block within a saga that began elsewhere, as named by a request header; start one if none is named.
 
-    Within a handler's saga the same id changes nothing, so the cause that the handler set is kept.
+    Within a handler the cause is the event that is handled, whichever saga is named.
 
     :raises ConfigurationError: if the id is over 255 bytes.
     """
@@ -47,9 +47,17 @@ def join(saga: str | None) -> Generator[SagaContext, None, None]:
             yield context
         return
     running = current()
-    context = running if running is not None and running.correlationid == saga else SagaContext(valid_id(saga))
+    context = running if running is not None and running.correlationid == saga else _within(valid_id(saga))
     with bind(context):
         yield context
+
+
+def _within(saga: str, *, keys: str | None = None) -> SagaContext:
+    """Return the context of a saga; one that begins in a handler is caused by what is handled, and in its trace."""
+    running = current()
+    if running is None:
+        return SagaContext(saga, keys=keys)
+    return SagaContext(saga, running.causationid, running.traceparent, running.tracestate, keys)
 
 
 def valid_id(saga: str) -> str:

@@ -37,22 +37,35 @@ class StepContext(Context):
         """The saga's correlation id."""
         return self.event.correlationid or self.event.id
 
+    async def rolling_back(self) -> bool:
+        """Return whether the saga is being rolled back, or was: then this step comes too late.
+
+        For a step that does what a database cannot undo, before it does it. If False, it stays so until this step has
+        ended: a rollback that is asked for meanwhile waits for it.
+
+        :raises Reject: if this event begins a saga that has been here before and was rolled back; let it pass.
+        """
+        event = self.event
+        begun = event.time if event.causationid is None else None
+        return await self.sagas.rolling_back(self.session, self.saga, step_event=event.id, begun=begun)
+
     async def on_rollback(
         self,
         compensation: Callable[Concatenate[CompensationContext, P], Awaitable[NotYet | None]],
         /,
         *positional: P.args,
         **arguments: P.kwargs,
-    ) -> None:
-        """Record, in this step's transaction, how to undo it if the saga fails.
+    ) -> bool:
+        """Record, in this step's transaction, how to undo it if the saga fails; return whether the saga goes on.
 
         Compensations of a saga run in reverse order of their recording, each in a transaction of its own. If the saga
-        is already rolling back, this one is due as soon as the step commits: a late step undoes itself.
+        is already rolling back (False), this one is due as soon as the step commits: a late step undoes itself.
 
         :param compensation: a function registered with `Service.compensation`.
         :param arguments: what it takes after its context, by name; kept as JSON.
         :raises ConfigurationError: if it is not registered, or cannot be called with the arguments.
         :raises EncodingError: if an argument has no JSON form.
+        :raises Reject: if this event begins a saga that has been here before and was rolled back; let it pass.
         """
         if positional:
             name = getattr(compensation, "__name__", repr(compensation))
@@ -60,7 +73,15 @@ class StepContext(Context):
                 f"ctx.on_rollback({name}, ...) was given {len(positional)} arguments without a name. They are kept by "
                 f"name, so that the function may change: ctx.on_rollback({name}, order=...)."
             )
-        await self.sagas.record(self.session, self.saga, compensation, arguments, step_event=self.event.id)
+        event = self.event
+        return await self.sagas.record(
+            self.session,
+            self.saga,
+            compensation,
+            arguments,
+            step_event=event.id,
+            begun=event.time if event.causationid is None else None,
+        )
 
     async def deadline(
         self,
@@ -74,7 +95,8 @@ class StepContext(Context):
         """Publish `event` in this saga when the deadline's time has passed, unless it is taken back first.
 
         A scheduled outbox event of this service: it survives restarts and is sent once. One deadline of a name is kept
-        per saga; setting it again moves it. Take it back with `cancel_deadline` in a later step of the same service.
+        per saga and service; setting it again moves it. Take it back with `cancel_deadline` in a later step of the same
+        service; the rollback of the saga in this service does so too. Reckoned by the database's clock.
 
         :param after: how long from now; default: what the deadline says.
         :raises ConfigurationError: if the event is not of the deadline's class.
@@ -83,15 +105,15 @@ class StepContext(Context):
             given, wanted = type(event).__qualname__, deadline.event.__qualname__
             raise ConfigurationError(f"The deadline {deadline.name!r} publishes {wanted}, not {given}.")
         await self.cancel_deadline(deadline)
-        options["name"] = deadline.name
+        options["name"] = self.sagas.deadline_name(deadline.name)
         options["correlationid"] = self.saga
-        options["deliver_at"] = self.sagas.clock.now() + (after if after is not None else deadline.after)
+        options["deliver_at"] = await self.sagas.now(self.session) + (deadline.after if after is None else after)
         options.setdefault("key", self.event.partitionkey)
         return await self.publish(event, **options)
 
     async def cancel_deadline(self, deadline: Deadline[Any]) -> bool:
         """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
-        return bool(await self.cancel(correlationid=self.saga, name=deadline.name))
+        return bool(await self.cancel(correlationid=self.saga, name=self.sagas.deadline_name(deadline.name)))
 
     async def pivot(self, reason: str) -> bool:
         """Pass the point of no return with this step: from its commit on, the saga is recovered forward.

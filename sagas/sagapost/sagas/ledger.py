@@ -42,6 +42,10 @@ class Ledger:
         self._states = tables.states
         self._intents = tables.compensations
 
+    def now(self) -> Executable:
+        """The time by which deadlines and compensations are due."""
+        return select(self._moments.now())
+
     def ensure(self, saga: str) -> Executable:
         """Make sure that the saga has a row; changes nothing if it has."""
         values = {"service": self.service, "saga": saga, "state": "running"}
@@ -55,6 +59,7 @@ class Ledger:
         return (
             select(
                 self._states.c.state,
+                self._states.c.rollback_started_at,
                 self._states.c.rollback_reason,
                 self._states.c.rollback_cause,
                 self._states.c.pivot_reason,
@@ -91,6 +96,18 @@ class Ledger:
             .values(service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event)
             .add_cte(created)
             .returning(select(func.count()).select_from(created).scalar_subquery())
+        )
+
+    def begun_by_others(self, saga: str, step_event: str | None) -> Executable:
+        """How many intents of the saga other events than this one have recorded."""
+        return (
+            select(func.count())
+            .select_from(self._intents)
+            .where(
+                self._intents.c.service == self.service,
+                self._intents.c.saga == saga,
+                self._intents.c.step_event.is_distinct_from(step_event),
+            )
         )
 
     def begin(self, saga: str, *, reason: str, cause: str | None) -> Executable:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock, SystemClock
-from sagapost.core.databases import kit_of
+from sagapost.core.databases import aware, kit_of
 from sagapost.core.envelope import Event
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.ledger import Ledger
@@ -48,6 +50,11 @@ class Participant:
             ledger = Ledger(self.service, self.tables, kit.moments(self.clock))
             self._ledgers[kit.name, self.clock] = ledger
         return ledger
+
+    async def now(self, session: AsyncSession) -> datetime:
+        """Return the time by the database's clock, the one that all hosts share; where it has none, by `clock`."""
+        now: datetime = (await session.execute(self.ledger(session).now())).scalar_one()
+        return aware(now)
 
     async def tell(self, session: AsyncSession, payload: object, saga: str) -> Event | None:
         """Publish a lifecycle event, where somebody listens."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Delete, delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock
+from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.outcomes import Reject
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction
 from sagapost.sagas.events import RollbackStarted
@@ -64,21 +68,65 @@ class Rollbacks(Participant):
         arguments: Mapping[str, Any],
         *,
         step_event: str | None,
-    ) -> None:
-        """Record an undo intent in the caller's transaction; see `StepContext.on_rollback`."""
+        begun: datetime | None = None,
+    ) -> bool:
+        """Record an undo intent in the caller's transaction; return whether the saga goes on.
+
+        False: it is being rolled back, or was; see `StepContext.on_rollback`.
+
+        :param begun: when the event that is handled was published, if it has no cause, so that it may begin the saga.
+        :raises Reject: if the saga has been here before and is over.
+        """
         name = self.name_of(compensation)
         packed = self._compensations[name].pack(arguments)
         ledger = self.ledger(session)
         first = ledger.record_first(saga, name, packed, step_event)
         if first is not None:
             if (await session.execute(first)).scalar_one():
-                return
+                return True
         else:
             await session.execute(ledger.ensure(saga))
             await session.execute(ledger.record(saga, name, packed, step_event))
         row = (await session.execute(ledger.lock(saga))).one()
+        if row.state == "running":
+            return True
+        if begun is not None and aware(row.rollback_started_at) <= begun:
+            await self._require_new(session, saga, step_event)
         if row.state == "rolled_back":
             await session.execute(ledger.reopen(saga))
+        return False
+
+    async def rolling_back(
+        self, session: AsyncSession, saga: str, *, step_event: str | None, begun: datetime | None = None
+    ) -> bool:
+        """Return whether the saga is being rolled back, or was; see `StepContext.rolling_back`.
+
+        If not, it stays so until the caller's transaction ends: a rollback waits for that.
+
+        :param begun: when the event that is handled was published, if it has no cause, so that it may begin the saga.
+        :raises Reject: if it begins a saga that has been here before and is over.
+        """
+        ledger = self.ledger(session)
+        await session.execute(ledger.ensure(saga))
+        row = (await session.execute(ledger.lock(saga))).one()
+        if row.state == "running":
+            return False
+        if begun is not None and aware(row.rollback_started_at) <= begun:
+            await self._require_new(session, saga, step_event)
+        return True
+
+    async def _require_new(self, session: AsyncSession, saga: str, step_event: str | None) -> None:
+        """Refuse a second beginning: what it did would be undone at once, as part of the first.
+
+        An event without a cause that was published after the rollback had begun is none of the steps that come late.
+        A beginning that was merely overtaken by its own cancellation finds nothing recorded here before it.
+        """
+        if (await session.execute(self.ledger(session).begun_by_others(saga, step_event))).scalar_one():
+            raise Reject(
+                f"The saga {saga!r} was rolled back in the service {self.service!r}, and event {step_event} begins it "
+                "again. Give each attempt an id of its own (the order's number as a business key: "
+                "`saga.start(keys=...)`), or publish what goes on from a handler of the saga."
+            )
 
     async def begin_rollback(
         self, session: AsyncSession, saga: str, *, reason: str, cause: str | None, force: bool = False
@@ -86,7 +134,8 @@ class Rollbacks(Participant):
         """Start the rollback in the caller's transaction; False if it has started already.
 
         Past the point of no return (`StepContext.pivot`) nothing is undone: False, and a task asks a person what to
-        do. Open tasks of the saga are withdrawn once it is rolled back.
+        do. What waits in this service for the saga ends with its rollback: deadlines are taken back, open tasks
+        withdrawn.
 
         :param force: roll back past the point of no return too.
         """
@@ -98,6 +147,8 @@ class Rollbacks(Participant):
         if row.pivot_reason is not None and not force:
             await self._ask_after_pivot(session, saga, reason=reason, pivot=row.pivot_reason)
             return False
+        await session.flush()  # what this transaction itself has set may not be written yet
+        await session.execute(self._deadlines_of(saga))
         await withdraw_tasks(self, session, saga, why=f"The saga is rolled back: {reason}")
         await session.execute(ledger.begin(saga, reason=reason, cause=cause))
         remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
@@ -106,6 +157,15 @@ class Rollbacks(Participant):
             await session.execute(ledger.finish(saga))
         await self.tell(session, RollbackStarted(self.service, reason, remaining), saga)
         return True
+
+    def deadline_name(self, name: str) -> str:
+        """Return the name under which the outbox keeps a deadline: services may share an outbox and a saga."""
+        return f"{self.service}: {name}"
+
+    def _deadlines_of(self, saga: str) -> Delete:
+        table = self.outbox.tables.scheduled
+        mine = table.c.name.startswith(self.deadline_name(""), autoescape=True)
+        return delete(table).where(table.c.correlationid == saga, mine)
 
     async def pivot(self, session: AsyncSession, saga: str, *, reason: str) -> bool:
         """Record the point of no return in the caller's transaction; see `StepContext.pivot`."""

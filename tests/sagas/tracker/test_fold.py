@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagapost.sagas.choreography import Choreography
+from sagapost.sagas.choreography import Choreography, Manifest, Step
 from sagapost.sagas.events import (
     CompensationDone,
     CompensationNeedsHuman,
@@ -56,6 +56,25 @@ def test_a_saga_that_goes_well_is_completed_when_its_end_was_said() -> None:
     assert view.expected == ()
     assert view.deadlines == ()
     assert view.ended == story.events[-1].time
+
+
+def test_pitfall_38_a_saga_is_completed_when_every_expected_branch_has_ended() -> None:
+    """The end was published, and a parallel branch has not answered: it runs on until that has, and then it ended."""
+    services = healthy()
+    points = Step(name="award", hears=("order-placed",), emits=("points-awarded",))
+    services.append(Manifest(service="loyalty", source="https://loyalty.example", steps=(points,)))
+    story = Story()
+    story.completed()
+
+    def view() -> SagaView:
+        return fold(story.events, Choreography(services))[story.saga]
+
+    assert view().state is SagaState.RUNNING
+    assert [(step.service, step.step) for step in view().expected] == [("loyalty", "award")]
+    assert view().ended is None
+    awarded = story.says("loyalty", "points-awarded", cause=story.events[0])
+    assert view().state is SagaState.COMPLETED
+    assert view().ended == awarded.time
 
 
 def test_a_service_that_announces_its_rollback_is_followed_through_it() -> None:

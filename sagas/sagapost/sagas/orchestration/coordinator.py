@@ -192,7 +192,8 @@ class Coordinator:
             raise ValueError(f"step {step.name!r} has no compensation")
         row.attempt += 1
         payload = build(self._island.load(run.data))
-        due = self._sagas.clock.now() + delay if delay else None
+        now = await self._sagas.now(self._session)
+        due = now + delay if delay else None
         if due is None:
             command = await self._publish(run, payload)
         else:
@@ -204,7 +205,7 @@ class Coordinator:
                 run,
                 StepTimedOut(run.id, row.name, row.attempt, row.undo),
                 type=self._island.timeout_type,
-                deliver_at=(due or self._sagas.clock.now()) + step.deadline,
+                deliver_at=(due or now) + step.deadline,
                 name=self._alarm(run, row, "deadline"),
             )
         await self._change(run, row, "undoing" if row.undo else "waiting", row.reason if row.attempt > 1 else None)
@@ -214,7 +215,7 @@ class Coordinator:
         row.reason = reason
         wanted = row.undo or (run.state == "running" and await self._island.goes_on(self._session, run.saga))
         if wanted and row.attempt < step.retry.rounds:
-            await self._send(run, row, step, step.retry.delay(row.attempt, self._sagas.clock.now()))
+            await self._send(run, row, step, step.retry.delay(row.attempt, await self._sagas.now(self._session)))
         elif row.undo or (wanted and step.escalate):
             await self._ask(moment, row, reason)
         else:
@@ -285,8 +286,7 @@ class Coordinator:
             return None
         moment = _Moment(run, await self._runs.steps(run_id))
         row = moment.step(step_name)
-        step = self._island.find_step(step_name)
-        return (moment, row, step) if row is not None and step is not None else None
+        return (moment, row, self._island.step_named(step_name)) if row is not None else None
 
     async def _ask(self, moment: _Moment, row: StepRow, reason: str) -> None:
         """Let a person decide how the step goes on."""

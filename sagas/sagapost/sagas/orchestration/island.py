@@ -216,9 +216,7 @@ class Island(IslandPlan):
         answered = await self._answered(ctx, type_)
         if answered is None:
             return
-        step = self.find_step(answered.step)
-        if step is None:
-            return
+        step = self.step_named(answered.step)
         await self._lock(session, answered.saga)
         coordinator = Coordinator(self, session, self._runs(session))
         if answered.undo:
@@ -239,10 +237,14 @@ class Island(IslandPlan):
         # Caused by something else, for example by a person at a screen hours later.
         await self._lock(ctx.session, ctx.saga)
         candidates: list[Answered] = []
+        unknown: list[str] = []
         for run in await runs.of_saga(ctx.saga):
             for row in await runs.steps(run):
                 step = self.find_step(row.name)
-                if step is None or row.state not in {"waiting", "undoing", "needs-human"}:
+                if row.state not in {"waiting", "undoing", "needs-human"}:
+                    continue
+                if step is None:
+                    unknown.append(row.name)
                     continue
                 expected = step.undone if row.undo else (*step.replies, *step.failures, *step.retry_on)
                 if type_ in expected:
@@ -252,6 +254,8 @@ class Island(IslandPlan):
                 f"{len(candidates)} steps of the island {self.name!r} wait for {type_} in the saga {ctx.saga!r}, and "
                 "the event does not name the command it answers as its cause. Publish it from the command's handler."
             )
+        if not candidates and unknown:
+            self.step_named(unknown[0])  # raises: it may be what this step waits for
         return candidates[0] if candidates else None
 
     async def _timed_out(self, timeout: StepTimedOut, ctx: StepContext) -> None:

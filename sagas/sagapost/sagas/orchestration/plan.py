@@ -51,7 +51,7 @@ class IslandPlan:
         if step is None:
             raise ConfigurationError(
                 f"A run of the island {self.name!r} has the step {name!r}, which is not declared any more. "
-                "Keep declaring it until no run is under way that has it."
+                "Keep declaring it until no run is in flight that has it; what it waits for is tried again until then."
             )
         return step
 

@@ -78,7 +78,7 @@ def derive(saga: str, history: History, route: Route) -> SagaView:
     last = history.entries[-1].at
     ended = None
     if state is SagaState.COMPLETED and facts.over is not None:
-        ended = moment(facts.over.at)
+        ended = moment(max(facts.over.at, *(entry.at for entry in (*facts.done.values(), *facts.failed.values()))))
     elif state is SagaState.COMPENSATED:
         ended = moment(last)
     services = dict.fromkeys(entry.source for entry in entries)
@@ -238,7 +238,7 @@ def _state(
         if all(rollback.finished for rollback in rollbacks) and ended:
             return SagaState.COMPENSATED, reason
         return SagaState.COMPENSATING, reason
-    if facts.over is not None:
+    if facts.over is not None and not expected:
         return SagaState.COMPLETED, None
     return SagaState.RUNNING, None
 

@@ -1,0 +1,198 @@
+"""Pitfall 37: a saga that is over is over. What comes late can know it, what waits ends, nothing begins it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from sagapost import sagas as saga_module
+from sagapost.core import event
+from sagapost.core.clock import SystemClock
+from sagapost.inbox import Context, Inbox
+from sagapost.inbox import observations as obs
+from sagapost.outbox import Outbox
+from sagapost.sagas import CompensationContext, Compensator, Sagas, StepContext
+from sagapost.sagas.testing import Rehearsal
+from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
+
+
+@event("warehouse.pickup-overdue.v1")
+class PickupOverdue(dict[str, str]):
+    """Published when the deadline passes."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
+    """A service on each database."""
+    async with made(request, tmp_path) as service:
+        yield service
+
+
+async def undo_all(service: Warehouse) -> None:
+    compensator = Compensator(service.sagas, service.engine)
+    while await compensator.step():
+        pass
+
+
+def packing(service: Warehouse) -> list[str]:
+    """Declare a step that asks before it acts, and its compensation; return what was done."""
+    done: list[str] = []
+
+    @service.sagas.compensation()
+    async def unpack(ctx: CompensationContext, *, order: str) -> None:
+        done.append(f"unpacked {order}")
+
+    @service.inbox.on(OrderPacked)
+    @service.sagas.step(compensation=unpack)
+    async def pack(packed: OrderPacked, ctx: StepContext) -> None:
+        if await ctx.rolling_back():
+            done.append(f"too late for {packed.order_id}")
+            return
+        goes_on = await ctx.on_rollback(unpack, order=packed.order_id)
+        done.append(f"packed {packed.order_id}, {goes_on}")
+
+    service.sagas.rolls_back_on(service.inbox, ShippingFailed)
+    return done
+
+
+async def test_pitfall_37_a_late_step_can_ask_before_it_acts(service: Warehouse) -> None:
+    """False while the saga runs, True once it is rolled back, also where nothing of it had been done here."""
+    done = packing(service)
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1")))
+        await seen.until(obs.Handled)
+        await service.send(an_event(ShippingFailed("1")), an_event(ShippingFailed("2"), saga="other"))
+        await seen.until(obs.Handled, 3)
+        await service.send(
+            an_event(OrderPacked("2"), saga="other"), an_event(OrderPacked("3"), causationid="a step's")
+        )
+        await seen.until(obs.Handled, 5)
+    assert sorted(done) == ["packed 1, True", "too late for 2", "too late for 3"]
+
+
+async def test_pitfall_37_a_second_attempt_under_the_id_of_a_saga_that_is_over_is_refused_aloud(
+    service: Warehouse,
+) -> None:
+    """It is a dead letter that says what to do, and not undone in silence; an id of its own is a new saga."""
+    done = packing(service)
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1")))
+        await seen.until(obs.Handled)
+        await service.send(an_event(ShippingFailed("1")))
+        await seen.until(obs.Handled, 2)
+        await undo_all(service)
+        await service.send(an_event(OrderPacked("again")))
+        await seen.until(obs.Parked)
+        await service.send(an_event(OrderPacked("anew"), saga="attempt-2"))
+        await seen.until(obs.Handled, 3)
+    [parked] = await service.rows(service.tables.parked)
+    assert (parked.state, parked.reason) == ("dead", "rejected")
+    assert f"The saga '{SAGA}' was rolled back in the service 'warehouse'" in parked.error
+    assert done == ["packed 1, True", "unpacked 1", "packed anew, True"]
+
+
+async def test_pitfall_37_a_rollback_takes_the_deadlines_of_its_saga_back(service: Warehouse) -> None:
+    """Those of this service, also one that the same transaction has set; those of others stay."""
+
+    @service.inbox.on(OrderPacked)
+    async def pack(packed: OrderPacked, ctx: StepContext) -> None:
+        await ctx.deadline("pickup", after=timedelta(days=1), event=PickupOverdue())
+        await ctx.publish(OrderShipped("1"), deliver_at=service.clock.now() + timedelta(days=9), name="no deadline")
+
+    @service.inbox.on(OrderShipped)
+    async def fail(shipped: OrderShipped, ctx: StepContext) -> None:
+        await ctx.deadline("another", after=timedelta(days=1), event=PickupOverdue())
+        assert await ctx.roll_back("it cannot be shipped")
+
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1")), an_event(OrderPacked("2"), saga="other"))
+        await seen.until(obs.Handled, 2)
+        await service.send(an_event(OrderShipped("1")))
+        await seen.until(obs.Handled, 3)
+    scheduled = await service.rows(service.outbox.tables.scheduled)
+    assert sorted((row.correlationid, row.name) for row in scheduled) == sorted(
+        [(SAGA, "no deadline"), ("other", "no deadline"), ("other", "warehouse: pickup")]
+    )
+
+
+async def test_pitfall_37_deadlines_of_two_services_in_one_database_are_two(service: Warehouse) -> None:
+    """One name, one saga, one outbox, two services: each sets, moves and takes back its own."""
+    stock = Sagas("stock", outbox=service.outbox, tables=service.saga_tables, clock=service.clock)
+    inbox = Inbox("stock", outbox=service.outbox, tables=service.tables, context=stock.context)
+
+    async def act(sagas: Sagas, work: str) -> bool:
+        async with service.sessions.begin() as session:
+            ctx = sagas.context(
+                consumer=sagas.service,
+                event=an_event(OrderPacked("1")),
+                attempt=1,
+                outbox=service.outbox,
+                session=session,
+            )
+            if work == "set":
+                await ctx.deadline("payment", after=timedelta(days=1), event=PickupOverdue())
+            return work == "set" or await ctx.cancel_deadline("payment")
+
+    assert inbox.name == "stock"
+    for sagas in (service.sagas, stock, stock):
+        assert await act(sagas, "set")
+    assert [row.name for row in await service.rows(service.outbox.tables.scheduled)] == [
+        "warehouse: payment",
+        "stock: payment",
+    ]
+    assert await act(service.sagas, "cancel")
+    assert not await act(service.sagas, "cancel")
+    assert await act(stock, "cancel")
+
+
+async def test_pitfall_37_a_deadline_is_reckoned_by_the_clock_of_the_database(postgresql_url: str) -> None:
+    """A host whose clock is a week behind sets a deadline of an hour: it is due in an hour."""
+
+    class Behind(SystemClock):
+        def now(self) -> datetime:
+            return super().now() - timedelta(days=7)
+
+    engine = create_async_engine(postgresql_url)
+    service = Warehouse(engine, Behind())  # type: ignore[arg-type]  # any clock does
+    await service.install()
+    async with AsyncSession(engine) as session, session.begin():
+        ctx = service.sagas.context(
+            consumer="warehouse", event=an_event(OrderPacked("1")), attempt=1, outbox=service.outbox, session=session
+        )
+        set_ = await ctx.deadline("d", after=timedelta(hours=1), event=PickupOverdue())
+        table = service.outbox.tables.scheduled
+        left = (await session.execute(select(table.c.deliver_at - func.clock_timestamp()))).scalar_one()
+        assert timedelta(minutes=59) < left <= timedelta(hours=1)
+        assert set_.correlationid == SAGA
+    await engine.dispose()
+
+
+async def test_pitfall_37_a_saga_begun_in_a_handler_names_its_cause_and_is_in_the_trace() -> None:
+    """Its own id, the handled event as its cause, and the trace of what was handled; by `start` and by `join`."""
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    outbox = Outbox(source="https://shop.example")
+    inbox = Inbox("shop", outbox=outbox)
+
+    @inbox.on(OrderPacked)
+    async def begin(packed: OrderPacked, ctx: Context) -> None:
+        with saga_module.start("return-1", keys={"order": 1}):
+            await ctx.publish(OrderShipped("start"))
+        with saga_module.join("return-2"):
+            await ctx.publish(OrderShipped("join"))
+
+    async with Rehearsal() as stage:
+        shop = await stage.add(inbox)
+        async with shop.sessions.begin() as session:
+            web = Outbox(source="https://web.example", trace=lambda: (parent, None))
+            await web.publish(session, OrderPacked("1"), correlationid="order-1")
+        await stage.run()
+        packed, *begun = stage.events
+        assert [(e.correlationid, e.causationid, e.traceparent) for e in begun] == [
+            ("return-1", packed.id, parent),
+            ("return-2", packed.id, parent),
+        ]
