@@ -22,7 +22,7 @@ WORKING: Mapping[str, type[service.Effect]] = {
     "shipping": service.ParcelMoved,
 }
 """The services with something to undo, and where they write what they do."""
-_ENDS = {"completed": SagaState.COMPLETED, "cancelled": SagaState.COMPENSATED}
+_ENDS = {"completed": SagaState.COMPLETED, "cancelled": SagaState.ROLLED_BACK}
 _DOOMED = {service.Fate.REFUSED, service.Fate.BREAKS, service.Fate.LOST}
 
 
@@ -149,7 +149,7 @@ def _judge_ledger(verdict: Verdict, books: Books, order: OrderRow) -> None:
             expected = Ledger("running", ("pending",))
         else:
             expected = Ledger("rolled_back", ("done",) if done else ())
-        if said is not None and (said.state in {"rolling_back", "stuck"} or "needs_human" in said.intents):
+        if said is not None and (said.state in {"rolling_back", "stuck"} or "stuck" in said.intents):
             verdict.stuck.append((order.id, name, said))
         elif said != expected:
             verdict.ledger.append((order.id, order.state, name, said))

@@ -16,7 +16,7 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.ops.rules import read_rules
 from sagapost.outbox import OutboxTables
 from sagapost.sagas.choreography import Choreography
-from sagapost.sagas.events import CompensationNeedsHuman
+from sagapost.sagas.events import CompensationStuck
 from sagapost.sagas.tracker import Emit, Notify, RequestRollback, SagaState, Tracker, TrackerSettings
 from tests.ops.processes import invoke
 from tests.sagas.choreographies import healthy
@@ -36,7 +36,7 @@ def database(tmp_path: Path) -> dict[str, str]:
         done, late, stuck = (Story(name, start=before) for name in ("done", "late", "stuck"))
         done.completed()
         late.says("orders", "order-placed", data={"order_id": "4712"})
-        stuck.says("payment", CompensationNeedsHuman("payment", "refund", "no answer", 3))
+        stuck.says("payment", CompensationStuck("payment", "refund", "no answer", 3))
         await tracker.adopt()
         await tracker.fold([*done.events, *late.events, *stuck.events])
         await engine.dispose()

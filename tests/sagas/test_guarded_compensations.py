@@ -108,7 +108,7 @@ async def test_whatever_a_compensation_does_is_counted_and_hurts_nobody(shop: Sh
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(compensator.run)
             await shop.seen.until(obs.SagaRolledBack, 2 * len(DEEDS) - len(bad))
-            await shop.seen.until(obs.CompensationGivenUp, len(bad))
+            await shop.seen.until(obs.SagaStuck, len(bad))
             await shop.fail("after")
             await shop.seen.until(obs.SagaRolledBack, 2 * len(DEEDS) - len(bad) + 1)
             compensator.stop()

@@ -240,13 +240,13 @@ async def test_a_failing_compensation_leaves_nothing_is_retried_and_then_waits_f
     await service.undo_all()
     assert [name for name, _ in service.calls] == ["refund", "refund", "refund"]
     assert await service.state() == "stuck"
-    assert await service.record_of() == [("revoke", "pending", 0), ("refund", "needs_human", 3)]
+    assert await service.record_of() == [("revoke", "pending", 0), ("refund", "stuck", 3)]
     assert await service.cents() == 0
     assert await service.published() == []
     assert [type(e) for e in service.seen.events] == [
         obs.CompensationFailed,
         obs.CompensationFailed,
-        obs.CompensationGivenUp,
+        obs.SagaStuck,
     ]
 
     service.failing.clear()
@@ -298,7 +298,7 @@ async def test_a_compensation_that_code_no_longer_has_waits_for_a_person(service
     compensator = Compensator(without, service.engine, settings=FAST, observer=service.seen)
     while await compensator.step():
         pass
-    assert await service.record_of() == [("revoke", "needs_human", 3)]
+    assert await service.record_of() == [("revoke", "stuck", 3)]
     gone = service.seen.events[-1]
-    assert isinstance(gone, obs.CompensationGivenUp)
+    assert isinstance(gone, obs.SagaStuck)
     assert "revoke" in gone.error

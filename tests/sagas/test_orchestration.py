@@ -84,12 +84,12 @@ async def test_a_failure_undoes_what_was_done_in_reverse_order(service: Warehous
     assert effects.index("PrintLabel") < effects.index("PutItemsBack")
     assert set(effects) == {"PickItems", "PrintLabel", "VoidLabel", "PutItemsBack"}
     assert await island.step_states() == {
-        "pick": "undone",
-        "label": "undone",
+        "pick": "rolled_back",
+        "label": "rolled_back",
         "insure": "failed",
         "courier": "pending",
     }
-    assert await island.run_states() == ["undone"]
+    assert await island.run_states() == ["rolled_back"]
 
 
 async def test_the_first_step_that_fails_leaves_nothing_to_undo(on_sqlite: Warehouse) -> None:
@@ -241,7 +241,7 @@ async def test_a_rollback_of_the_saga_undoes_the_island_first(service: Warehouse
     assert back.index("CancelInsurance") < back.index("PutItemsBack")
     assert len(older) == 1
     assert "PutItemsBack" in older[0]
-    assert await island.run_states() == ["undone"]
+    assert await island.run_states() == ["rolled_back"]
     assert island.ended == [OrderShipped(SAGA, "DHL")]
 
 
@@ -271,7 +271,7 @@ async def test_a_step_that_escalates_waits_for_a_person(on_postgresql: Warehouse
         await island.until_handled("warehouse.fulfilment.step-timed-out.v1")
         [task] = await service.desk.list()
         assert task.name == "fulfilment.pick"
-        assert (await island.step_states())["pick"] == "needs-human"
+        assert (await island.step_states())["pick"] == "stuck"
         await service.desk.resolve(task.id, decision, by="ada", note="looked at the shelf")
         [end] = await island.until_ended()
     assert isinstance(end, ShippingFailed if decision == "give-up" else OrderShipped)
@@ -335,7 +335,7 @@ async def test_an_undoing_that_is_not_answered_asks_a_person_even_while_rolling_
         assert [each.id for each in await service.desk.list()] == [task.id]
         await service.desk.resolve(task.id, "done", by="ada", note="put it back myself")
         assert await island.until_ended() == [ShippingFailed(SAGA)]
-    assert await island.run_states() == ["undone"]
+    assert await island.run_states() == ["rolled_back"]
 
 
 async def test_answer_and_timeout_at_the_same_time_are_decided_by_the_database(on_postgresql: Warehouse) -> None:
@@ -366,7 +366,7 @@ async def test_answer_and_timeout_at_the_same_time_are_decided_by_the_database(o
     ends = {end.order_id: type(end) for end in island.ended if isinstance(end, OrderShipped | ShippingFailed)}
     assert len(island.ended) == len(ends) == len(sagas)
     states = {row.saga: row.state for row in await service.rows(service.saga_tables.islands.runs)}
-    assert states == {saga: "completed" if end is OrderShipped else "undone" for saga, end in ends.items()}
+    assert states == {saga: "completed" if end is OrderShipped else "rolled_back" for saga, end in ends.items()}
     effects = await service.effects_had()
     assert effects.count("PutItemsBack") == list(ends.values()).count(ShippingFailed)
     assert effects.count("BookCourier") == list(ends.values()).count(OrderShipped)

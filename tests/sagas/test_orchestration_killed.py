@@ -59,7 +59,7 @@ async def _until_all_ended(service: Warehouse, orders: list[str], cancelled: lis
     outbox = service.outbox.tables
     with anyio.fail_after(2 * BOUND):
         while True:
-            ended = {row.saga for row in await service.rows(runs) if row.state in {"completed", "undone"}}
+            ended = {row.saga for row in await service.rows(runs) if row.state in {"completed", "rolled_back"}}
             over = {row.saga for row in await service.rows(states) if row.state == "rolled_back"}
             heard = {row.saga for row in await service.rows(states)}
             # A cancelled order may never have been started.

@@ -12,7 +12,7 @@ from examples.streamtech import customers, orders
 from examples.streamtech.deployment import Deployment
 from sagapost.sagas.tracker import SagaState, SagaView
 
-_ENDS = {orders.Status.COMPLETED: SagaState.COMPLETED, orders.Status.CANCELLED: SagaState.COMPENSATED}
+_ENDS = {orders.Status.COMPLETED: SagaState.COMPLETED, orders.Status.CANCELLED: SagaState.ROLLED_BACK}
 
 
 async def disagreements(
@@ -49,7 +49,7 @@ async def ends(deployment: Deployment) -> dict[str, SagaState | None]:
                     found[str(order.id)] = _ENDS.get(order.status)
             elif service.name == "customers":
                 for customer in await session.scalars(select(customers.Customer)):
-                    found[str(customer.id)] = SagaState.COMPLETED if customer.enrolled else SagaState.COMPENSATED
+                    found[str(customer.id)] = SagaState.COMPLETED if customer.enrolled else SagaState.ROLLED_BACK
     return found
 
 

@@ -29,7 +29,7 @@ from sagapost.inbox.session import HandlerSessions
 from sagapost.sagas import observations as obs
 from sagapost.sagas.compensations import CompensationDeclaration, NotYet
 from sagapost.sagas.context import CompensationContext
-from sagapost.sagas.events import CompensationDone, CompensationNeedsHuman, RolledBack
+from sagapost.sagas.events import CompensationDone, CompensationStuck, RolledBack
 from sagapost.sagas.ledger import Intent, Ledger, intent_of
 from sagapost.sagas.sagas import Sagas
 
@@ -341,8 +341,8 @@ class Compensator:
             await session.execute(ledger.stick(saga))
             # What leaves the service says what kind of error it was; the text may quote data.
             kind = kind_of(error.__cause__ or error)
-            await sagas.tell(session, CompensationNeedsHuman(sagas.service, intent.name, kind, attempts), saga)
-            told.append(obs.CompensationGivenUp(sagas.service, saga, intent.name, attempts, text))
+            await sagas.tell(session, CompensationStuck(sagas.service, intent.name, kind, attempts), saga)
+            told.append(obs.SagaStuck(sagas.service, saga, intent.name, attempts, text))
             return
         delay = settings.retry.delay(attempts)
         await session.execute(ledger.postpone(saga, delay))

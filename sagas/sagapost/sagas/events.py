@@ -8,7 +8,7 @@ from sagapost.core.naming import event
 
 __all__ = [
     "CompensationDone",
-    "CompensationNeedsHuman",
+    "CompensationStuck",
     "IslandEnded",
     "IslandStarted",
     "IslandStepChanged",
@@ -56,8 +56,8 @@ class CompensationDone(msgspec.Struct, frozen=True):
     remaining: int
 
 
-@event("sagapost.saga.compensation-needs-human.v1")
-class CompensationNeedsHuman(msgspec.Struct, frozen=True):
+@event("sagapost.saga.compensation-stuck.v1")
+class CompensationStuck(msgspec.Struct, frozen=True):
     """A service has given up on undoing a step; a person must decide."""
 
     service: str
@@ -118,7 +118,7 @@ class IslandStepChanged(msgspec.Struct, frozen=True):
     run: str
     step: str
     state: str
-    """`waiting` (its command is out), `done`, `failed`, `undoing`, `undone`, `skipped`, or `needs-human`."""
+    """`waiting` (its command is out), `done`, `failed`, `rolling_back`, `rolled_back`, `skipped`, or `stuck`."""
     attempt: int
     reason: str | None = None
 
@@ -131,5 +131,5 @@ class IslandEnded(msgspec.Struct, frozen=True):
     island: str
     run: str
     state: str
-    """`completed` or `undone`."""
+    """`completed` or `rolled_back`."""
     reason: str | None = None

@@ -22,8 +22,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 __all__ = ["IslandTables"]
 
-RUN_STATES = ("running", "undoing", "completed", "undone")
-STEP_STATES = ("pending", "waiting", "done", "skipped", "failed", "needs-human", "undoing", "undone")
+RUN_STATES = ("running", "rolling_back", "completed", "rolled_back")
+STEP_STATES = ("pending", "waiting", "done", "skipped", "failed", "stuck", "rolling_back", "rolled_back")
 
 
 class IslandTables:
@@ -52,10 +52,10 @@ class IslandTables:
             UniqueConstraint("service", "island", "saga", "instance", name=f"{prefix}saga_island_runs_once"),
             CheckConstraint(f"state IN {RUN_STATES}", name=f"{prefix}saga_island_runs_known"),
             CheckConstraint(
-                "(state IN ('completed', 'undone')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_island_runs_ended"
+                "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_island_runs_ended"
             ),
             CheckConstraint(
-                "(state IN ('undoing', 'undone')) = (reason IS NOT NULL)", name=f"{prefix}saga_island_runs_say_why"
+                "(state IN ('rolling_back', 'rolled_back')) = (reason IS NOT NULL)", name=f"{prefix}saga_island_runs_say_why"
             ),
             schema=schema,
         )
@@ -80,7 +80,7 @@ class IslandTables:
             Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             ForeignKeyConstraint(["run"], [run], name=f"{prefix}saga_island_steps_run"),
             CheckConstraint(f"state IN {STEP_STATES}", name=f"{prefix}saga_island_steps_known"),
-            CheckConstraint("(state = 'needs-human') = (task IS NOT NULL)", name=f"{prefix}saga_island_steps_tasks"),
+            CheckConstraint("(state = 'stuck') = (task IS NOT NULL)", name=f"{prefix}saga_island_steps_tasks"),
             schema=schema,
         )
         self.commands = Table(

@@ -211,7 +211,7 @@ class Ledger:
             .where(
                 self._intents.c.service == self.service,
                 self._intents.c.saga == saga,
-                self._intents.c.state.in_(("pending", "needs_human")),
+                self._intents.c.state.in_(("pending", "stuck")),
             )
         )
 
@@ -232,7 +232,7 @@ class Ledger:
                 self._intents.c.state == "pending",
                 self._intents.c.attempts == attempts - 1,
             )
-            .values(state="needs_human" if give_up else "pending", attempts=attempts, last_error=error)
+            .values(state="stuck" if give_up else "pending", attempts=attempts, last_error=error)
         )
 
     def postpone(self, saga: str, delay: timedelta) -> Executable:
@@ -274,7 +274,7 @@ class Ledger:
             .where(
                 self._intents.c.service == self.service,
                 self._intents.c.saga == saga,
-                self._intents.c.state == "needs_human",
+                self._intents.c.state == "stuck",
             )
             .values(state="pending", attempts=0)
         )
@@ -290,7 +290,7 @@ class Ledger:
             .where(
                 self._intents.c.id == intent,
                 self._intents.c.service == self.service,
-                self._intents.c.state.in_(("pending", "needs_human")),
+                self._intents.c.state.in_(("pending", "stuck")),
             )
             .values(state="settled", ended_at=self._moments.now(), decided_by=by, note=note)
         )

@@ -9,7 +9,7 @@ from sagapost.core.observer import Observation
 __all__ = [
     "Compensated",
     "CompensationFailed",
-    "CompensationGivenUp",
+    "SagaStuck",
     "CompensationUnderWay",
     "LedgerUnavailable",
     "SagaObservation",
@@ -55,7 +55,7 @@ class CompensationUnderWay(SagaObservation):
 
 
 @dataclass(frozen=True, slots=True)
-class CompensationGivenUp(SagaObservation):
+class SagaStuck(SagaObservation):
     """A compensation failed for the last time; the saga is stuck until a person decides."""
 
     saga: str

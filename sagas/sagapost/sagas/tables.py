@@ -107,13 +107,13 @@ class SagaTables:
             Column("decided_by", Text),
             Column("note", Text),
             CheckConstraint(
-                "state IN ('pending', 'done', 'needs_human', 'settled')", name=f"{prefix}saga_compensations_known"
+                "state IN ('pending', 'done', 'stuck', 'settled')", name=f"{prefix}saga_compensations_known"
             ),
             CheckConstraint(
                 "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_compensations_ended"
             ),
             CheckConstraint(
-                "state <> 'needs_human' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"
+                "state <> 'stuck' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"
             ),
             CheckConstraint(
                 "state <> 'settled' OR (decided_by IS NOT NULL AND note IS NOT NULL)",

@@ -21,7 +21,7 @@ from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.sagas.choreography import Choreography
-from sagapost.sagas.events import CompensationNeedsHuman
+from sagapost.sagas.events import CompensationStuck
 from sagapost.sagas.testing.clock import VirtualClock
 from sagapost.sagas.tracker import Emit, Notify, RequestRollback, Rule, SagaState, Tracker, Watch
 from sagapost.sagas.tracker import observations as obs
@@ -63,7 +63,7 @@ class Stage:
             await connection.run_sync(install_schema, self.outbox_tables.versions, [self.outbox_tables.part])
         quiet, stuck = Story("quiet"), Story("stuck")
         quiet.says("orders", "order-placed")
-        stuck.says("payment", CompensationNeedsHuman("payment", "refund", "no answer", 3))
+        stuck.says("payment", CompensationStuck("payment", "refund", "no answer", 3))
         await self.tracker.fold([*quiet.events, *stuck.events])
 
     def watch(self, *rules: Rule) -> Watch:

@@ -18,7 +18,7 @@ from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
 from sagapost.sagas.choreography import Choreography
-from sagapost.sagas.events import CompensationNeedsHuman, RollbackRequested
+from sagapost.sagas.events import CompensationStuck, RollbackRequested
 from sagapost.sagas.tracker import Tracker, TrackerConsumer, TrackerSettings, fold
 from tests.processes.shared import running_module
 from tests.sagas.choreographies import healthy
@@ -37,7 +37,7 @@ def many(count: int) -> list[Event]:
         story.says("orders", "order-placed", data={"order_id": str(n)})
         story.says("payment", "payment-taken")
         if n % 2:
-            story.says("payment", CompensationNeedsHuman("payment", "refund", "no answer", 3))
+            story.says("payment", CompensationStuck("payment", "refund", "no answer", 3))
         events += story.events
     return events
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sagapost.sagas.choreography import Choreography, Manifest, Step
 from sagapost.sagas.events import (
     CompensationDone,
-    CompensationNeedsHuman,
+    CompensationStuck,
     RollbackRequested,
     RollbackStarted,
     RolledBack,
@@ -86,15 +86,15 @@ def test_a_service_that_announces_its_rollback_is_followed_through_it() -> None:
     cancelled = story.says("orders", "order-cancelled")
     story.says("payment", RollbackStarted("payment", "item missing", 2))
     story.says("payment", CompensationDone("payment", "revoke", 1))
-    story.says("payment", CompensationNeedsHuman("payment", "refund", "no answer", 10))
+    story.says("payment", CompensationStuck("payment", "refund", "no answer", 10))
     view = view_of(story)
     assert view.state is SagaState.STUCK
     assert view.reason == "payment: refund: no answer"
     story.says("payment", CompensationDone("payment", "refund", 0))
-    assert view_of(story).state is SagaState.COMPENSATING
+    assert view_of(story).state is SagaState.ROLLING_BACK
     story.says("payment", RolledBack("payment"), cause=cancelled)
     view = view_of(story)
-    assert view.state is SagaState.COMPENSATED
+    assert view.state is SagaState.ROLLED_BACK
     assert [(part.service, part.total, part.done) for part in view.rollbacks] == [
         ("payment", 2, ("revoke", "refund")),
         ("warehouse", 0, ()),
@@ -108,10 +108,10 @@ def test_a_service_that_announces_nothing_is_judged_by_what_its_compensations_sa
     story.says("payment", "payment-taken")
     story.says("warehouse", "item-missing")
     story.says("orders", "order-cancelled")
-    assert view_of(story).state is SagaState.COMPENSATING
+    assert view_of(story).state is SagaState.ROLLING_BACK
     story.says("payment", "payment-refunded")
     view = view_of(story)
-    assert view.state is SagaState.COMPENSATED
+    assert view.state is SagaState.ROLLED_BACK
     assert [step.undone for step in view.steps if step.step == "take_payment"] == [True]
 
 
@@ -160,7 +160,7 @@ EVENTS = (
     ("payment", "payment-refunded"),
     ("payment", RollbackStarted("payment", "why", 1)),
     ("payment", CompensationDone("payment", "refund", 0)),
-    ("payment", CompensationNeedsHuman("payment", "refund", "no answer", 3)),
+    ("payment", CompensationStuck("payment", "refund", "no answer", 3)),
     ("payment", RolledBack("payment")),
     ("orders", TaskOpened("orders", 1, "call", "Call the customer", ("done",))),
     ("orders", TaskEnded("orders", 1, "call", "resolved", "done", "kim")),

@@ -93,12 +93,12 @@ async def test_lists_are_by_state_lateness_and_page(engine: AsyncEngine) -> None
     """Newest first; a page begins where the one before ended."""
     tracker = await a_tracker(engine)
     await tracker.fold(many(9))
-    assert await tracker.counts() == {SagaState.RUNNING: 6, SagaState.COMPENSATED: 3}
+    assert await tracker.counts() == {SagaState.RUNNING: 6, SagaState.ROLLED_BACK: 3}
     first = await tracker.sagas(limit=4)
     rest = await tracker.sagas(before=first[-1])
     assert [row.saga for row in first + rest] == [f"saga-{n:03}" for n in range(9)]
     assert first[0].keys == (("order_id", "4700"),)
-    undone = await tracker.sagas(states=[SagaState.COMPENSATED])
+    undone = await tracker.sagas(states=[SagaState.ROLLED_BACK])
     assert [row.saga for row in undone] == ["saga-002", "saga-005", "saga-008"]
     assert undone[0].due is None
     assert await tracker.sagas(late=True) == []

@@ -43,8 +43,8 @@ Manifests: TypeAlias = Annotated[
 _COLOURS = {
     SagaState.RUNNING: "cyan",
     SagaState.COMPLETED: "green",
-    SagaState.COMPENSATING: "yellow",
-    SagaState.COMPENSATED: "blue",
+    SagaState.ROLLING_BACK: "yellow",
+    SagaState.ROLLED_BACK: "blue",
     SagaState.WAITING: "magenta",
     SagaState.STUCK: "bold red",
 }

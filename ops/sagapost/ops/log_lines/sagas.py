@@ -26,7 +26,7 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
         case sagas.CompensationFailed(saga=saga, compensation=name, attempts=attempts, retry_in=retry_in, error=error):
             text = f"{name} failed: {error}; attempt {attempts}, next in {retry_in:.1f} s"
             return Line(WARNING, text, extra | {"correlationid": saga, "compensation": name})
-        case sagas.CompensationGivenUp(saga=saga, compensation=name, attempts=attempts, error=error):
+        case sagas.SagaStuck(saga=saga, compensation=name, attempts=attempts, error=error):
             text = f"{name} is given up after {attempts} attempts: {error}; a person must decide"
             return Line(ERROR, text, extra | {"correlationid": saga, "compensation": name})
         case sagas.LedgerUnavailable(reason=reason, attempt=attempt, retry_in=retry_in):

@@ -24,7 +24,7 @@ from sagapost.sagas.tasks import Emit, end_task, open_task
 
 __all__ = ["Coordinator"]
 
-_NOT_DONE = frozenset({"pending", "waiting", "needs-human", "failed"})
+_NOT_DONE = frozenset({"pending", "waiting", "stuck", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ class Coordinator:
         moment, row, step = found
         run = moment.run
         if undo:
-            if row.undo and row.state in {"undoing", "needs-human"}:
+            if row.undo and row.state in {"rolling_back", "stuck"}:
                 await self._answered(run, row)
-                await self._change(run, row, "undone")
+                await self._change(run, row, "rolled_back")
                 await self._go_on(moment)
             return
-        if row.undo or row.state not in {"waiting", "needs-human", "failed"}:
+        if row.undo or row.state not in {"waiting", "stuck", "failed"}:
             return
         # `failed` after its last try had no answer: it was done after all.
         await self._answered(run, row)
@@ -103,7 +103,7 @@ class Coordinator:
         if found is None:
             return
         moment, row, step = found
-        waiting = row.state == ("undoing" if timeout.undo else "waiting")
+        waiting = row.state == ("rolling_back" if timeout.undo else "waiting")
         if not waiting or row.undo != timeout.undo or row.attempt != timeout.attempt:
             return
         if not row.undo:
@@ -116,7 +116,7 @@ class Coordinator:
         if found is None:
             return
         moment, row, step = found
-        if row.state != "needs-human":
+        if row.state != "stuck":
             return
         # The task is resolved; it is no longer ours to end.
         row.task, row.attempt = None, 0
@@ -125,7 +125,7 @@ class Coordinator:
                 await self._send(moment.run, row, step, None)
             case "done":
                 row.uncertain = False
-                await self._change(moment.run, row, "undone" if row.undo else "done", "settled by a person")
+                await self._change(moment.run, row, "rolled_back" if row.undo else "done", "settled by a person")
                 await self._go_on(moment)
             case "give-up":
                 await self._change(moment.run, row, "failed", "given up by a person")
@@ -133,9 +133,9 @@ class Coordinator:
 
     async def undo(self, run: Run, reason: str, *, by_saga: bool) -> None:
         """Undo what was done, newest step first."""
-        if run.state in {"undoing", "undone"}:
+        if run.state in {"rolling_back", "rolled_back"}:
             return
-        run.state, run.reason, run.by_saga = "undoing", reason, by_saga
+        run.state, run.reason, run.by_saga = "rolling_back", reason, by_saga
         await self._runs.save_run(run)
         await self._undo_next(_Moment(run, await self._runs.steps(run.id)))
 
@@ -145,11 +145,11 @@ class Coordinator:
         match moment.run.state:
             case "running":
                 await self._advance(moment)
-            case "undoing":
+            case "rolling_back":
                 await self._undo_next(moment)
-            case "undone":
+            case "rolled_back":
                 # It was done after the rest had been undone: undo this too. The failure has been announced.
-                moment.run.state, moment.run.by_saga = "undoing", True
+                moment.run.state, moment.run.by_saga = "rolling_back", True
                 await self._runs.save_run(moment.run)
                 await self._undo_next(moment)
             case _:
@@ -208,7 +208,7 @@ class Coordinator:
                 deliver_at=(due or now) + step.deadline,
                 name=self._alarm(run, row, "deadline"),
             )
-        await self._change(run, row, "undoing" if row.undo else "waiting", row.reason if row.attempt > 1 else None)
+        await self._change(run, row, "rolling_back" if row.undo else "waiting", row.reason if row.attempt > 1 else None)
 
     async def _another_try(self, moment: _Moment, row: StepRow, step: IslandStep, reason: str) -> None:
         run = moment.run
@@ -244,7 +244,7 @@ class Coordinator:
         for row in moment.steps:
             await self._call_off(run, row)
         if any(
-            row.state in {"waiting", "undoing"} or (row.state == "needs-human" and row.undo) for row in moment.steps
+            row.state in {"waiting", "rolling_back"} or (row.state == "stuck" and row.undo) for row in moment.steps
         ):
             # A sibling of the failed step is still at it; its answer or its deadline comes.
             return
@@ -256,14 +256,14 @@ class Coordinator:
             await self._send(run, row, step, None)
             if step.undone:
                 return
-            await self._change(run, row, "undone")
+            await self._change(run, row, "rolled_back")
         await self._undone(run)
 
     async def _call_off(self, run: Run, row: StepRow) -> None:
         """Take back what is not on its way yet: a try that waits for its time, or for a person."""
         if row.undo:
             return
-        if row.state == "needs-human":
+        if row.state == "stuck":
             await self._answered(run, row)
             await self._change(run, row, "failed", row.reason)
         elif row.state == "waiting" and await self._cancel(run, row, "command"):
@@ -271,11 +271,11 @@ class Coordinator:
             await self._change(run, row, "failed", row.reason)
 
     async def _undone(self, run: Run) -> None:
-        run.state = "undone"
+        run.state = "rolled_back"
         await self._runs.save_run(run)
         if self._island.failed is not None and not run.by_saga:
             await self._publish(run, self._island.failed(self._island.load(run.data), run.reason or ""))
-        await self._tell(run, IslandEnded(self._sagas.service, self._island.name, run.id, "undone", run.reason))
+        await self._tell(run, IslandEnded(self._sagas.service, self._island.name, run.id, "rolled_back", run.reason))
         await self._session.execute(self._sagas.ledger(self._session).poke(run.saga))
 
     # --- small parts ---
@@ -308,7 +308,7 @@ class Coordinator:
             details={"run": run.id, "instance": run.instance, "attempts": row.attempt, "state": run.data},
             of_rollback=row.undo,
         )
-        await self._change(run, row, "needs-human", reason)
+        await self._change(run, row, "stuck", reason)
 
     async def _answered(self, run: Run, row: StepRow) -> None:
         """Nothing more is waited for: take back deadline, further try and task."""

@@ -241,7 +241,7 @@ class Island(IslandPlan):
         for run in await runs.of_saga(ctx.saga):
             for row in await runs.steps(run):
                 step = self.find_step(row.name)
-                if row.state not in {"waiting", "undoing", "needs-human"}:
+                if row.state not in {"waiting", "rolling_back", "stuck"}:
                     continue
                 if step is None:
                     unknown.append(row.name)
@@ -275,7 +275,7 @@ class Island(IslandPlan):
             return None
         await Coordinator(self, ctx.session, runs).undo(found, f"the saga is rolled back: {ctx.reason}", by_saga=True)
         found = await runs.find(run)
-        return None if found is None or found.state == "undone" else NotYet(_ASK_AGAIN)
+        return None if found is None or found.state == "rolled_back" else NotYet(_ASK_AGAIN)
 
     # --- inside ---
 

@@ -196,7 +196,7 @@ class Runs:
     async def save_run(self, run: Run) -> None:
         """Write a run back."""
         runs = self._tables.runs
-        ended = run.state in {"completed", "undone"}
+        ended = run.state in {"completed", "rolled_back"}
         await self._session.execute(
             update(runs)
             .where(runs.c.id == run.id)

@@ -73,13 +73,13 @@ def derive(saga: str, history: History, route: Route) -> SagaView:
     tasks = tuple(task for key, task in facts.tasks.items() if key not in facts.ended_tasks)
     expected = _expected(facts, route)
     state, reason = _state(facts, rollbacks, tasks, expected, route)
-    if state is SagaState.COMPLETED or state is SagaState.COMPENSATED:
+    if state is SagaState.COMPLETED or state is SagaState.ROLLED_BACK:
         expected = ()
     last = history.entries[-1].at
     ended = None
     if state is SagaState.COMPLETED and facts.over is not None:
         ended = moment(max(facts.over.at, *(entry.at for entry in (*facts.done.values(), *facts.failed.values()))))
-    elif state is SagaState.COMPENSATED:
+    elif state is SagaState.ROLLED_BACK:
         ended = moment(last)
     services = dict.fromkeys(entry.source for entry in entries)
     return SagaView(
@@ -168,7 +168,7 @@ def _read_rollback(facts: _Facts, said: object) -> None:
             part.remaining = remaining
             part.rolled_back = False
             part.given_up.pop(name, None)
-        case events.CompensationNeedsHuman(service, name, error):
+        case events.CompensationStuck(service, name, error):
             facts.parts.setdefault(service, _Part()).given_up[name] = error
         case events.RolledBack(service):
             part = facts.parts.setdefault(service, _Part())
@@ -236,8 +236,8 @@ def _state(
         reason = _why(facts)
         ended = facts.over is not None or not expected or not route.ends
         if all(rollback.finished for rollback in rollbacks) and ended:
-            return SagaState.COMPENSATED, reason
-        return SagaState.COMPENSATING, reason
+            return SagaState.ROLLED_BACK, reason
+        return SagaState.ROLLING_BACK, reason
     if facts.over is not None and not expected:
         return SagaState.COMPLETED, None
     return SagaState.RUNNING, None

@@ -36,7 +36,7 @@ CLASSES: Mapping[str, type] = {
         events.RetryRequested,
         events.RollbackStarted,
         events.CompensationDone,
-        events.CompensationNeedsHuman,
+        events.CompensationStuck,
         events.RolledBack,
         events.TaskOpened,
         events.TaskEnded,

@@ -60,11 +60,11 @@ class TrackerTables:
             # Grows with each write; a write that was computed from an older row changes nothing.
             Column("version", big, nullable=False),
             CheckConstraint(
-                "state IN ('running', 'completed', 'compensating', 'compensated', 'waiting', 'stuck')",
+                "state IN ('running', 'completed', 'rolling_back', 'rolled_back', 'waiting', 'stuck')",
                 name=f"{prefix}tracker_sagas_known",
             ),
             CheckConstraint(
-                "(state IN ('completed', 'compensated')) = (ended_at IS NOT NULL)",
+                "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
                 name=f"{prefix}tracker_sagas_ended",
             ),
             schema=schema,

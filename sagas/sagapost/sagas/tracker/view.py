@@ -25,8 +25,8 @@ class SagaState(StrEnum):
 
     RUNNING = "running"
     COMPLETED = "completed"
-    COMPENSATING = "compensating"
-    COMPENSATED = "compensated"
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
     WAITING = "waiting"
     """A task asks a person to decide."""
     STUCK = "stuck"
@@ -35,7 +35,7 @@ class SagaState(StrEnum):
     @property
     def over(self) -> bool:
         """Whether nothing more is expected."""
-        return self in {SagaState.COMPLETED, SagaState.COMPENSATED}
+        return self in {SagaState.COMPLETED, SagaState.ROLLED_BACK}
 
 
 @dataclass(frozen=True, slots=True)
