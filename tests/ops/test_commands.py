@@ -232,8 +232,32 @@ def test_status_counts_what_waits(tmp_path: Path) -> None:
     )
     found = json.loads(invoke("status", "--json", cwd=tmp_path, **settings).stdout)
     assert found["outbox"].pop("oldest_seconds") > 86_400
-    assert found == {"outbox": {"pending": 1, "held": 0, "dead": 0, "scheduled": 0}, "inboxes": {}}
+    assert found == {"outbox": {"pending": 1, "held": 0, "dead": 0, "scheduled": 0}, "inboxes": {}, "sagas": {}}
     assert invoke("status", cwd=tmp_path, **settings).stdout.startswith("outbox\tpending\t1\t")
+
+
+def test_pitfall_38_status_counts_stuck_sagas_and_open_tasks(tmp_path: Path) -> None:
+    """By service, those that are not over, those that are stuck, and the decisions that are asked for."""
+    settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
+    invoke("db", "upgrade", cwd=tmp_path, **settings)
+    now = "'2026-11-27 08:00:00.000000'"
+    change(
+        tmp_path,
+        "INSERT INTO saga_states (service, saga, state, rollback_started_at, due_at) VALUES "
+        f"('pay', '1', 'stuck', {now}, NULL), ('pay', '2', 'stuck', {now}, NULL), "
+        "('pay', '3', 'running', NULL, NULL), "
+        f"('stock', '1', 'rolling_back', {now}, {now}), ('mail', '1', 'running', NULL, NULL)",
+    )
+    change(
+        tmp_path,
+        "INSERT INTO saga_tasks (service, saga, name, title, details, outcomes, source, announce, of_rollback, state) "
+        "VALUES ('pay', '3', 'n', 't', '{}', '{}', 'urn:x', 0, 0, 'open')",
+    )
+    assert json.loads(invoke("status", "--json", cwd=tmp_path, **settings).stdout)["sagas"] == {
+        "pay": {"rolling_back": 0, "stuck": 2, "tasks": 1},
+        "stock": {"rolling_back": 1, "stuck": 0, "tasks": 0},
+    }
+    assert "sagas of pay\tstuck\t2\t" in invoke("status", cwd=tmp_path, **settings).stdout
 
 
 def test_status_of_a_service_that_only_publishes(tmp_path: Path) -> None:

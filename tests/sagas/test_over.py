@@ -196,3 +196,30 @@ async def test_pitfall_37_a_saga_begun_in_a_handler_names_its_cause_and_is_in_th
             ("return-1", packed.id, parent),
             ("return-2", packed.id, parent),
         ]
+
+
+async def test_what_a_compensation_publishes_is_in_the_trace_of_its_rollback() -> None:
+    """The trace of the event that began the rollback goes on in what its compensations publish."""
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    outbox = Outbox(source="https://shop.example")
+    sagas = Sagas("shop", outbox=outbox)
+    inbox = Inbox("shop", outbox=outbox, context=sagas.context)
+
+    @sagas.compensation()
+    async def unpack(ctx: CompensationContext) -> None:
+        await ctx.publish(OrderShipped("back"))
+
+    @inbox.on(OrderPacked)
+    async def pack(packed: OrderPacked, ctx: StepContext) -> None:
+        await ctx.on_rollback(unpack)
+
+    sagas.rolls_back_on(inbox, ShippingFailed)
+    async with Rehearsal() as stage:
+        shop = await stage.add(inbox)
+        for payload in (OrderPacked("1"), ShippingFailed("1")):
+            async with shop.sessions.begin() as session:
+                web = Outbox(source="https://web.example", trace=lambda: (parent, "vendor=1"))
+                await web.publish(session, payload, correlationid=SAGA)
+            await stage.run()
+        _, failed, back = stage.events
+        assert (back.causationid, back.traceparent, back.tracestate) == (failed.id, parent, "vendor=1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,19 @@ import msgspec
 from sagapost.core.errors import ConfigurationError, EncodingError
 
 __all__ = ["CompensationDeclaration", "CompensationFunction", "NotYet", "declare"]
+
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""NUL in JSON: an escape that is not itself escaped."""
+
+
+def _holds_no_number(value: object) -> bool:
+    """Return whether a JSON value has a float in it that is none."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(_holds_no_number(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_holds_no_number(item) for item in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +62,7 @@ class CompensationDeclaration:
         Checked when the step runs, not when it is undone, perhaps days later.
 
         :raises ConfigurationError: if the function cannot be called with them.
-        :raises EncodingError: if one has no JSON form.
+        :raises EncodingError: if one has no JSON form, or could not be read again.
         """
         try:
             self.signature.bind(object(), **arguments)
@@ -57,10 +72,22 @@ class CompensationDeclaration:
             ) from error
         try:
             packed: Mapping[str, Any] = msgspec.to_builtins(dict(arguments), str_keys=True)
-            msgspec.json.encode(packed)
-        except (TypeError, ValueError) as error:
-            raise EncodingError(event_type=f"compensation {self.name}", cls=dict, reason=str(error)) from error
+            encoded = msgspec.json.encode(packed)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self._unfit(str(error)) from error
+        if _NUL.search(encoded) is not None:
+            raise self._unfit("a text has the character NUL, which no database keeps as JSON")
+        if _holds_no_number(packed):
+            raise self._unfit("a number is infinite or none at all (NaN), which JSON has no form for")
+        try:
+            # As it will be read, perhaps days later: what cannot be read then is refused now.
+            self.unpack(msgspec.json.decode(encoded))
+        except (ConfigurationError, TypeError, ValueError, RecursionError) as error:
+            raise self._unfit(f"they could not be read again: {error}") from error
         return packed
+
+    def _unfit(self, reason: str) -> EncodingError:
+        return EncodingError(event_type=f"compensation {self.name}", cls=dict, reason=reason)
 
     def unpack(self, packed: Mapping[str, Any]) -> dict[str, Any]:
         """Turn recorded JSON values into arguments.

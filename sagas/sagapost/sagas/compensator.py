@@ -234,7 +234,7 @@ class Compensator:
         row = connection.execute(ledger.next_intent(turn.saga)).one_or_none()
         turn.intent = intent_of(row) if row is not None else None
         turn.claimed()
-        with bind(SagaContext(correlationid=turn.saga, causationid=claimed.rollback_cause)):
+        with bind(_context_of(claimed)):
             transaction = GuardedTransaction(self._database, self._sessions, connection, outer, progress)
             try:
                 if turn.intent is None:
@@ -261,7 +261,7 @@ class Compensator:
             step_event=intent.step_event,
             attempt=intent.attempts + 1,
         )
-        saga = SagaContext(correlationid=turn.saga, causationid=claimed.rollback_cause)
+        saga = _context_of(claimed)
         result = transaction.call(intent.name, Isolated(_call(declaration, context, intent, saga)))
         transaction.write()
         await_only(self._mark(transaction.session, ledger, turn, intent, result))
@@ -371,3 +371,9 @@ async def _call(
         f"The compensation {intent.name!r} returned a {type(result).__name__}. Return nothing when it is done, or "
         "NotYet(after=timedelta(...)) while it is under way; raise if it failed. Its transaction was rolled back."
     )
+
+
+def _context_of(claimed: Any) -> SagaContext:
+    """Return the context in which a rollback goes on: its cause, and the trace in which it began."""
+    trace = (claimed.rollback_traceparent, claimed.rollback_tracestate)
+    return SagaContext(claimed.saga, claimed.rollback_cause, *trace)

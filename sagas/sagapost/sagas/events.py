@@ -31,7 +31,7 @@ class RollbackRequested(msgspec.Struct, frozen=True):
 
 @event("sagapost.saga.retry-requested.v1")
 class RetryRequested(msgspec.Struct, frozen=True):
-    """An operator asks every service to try the compensations again that were given up."""
+    """An operator asks every service to try the compensations again at which it is stuck."""
 
     reason: str
     by: str
@@ -58,7 +58,7 @@ class CompensationDone(msgspec.Struct, frozen=True):
 
 @event("sagapost.saga.compensation-stuck.v1")
 class CompensationStuck(msgspec.Struct, frozen=True):
-    """A service has given up on undoing a step; a person must decide."""
+    """A service is stuck at a compensation; an operator decides."""
 
     service: str
     compensation: str

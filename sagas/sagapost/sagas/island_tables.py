@@ -52,10 +52,12 @@ class IslandTables:
             UniqueConstraint("service", "island", "saga", "instance", name=f"{prefix}saga_island_runs_once"),
             CheckConstraint(f"state IN {RUN_STATES}", name=f"{prefix}saga_island_runs_known"),
             CheckConstraint(
-                "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_island_runs_ended"
+                "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
+                name=f"{prefix}saga_island_runs_ended",
             ),
             CheckConstraint(
-                "(state IN ('rolling_back', 'rolled_back')) = (reason IS NOT NULL)", name=f"{prefix}saga_island_runs_say_why"
+                "(state IN ('rolling_back', 'rolled_back')) = (reason IS NOT NULL)",
+                name=f"{prefix}saga_island_runs_say_why",
             ),
             schema=schema,
         )

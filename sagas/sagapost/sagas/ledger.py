@@ -110,8 +110,11 @@ class Ledger:
             )
         )
 
-    def begin(self, saga: str, *, reason: str, cause: str | None) -> Executable:
-        """Turn a running saga into one that is rolling back; the first reason stands."""
+    def begin(self, saga: str, *, reason: str, cause: str | None, trace: tuple[str | None, str | None]) -> Executable:
+        """Turn a running saga into one that is rolling back; the first reason stands.
+
+        :param trace: traceparent and tracestate of what began it.
+        """
         return (
             update(self._states)
             .where(self._mine(saga), self._states.c.state == "running")
@@ -120,6 +123,8 @@ class Ledger:
                 rollback_started_at=self._moments.now(),
                 rollback_reason=reason,
                 rollback_cause=cause,
+                rollback_traceparent=trace[0],
+                rollback_tracestate=trace[1],
                 due_at=self._moments.now(),
             )
         )
@@ -156,7 +161,13 @@ class Ledger:
             .scalar_subquery()
         )
         return (
-            select(self._states.c.saga, self._states.c.rollback_reason, self._states.c.rollback_cause)
+            select(
+                self._states.c.saga,
+                self._states.c.rollback_reason,
+                self._states.c.rollback_cause,
+                self._states.c.rollback_traceparent,
+                self._states.c.rollback_tracestate,
+            )
             .join_from(self._states, first, first.c.id == earliest)
             .where(*self._due(), self._states.c.saga.not_in(sorted(besides)))
             .order_by(self._states.c.due_at)

@@ -56,7 +56,7 @@ class CompensationUnderWay(SagaObservation):
 
 @dataclass(frozen=True, slots=True)
 class SagaStuck(SagaObservation):
-    """A compensation failed for the last time; the saga is stuck until a person decides."""
+    """A compensation failed for the last time; the saga is stuck until an operator decides."""
 
     saga: str
     compensation: str

@@ -9,12 +9,12 @@ from sqlalchemy import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.sagas.sagas import Sagas
+from sagapost.sagas.rollbacks import Rollbacks
 
 __all__ = ["history", "retry_stuck", "settle"]
 
 
-async def retry_stuck(sagas: Sagas, session: AsyncSession, saga: str) -> int:
+async def retry_stuck(sagas: Rollbacks, session: AsyncSession, saga: str) -> int:
     """Give the compensations that were given up another round of attempts; return how many."""
     ledger = sagas.ledger(session)
     await session.execute(ledger.lock(saga))
@@ -23,7 +23,7 @@ async def retry_stuck(sagas: Sagas, session: AsyncSession, saga: str) -> int:
     return result.rowcount
 
 
-async def settle(sagas: Sagas, session: AsyncSession, saga: str, compensation: int, *, by: str, note: str) -> None:
+async def settle(sagas: Rollbacks, session: AsyncSession, saga: str, compensation: int, *, by: str, note: str) -> None:
     """Declare a compensation settled: undone by other means, or left as it is, as the note says.
 
     The record keeps who decided and why; the rollback goes on with the older steps.
@@ -44,7 +44,7 @@ async def settle(sagas: Sagas, session: AsyncSession, saga: str, compensation: i
     await session.execute(ledger.resume(saga))
 
 
-async def history(sagas: Sagas, session: AsyncSession, saga: str) -> Sequence[Mapping[str, Any]]:
+async def history(sagas: Rollbacks, session: AsyncSession, saga: str) -> Sequence[Mapping[str, Any]]:
     """Return every undo intent of the saga in this service, oldest first, with what became of it."""
     rows = await session.execute(sagas.ledger(session).history(saga))
     return [dict(row) for row in rows.mappings()]

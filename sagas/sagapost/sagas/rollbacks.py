@@ -10,6 +10,7 @@ from sqlalchemy import Delete, delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock
+from sagapost.core.context import current
 from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.outcomes import Reject
@@ -150,7 +151,9 @@ class Rollbacks(Participant):
         await session.flush()  # what this transaction itself has set may not be written yet
         await session.execute(self._deadlines_of(saga))
         await withdraw_tasks(self, session, saga, why=f"The saga is rolled back: {reason}")
-        await session.execute(ledger.begin(saga, reason=reason, cause=cause))
+        running = current()
+        trace = (running.traceparent, running.tracestate) if running is not None else (None, None)
+        await session.execute(ledger.begin(saga, reason=reason, cause=cause, trace=trace))
         remaining: int = (await session.execute(ledger.remaining(saga))).scalar_one()
         if not remaining:
             # Kept all the same: a step that comes late finds here that it must undo itself.

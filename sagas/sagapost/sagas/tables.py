@@ -31,7 +31,7 @@ from sagapost.sagas.task_tables import task_table
 
 __all__ = ["SAGA_SCHEMA_VERSION", "SagaTables"]
 
-SAGA_SCHEMA_VERSION = 1
+SAGA_SCHEMA_VERSION = 2
 
 
 class SagaTables:
@@ -61,6 +61,9 @@ class SagaTables:
             Column("rollback_started_at", DateTime(timezone=True)),
             Column("rollback_reason", Text),
             Column("rollback_cause", String(255)),
+            # The trace in which it began: compensations go on with it.
+            Column("rollback_traceparent", String(255)),
+            Column("rollback_tracestate", Text),
             Column("rolled_back_at", DateTime(timezone=True)),
             # The point of no return: from here the saga is brought to its end, not undone, unless a person says so.
             Column("pivoted_at", DateTime(timezone=True)),
@@ -87,6 +90,13 @@ class SagaTables:
             sqlite_where=text("state = 'rolling_back'"),
         )
 
+        # What waits for an operator, among what is kept for years.
+        Index(
+            f"{prefix}saga_states_stuck",
+            self.states.c.service,
+            postgresql_where=text("state = 'stuck'"),
+            sqlite_where=text("state = 'stuck'"),
+        )
         self.compensations = Table(
             f"{prefix}saga_compensations",
             self.metadata,
@@ -112,9 +122,7 @@ class SagaTables:
             CheckConstraint(
                 "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_compensations_ended"
             ),
-            CheckConstraint(
-                "state <> 'stuck' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"
-            ),
+            CheckConstraint("state <> 'stuck' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"),
             CheckConstraint(
                 "state <> 'settled' OR (decided_by IS NOT NULL AND note IS NOT NULL)",
                 name=f"{prefix}saga_compensations_decisions_are_signed",

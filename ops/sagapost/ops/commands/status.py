@@ -1,9 +1,9 @@
-"""`sagapost status`: how far behind the outbox is, and what the inboxes have parked."""
+"""`sagapost status`: how far behind the outbox is, what the inboxes have parked, and which sagas need somebody."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,8 +19,13 @@ from sagapost.ops.output import write_json, write_table
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.settings.units import format_duration
 from sagapost.ops.tables import tables_of
+from sagapost.sagas.counts import SagaCounts, saga_counts
 
 if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from sagapost.core.schema import SchemaPart
     from sagapost.inbox.inspection import ParkedCounts
     from sagapost.inbox.parking import State
 
@@ -37,10 +42,11 @@ _STATES: Mapping[State, str] = {
 class _Status:
     outbox: OutboxBacklog
     inboxes: Mapping[str, ParkedCounts]
+    sagas: Mapping[str, SagaCounts]
 
 
 def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show how many events wait in the outbox, and how many messages each inbox has parked."""
+    """Show how many events wait in the outbox, how many messages each inbox has parked, and which sagas are stuck."""
     loaded = load(required=("database_url",), env_file=env_file)
     found = anyio.run(_look, loaded)
     if as_json:
@@ -58,6 +64,17 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     for name, counts in found.inboxes.items():
         parked = counts.by_state
         rows += [(f"inbox {name}", state, str(parked.get(state, 0)), text) for state, text in _STATES.items()]
+    for name, here in found.sagas.items():
+        rows += [
+            (
+                f"sagas of {name}",
+                "rolling back",
+                str(here.rolling_back),
+                "compensations run, or are tried again",
+            ),
+            (f"sagas of {name}", "stuck", str(here.stuck), "a compensation failed for good; an operator decides"),
+            (f"sagas of {name}", "tasks", str(here.tasks), "an operator decides; see `sagapost tasks list`"),
+        ]
     write_table(
         ("where", "what", "count", "meaning"), rows, prose={"meaning"}, styles={"where": "cyan", "meaning": "dim"}
     )
@@ -70,22 +87,31 @@ async def _look(loaded: LoadedSettings) -> _Status:
         backlog = await store.backlog.measure()
     finally:
         await store.aclose()
-    tables = tables_of(loaded.settings).inbox
+    every = tables_of(loaded.settings)
+    tables, names, sagas = every.inbox, list[str](), dict[str, SagaCounts]()
     async with database.connect(loaded) as connection:
-        try:
-            await database.check(connection, tables.versions, [tables.part])
-        except SchemaError as error:
-            if error.found is not None:
-                raise
-            # A service that only publishes has no inbox.
-            return _Status(backlog, {})
-        names = sorted((await connection.execute(select(tables.consumers.c.name))).scalars())
+        if await _installed(connection, tables.versions, tables.part):
+            names = sorted((await connection.execute(select(tables.consumers.c.name))).scalars())
+        if await _installed(connection, every.sagas.versions, every.sagas.part):
+            sagas = await connection.run_sync(saga_counts, every.sagas)
     if not names:
-        return _Status(backlog, {})
+        return _Status(backlog, {}, sagas)
     from sagapost.inbox.inspection import Inspection
 
     async with database.opened_engine(loaded) as engine:
-        return _Status(backlog, {name: await Inspection(engine, tables, name).counts() for name in names})
+        parked = {name: await Inspection(engine, tables, name).counts() for name in names}
+    return _Status(backlog, parked, sagas)
+
+
+async def _installed(connection: AsyncConnection, versions: Table, part: SchemaPart) -> bool:
+    """Return whether the tables are there: a service that only publishes has no inbox and no sagas."""
+    try:
+        await database.check(connection, versions, [part])
+    except SchemaError as error:
+        if error.found is not None:
+            raise
+        return False
+    return True
 
 
 def _as_json(found: _Status) -> dict[str, object]:
@@ -106,4 +132,5 @@ def _as_json(found: _Status) -> dict[str, object]:
             }
             for name, counts in found.inboxes.items()
         },
+        "sagas": {name: asdict(counts) for name, counts in found.sagas.items()},
     }

@@ -142,9 +142,9 @@ def retry(
     actor: Actor,
     env_file: EnvFile = None,
 ) -> None:
-    """Ask every service to try again the compensations of a saga that it had given up."""
+    """Ask every service to try the compensations again at which its part of a saga is stuck."""
     name = _request(saga, RetryRequested(reason, actor), env_file)
-    write_line(f"asked every service to try again what it had given up in saga {name}")
+    write_line(f"asked every service to try again where saga {name} is stuck")
 
 
 # --- inside ---
@@ -241,5 +241,5 @@ def _print(text: str, view: SagaView) -> None:
     lines.highlight_regex(rf"(?<=  ){view.state.value}", _COLOURS[view.state])
     lines.highlight_regex(r"✗.*|late by.*|stuck at.*", "red")
     lines.highlight_regex(r"^ +\+[0-9.]+s", "dim")
-    lines.highlight_regex(r"^  (undoing|asks|deadline|expected) .*", "yellow")
+    lines.highlight_regex(r"^  (rollback|asks|deadline|expected) .*", "yellow")
     Console(file=sys.stdout, highlight=False).print(lines, end="")

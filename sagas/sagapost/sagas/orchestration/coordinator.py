@@ -208,7 +208,9 @@ class Coordinator:
                 deliver_at=(due or now) + step.deadline,
                 name=self._alarm(run, row, "deadline"),
             )
-        await self._change(run, row, "rolling_back" if row.undo else "waiting", row.reason if row.attempt > 1 else None)
+        await self._change(
+            run, row, "rolling_back" if row.undo else "waiting", row.reason if row.attempt > 1 else None
+        )
 
     async def _another_try(self, moment: _Moment, row: StepRow, step: IslandStep, reason: str) -> None:
         run = moment.run

@@ -42,7 +42,7 @@ def lines_of_timeline(view: SagaView, *, now: datetime | None = None) -> Iterato
     for rollback in view.rollbacks:
         if not rollback.finished:
             stuck = f", stuck at {rollback.stuck}" if rollback.stuck else ""
-            yield f"  undoing    {rollback.service}: {len(rollback.done)} of {rollback.total} undone{stuck}"
+            yield f"  rollback   {rollback.service}: {len(rollback.done)} of {rollback.total} undone{stuck}"
     for task in view.tasks:
         yield f"  asks       {task.service}: {task.title} (task {task.task}: {' or '.join(task.outcomes)})"
     for deadline in view.deadlines:

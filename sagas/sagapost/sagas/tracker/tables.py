@@ -23,7 +23,7 @@ from sagapost.core.schema import SchemaPart, schema_table
 
 __all__ = ["TRACKER_SCHEMA_VERSION", "TrackerTables"]
 
-TRACKER_SCHEMA_VERSION = 1
+TRACKER_SCHEMA_VERSION = 2
 
 
 class TrackerTables:
