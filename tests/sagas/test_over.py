@@ -16,7 +16,7 @@ from sagapost.core.clock import SystemClock
 from sagapost.inbox import Context, Inbox
 from sagapost.inbox import observations as obs
 from sagapost.outbox import Outbox
-from sagapost.sagas import CompensationContext, Compensator, Sagas, StepContext
+from sagapost.sagas import CompensationContext, Compensator, Deadline, Sagas, StepContext
 from sagapost.sagas.testing import Rehearsal
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 
@@ -24,6 +24,10 @@ from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed
 @event("warehouse.pickup-overdue.v1")
 class PickupOverdue(dict[str, str]):
     """Published when the deadline passes."""
+
+
+PICKUP = Deadline("pickup", PickupOverdue, after=timedelta(days=1))
+ANOTHER = Deadline("another", PickupOverdue, after=timedelta(days=1))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -101,12 +105,12 @@ async def test_pitfall_37_a_rollback_takes_the_deadlines_of_its_saga_back(servic
 
     @service.inbox.on(OrderPacked)
     async def pack(packed: OrderPacked, ctx: StepContext) -> None:
-        await ctx.deadline("pickup", after=timedelta(days=1), event=PickupOverdue())
+        await ctx.deadline(PICKUP, PickupOverdue())
         await ctx.publish(OrderShipped("1"), deliver_at=service.clock.now() + timedelta(days=9), name="no deadline")
 
     @service.inbox.on(OrderShipped)
     async def fail(shipped: OrderShipped, ctx: StepContext) -> None:
-        await ctx.deadline("another", after=timedelta(days=1), event=PickupOverdue())
+        await ctx.deadline(ANOTHER, PickupOverdue())
         assert await ctx.roll_back("it cannot be shipped")
 
     async with service.consuming() as seen:
@@ -135,15 +139,15 @@ async def test_pitfall_37_deadlines_of_two_services_in_one_database_are_two(serv
                 session=session,
             )
             if work == "set":
-                await ctx.deadline("payment", after=timedelta(days=1), event=PickupOverdue())
-            return work == "set" or await ctx.cancel_deadline("payment")
+                await ctx.deadline(PICKUP, PickupOverdue())
+            return work == "set" or await ctx.cancel_deadline(PICKUP)
 
     assert inbox.name == "stock"
     for sagas in (service.sagas, stock, stock):
         assert await act(sagas, "set")
     assert [row.name for row in await service.rows(service.outbox.tables.scheduled)] == [
-        "warehouse: payment",
-        "stock: payment",
+        "warehouse: pickup",
+        "stock: pickup",
     ]
     assert await act(service.sagas, "cancel")
     assert not await act(service.sagas, "cancel")
@@ -164,7 +168,7 @@ async def test_pitfall_37_a_deadline_is_reckoned_by_the_clock_of_the_database(po
         ctx = service.sagas.context(
             consumer="warehouse", event=an_event(OrderPacked("1")), attempt=1, outbox=service.outbox, session=session
         )
-        set_ = await ctx.deadline("d", after=timedelta(hours=1), event=PickupOverdue())
+        set_ = await ctx.deadline(PICKUP, PickupOverdue(), after=timedelta(hours=1))
         table = service.outbox.tables.scheduled
         left = (await session.execute(select(table.c.deliver_at - func.clock_timestamp()))).scalar_one()
         assert timedelta(minutes=59) < left <= timedelta(hours=1)

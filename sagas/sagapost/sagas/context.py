@@ -95,8 +95,8 @@ class StepContext(Context):
         """Publish `event` in this saga when the deadline's time has passed, unless it is taken back first.
 
         A scheduled outbox event of this service: it survives restarts and is sent once. One deadline of a name is kept
-        per saga and service; setting it again moves it. Take it back with `cancel_deadline` in a later step of the same
-        service; the rollback of the saga in this service does so too. Reckoned by the database's clock.
+        per saga and service; setting it again moves it. Take it back with `cancel_deadline` in a later step of the
+        same service; the rollback of the saga in this service does so too. Reckoned by the database's clock.
 
         :param after: how long from now; default: what the deadline says.
         :raises ConfigurationError: if the event is not of the deadline's class.

@@ -13,7 +13,7 @@ __all__ = ["Deadline"]
 
 E = TypeVar("E")
 
-_NAME_BYTES = 255
+_NAME_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Deadline(Generic[E]):
         async def place(placed: OrderPlaced, ctx: StepContext) -> None:
             await ctx.deadline(PAYMENT_DUE, OrderOverdue(placed.order))
 
-    :param name: kept with the scheduled event; one of a name is kept per saga.
+    :param name: kept with the scheduled event; one of a name is kept per saga and service.
     :param event: class of the event, named with `@event`.
     :param after: how long from the step that sets it.
-    :raises ConfigurationError: if the name is empty or over 255 bytes, or the time negative.
+    :raises ConfigurationError: if the name is empty or over 100 bytes, or the time negative.
     :raises UnnamedEventError: if the class was not named with `@event`.
     """
 
