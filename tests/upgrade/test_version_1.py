@@ -159,6 +159,54 @@ def test_an_old_file_ends_in_the_form_of_a_new_one(tmp_path: Path) -> None:
     engine.dispose()
 
 
+_WORDS_OF_VERSION_1 = (
+    "INSERT INTO saga_states (service, saga, state, rollback_started_at) VALUES ('shop', '1', 'stuck', '2026-01-01')",
+    "INSERT INTO saga_compensations (service, saga, name, arguments, state, last_error) VALUES "
+    "('shop', '1', 'refund', '{}', 'needs_human', 'no'), ('shop', '1', 'revoke', '{}', 'pending', NULL)",
+    "INSERT INTO saga_island_runs (id, service, island, saga, instance, state, data, reason, by_saga, ended_at) "
+    "VALUES ('a', 'shop', 'ship', '1', '', 'undoing', '{}', 'why', false, NULL), "
+    "('b', 'shop', 'ship', '2', '', 'undone', '{}', 'why', false, '2026-01-01'), "
+    "('c', 'shop', 'ship', '3', '', 'running', '{}', NULL, false, NULL)",
+    "INSERT INTO saga_island_steps (run, step, position, stage, state, attempt, uncertain, undo, task) VALUES "
+    "('a', 'p', 0, 0, 'undone', 1, false, true, NULL), ('a', 'q', 1, 1, 'undoing', 1, false, true, NULL), "
+    "('a', 'r', 2, 2, 'needs-human', 1, false, true, 7), ('c', 'p', 0, 0, 'waiting', 1, false, false, NULL)",
+    "INSERT INTO tracker_sagas (saga, state, started_at, last_at, ended_at, events, truncated, history, version) "
+    "VALUES ('1', 'compensating', '2026-01-01', '2026-01-01', NULL, 1, false, '', 1), "
+    "('2', 'compensated', '2026-01-01', '2026-01-01', '2026-01-01', 1, false, '', 1), "
+    "('3', 'running', '2026-01-01', '2026-01-01', NULL, 1, false, '', 1)",
+)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_states_of_sagas_are_said_in_the_words_of_version_2(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str
+) -> None:
+    """Ledger, islands and tracker; what had the same word in version 1 keeps it."""
+    if database == "postgresql":
+        engine: Engine = request.getfixturevalue("postgresql_engine")
+    else:
+        with sqlite3.connect(tmp_path / "shop.db") as connection:
+            connection.executescript((FOLDER / "version-1.sqlite.sql").read_text())
+        connection.close()
+        engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    with engine.begin() as sync:
+        for statement in _WORDS_OF_VERSION_1:
+            sync.exec_driver_sql(statement)
+    house = House()
+    house.upgrade(engine)
+    house.check(engine)
+
+    def states(table: str, order: str) -> list[str]:
+        with engine.connect() as sync:
+            return list(sync.exec_driver_sql(f"SELECT state FROM {table} ORDER BY {order}").scalars())
+
+    assert states("saga_compensations", "name") == ["stuck", "pending"]
+    assert states("saga_island_runs", "id") == ["rolling_back", "rolled_back", "running"]
+    assert states("saga_island_steps", "run, step") == ["rolled_back", "rolling_back", "stuck", "waiting"]
+    assert states("tracker_sagas", "saga") == ["rolling_back", "rolled_back", "running"]
+    engine.dispose()
+
+
 class Killed(BaseException):
     """The process ends here."""
 

@@ -395,7 +395,10 @@ class RebuildTable(MigrationStep):
         if not kit_of(dialect.name).rebuilds_tables:
             return []
         quote = dialect.identifier_preparer.quote
-        new = self.table.to_metadata(MetaData(), name=f"{self.table.name}__new")
+        metadata = MetaData()
+        for reference in self.table.foreign_keys:
+            reference.column.table.to_metadata(metadata)
+        new = self.table.to_metadata(metadata, name=f"{self.table.name}__new")
         old_name, new_name = quote(self.table.name), quote(new.name)
         kept = [column.name for column in self.table.columns if column.name not in self.added]
         into = ", ".join(quote(name) for name in kept)

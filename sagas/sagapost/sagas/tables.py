@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from sagapost.core.schema import SchemaPart, schema_table
 from sagapost.sagas.island_tables import IslandTables
+from sagapost.sagas.migrations import saga_migrations
 from sagapost.sagas.task_tables import task_table
 
 __all__ = ["SAGA_SCHEMA_VERSION", "SagaTables"]
@@ -146,4 +147,5 @@ class SagaTables:
             name="sagas",
             version=SAGA_SCHEMA_VERSION,
             tables=(self.states, self.compensations, self.tasks, *self.islands.all),
+            migrations=saga_migrations(self.states, self.compensations, self.islands.runs, self.islands.steps),
         )

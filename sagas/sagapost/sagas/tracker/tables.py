@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.sagas.migrations import tracker_migrations
 
 __all__ = ["TRACKER_SCHEMA_VERSION", "TrackerTables"]
 
@@ -154,4 +155,5 @@ class TrackerTables:
             name="tracker",
             version=TRACKER_SCHEMA_VERSION,
             tables=(self.sagas, self.keys, self.observed, self.choreography, self.actions),
+            migrations=tracker_migrations(self.sagas),
         )
