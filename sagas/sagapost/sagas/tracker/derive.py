@@ -78,7 +78,8 @@ def derive(saga: str, history: History, route: Route) -> SagaView:
     last = history.entries[-1].at
     ended = None
     if state is SagaState.COMPLETED and facts.over is not None:
-        ended = moment(max(facts.over.at, *(entry.at for entry in (*facts.done.values(), *facts.failed.values()))))
+        spoken = (*facts.done.values(), *facts.failed.values(), facts.over)
+        ended = moment(max(entry.at for entry in spoken))
     elif state is SagaState.ROLLED_BACK:
         ended = moment(last)
     services = dict.fromkeys(entry.source for entry in entries)
