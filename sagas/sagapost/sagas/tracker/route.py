@@ -37,8 +37,8 @@ class Stop:
 
     @property
     def visible(self) -> bool:
-        """Whether anybody can see that it was done."""
-        return bool(self.emits or self.fails_with)
+        """Whether anybody can see that it was done; one that only says when it fails is done in silence."""
+        return bool(self.emits)
 
 
 @dataclass(slots=True)
