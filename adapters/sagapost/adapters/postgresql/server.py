@@ -76,8 +76,13 @@ class Server:
         while True:
             named = self.names_statements
             connection = await asyncpg.connect(**self.arguments(purpose))
-            if not named or not await self._meets_a_pooler(connection):
-                return connection
+            try:
+                if not named or not await self._meets_a_pooler(connection):
+                    return connection
+            except BaseException:
+                # Nobody else knows it yet: cut it, or the server keeps it until this process collects garbage.
+                connection.terminate()
+                raise
             connection.terminate()
 
     @asynccontextmanager
