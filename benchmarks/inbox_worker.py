@@ -23,7 +23,7 @@ from benchmarks.inbox_service import QUEUE, OrderPlaced, OrderRow, inbox
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Observation, new_uuid
 from sagapost.inbox import Consumer, ConsumerSettings
-from sagapost.inbox.observations import Acknowledged
+from sagapost.inbox.declared.observations import Acknowledged
 
 __all__ = ["Kind", "Plan", "Report"]
 

@@ -30,7 +30,7 @@ from benchmarks.roundtrip_service import Asked, Servers, ShopRow, answered_by, i
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Observation, new_id
 from sagapost.inbox import Consumer
-from sagapost.inbox.observations import Handled
+from sagapost.inbox.declared.observations import Handled
 from tests.servers.postgresql import PrivatePostgreSQL, private_postgresql
 from tests.servers.rabbitmq import private_rabbitmq
 

@@ -27,7 +27,7 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Observation, event, new_id
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, InboxTables
-from sagapost.inbox.observations import Acknowledged
+from sagapost.inbox.declared.observations import Acknowledged
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay
 from sagapost.outbox.relay.observations import LeasesChanged

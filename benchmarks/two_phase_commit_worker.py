@@ -30,7 +30,7 @@ from sagapost.core import Observation, new_id
 from sagapost.core import event as event_class
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Context, Inbox, InboxTables
-from sagapost.inbox.observations import Acknowledged
+from sagapost.inbox.declared.observations import Acknowledged
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay
 from sagapost.outbox.relay.observations import LeasesChanged

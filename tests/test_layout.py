@@ -24,8 +24,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT /
 LONGEST = 60
 LONGER_FOR_A_REASON = frozenset(
     {
-        "inbox/sagapost/inbox/assembly.py assemble",
-        "inbox/sagapost/inbox/inbox.py on",
+        "inbox/sagapost/inbox/running/assembly.py assemble",
+        "inbox/sagapost/inbox/declared/inbox.py on",
         "sagas/sagapost/sagas/orchestration/island.py step",
     }
 )

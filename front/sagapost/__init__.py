@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from sagapost.core.envelope import Event
     from sagapost.core.errors import ConfigurationError, SagapostError
     from sagapost.core.naming import event
-    from sagapost.inbox.context import Context, SyncContext
-    from sagapost.inbox.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
-    from sagapost.inbox.schedules import At, Schedule
-    from sagapost.inbox.settings import RetryPolicy
+    from sagapost.inbox.declared.context import Context, SyncContext
+    from sagapost.inbox.declared.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
+    from sagapost.inbox.declared.schedules import At, Schedule
+    from sagapost.inbox.declared.settings import RetryPolicy
     from sagapost.outbox.aggregates import Recorder
     from sagapost.sagas.compensations import NotYet
     from sagapost.sagas.context import CompensationContext, StepContext
@@ -35,10 +35,10 @@ else:
             "core.envelope": "Event",
             "core.errors": "ConfigurationError SagapostError",
             "core.naming": "event",
-            "inbox.context": "Context SyncContext",
-            "inbox.outcomes": "BusinessFailure Exhausted Instead Reject Retry Snooze",
-            "inbox.schedules": "At Schedule",
-            "inbox.settings": "RetryPolicy",
+            "inbox.declared.context": "Context SyncContext",
+            "inbox.declared.outcomes": "BusinessFailure Exhausted Instead Reject Retry Snooze",
+            "inbox.declared.schedules": "At Schedule",
+            "inbox.declared.settings": "RetryPolicy",
             "outbox.aggregates": "Recorder",
             "sagas.compensations": "NotYet",
             "sagas.context": "CompensationContext StepContext",

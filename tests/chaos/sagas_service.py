@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sagapost.core import event
 from sagapost.core.backoff import Backoff
 from sagapost.inbox import BusinessFailure, Inbox, InboxTables, Retry, RetryPolicy
-from sagapost.inbox.outcomes import Exhausted
+from sagapost.inbox.declared.outcomes import Exhausted
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.sagas import CompensationContext, Deadline, Sagas, SagaTables, StepContext
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_headers, read_message
 from sagapost.core.envelope import ATTRIBUTES, Event, Form
-from sagapost.inbox.envelope import envelope_of, restore
+from sagapost.inbox.kept.envelope import envelope_of, restore
 from sagapost.outbox.reading import RECORD
 from sagapost.outbox.rows import row_values
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables

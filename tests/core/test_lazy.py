@@ -36,8 +36,8 @@ def test_importing_a_package_imports_neither_its_modules_nor_the_database(packag
 def test_a_name_imports_what_it_needs() -> None:
     """What an inbox raises is used by code that has no database, and does not bring one."""
     modules = imported_by("from sagapost.inbox import ConsumerSettings, Retry")
-    assert "sagapost.inbox.settings" in modules
-    assert "sagapost.inbox.consumer" not in modules
+    assert "sagapost.inbox.declared.settings" in modules
+    assert "sagapost.inbox.running.consumer" not in modules
 
 
 def test_every_name_is_there_and_listed() -> None:

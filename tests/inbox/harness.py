@@ -19,7 +19,7 @@ from sagapost.core.codec import encode_data
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, InboxTables, RetryPolicy
-from sagapost.inbox.counters import ConsumerStatistics
+from sagapost.inbox.running.counters import ConsumerStatistics
 from sagapost.outbox import Outbox, OutboxTables
 
 __all__ = [

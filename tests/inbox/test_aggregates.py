@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import event
 from sagapost.inbox import BusinessFailure, Consumer, Context, SyncContext
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox, Recorder
 from tests.inbox.harness import OrderPlaced, Running, Service, StockShort, an_event, quick_settings, running, send
 from tests.inbox.harness import Recorder as Seen

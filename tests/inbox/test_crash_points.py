@@ -1,7 +1,7 @@
 """SIGKILL at every step between a delivery and its acknowledgement: nothing lost, nothing doubled, order kept.
 
-The steps are the classes of `sagapost.inbox.observations`: a new one is killed at without anybody adding it here, and
-fails the test if the scenario never reaches it.
+The steps are the classes of `sagapost.inbox.declared.observations`: a new one is killed at without anybody adding it
+here, and fails the test if the scenario never reaches it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import an_event
 from tests.inbox.killing import Victim
 

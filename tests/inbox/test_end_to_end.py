@@ -19,7 +19,7 @@ from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker, Confirmed, Outgoing
 from sagapost.inbox import Consumer, Context, Reject
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.outbox.relay import Relay
 from tests.faults.proxy import FaultProxy
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, quick_settings, running

@@ -14,15 +14,15 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
 from sagapost.core.databases import kit_of
 from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
-from sagapost.inbox import observations as obs
-from sagapost.inbox.attempts import Attempts
-from sagapost.inbox.claims import ClaimedGroup, Claims
-from sagapost.inbox.dedup import Dedup
-from sagapost.inbox.keys import dedup_key
-from sagapost.inbox.message import Message
-from sagapost.inbox.parked_order import ParkedOrder
-from sagapost.inbox.parking import Parked, ParkingLot
-from sagapost.inbox.registry import register_consumer
+from sagapost.inbox.arriving.keys import dedup_key
+from sagapost.inbox.arriving.message import Message
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.claims import ClaimedGroup, Claims
+from sagapost.inbox.kept.dedup import Dedup
+from sagapost.inbox.kept.parked_order import ParkedOrder
+from sagapost.inbox.kept.parking import Parked, ParkingLot
+from sagapost.inbox.kept.registry import register_consumer
 from tests.inbox.harness import (
     BOUND,
     FAST,

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.inbox import Context, Reject
-from sagapost.inbox import observations as obs
-from sagapost.inbox.redrive import ParkedMessages
-from sagapost.inbox.selection import Selection
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.operated.redrive import ParkedMessages
+from sagapost.inbox.operated.selection import Selection
 from tests.inbox.harness import FAST, OrderPlaced, Service, an_event, running, send
 
 

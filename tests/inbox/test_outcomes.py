@@ -12,7 +12,7 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import BusinessFailure, Context, Reject, Retry, RetryPolicy
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import FAST, OrderPlaced, Service, StockReserved, StockShort, an_event, running, send
 
 

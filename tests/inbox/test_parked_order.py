@@ -13,14 +13,14 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
 from sagapost.core.databases import kit_of
 from sagapost.inbox import Context
-from sagapost.inbox import observations as obs
-from sagapost.inbox.dedup import Dedup
-from sagapost.inbox.keys import dedup_key
-from sagapost.inbox.message import Message
-from sagapost.inbox.parked_order import ParkedOrder
-from sagapost.inbox.parking import BEHIND, Parked, ParkingLot
-from sagapost.inbox.registry import register_consumer
-from sagapost.inbox.settings import DeadLetterPolicy
+from sagapost.inbox.arriving.keys import dedup_key
+from sagapost.inbox.arriving.message import Message
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.declared.settings import DeadLetterPolicy
+from sagapost.inbox.kept.dedup import Dedup
+from sagapost.inbox.kept.parked_order import ParkedOrder
+from sagapost.inbox.kept.parking import BEHIND, Parked, ParkingLot
+from sagapost.inbox.kept.registry import register_consumer
 from tests.inbox.harness import NEVER, OrderPlaced, Service, an_event, running, send
 
 FAILED = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))

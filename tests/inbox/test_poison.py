@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.inbox import Context
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import OrderPlaced, Service, an_event, running, send
 from tests.inbox.killing import Victim
 from tests.servers.fixtures import OwnPostgreSQL

@@ -11,9 +11,9 @@ from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import Context
-from sagapost.inbox import observations as obs
-from sagapost.inbox.redrive import ParkedMessages
-from sagapost.inbox.selection import Selection
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.operated.redrive import ParkedMessages
+from sagapost.inbox.operated.selection import Selection
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
 
 
@@ -127,7 +127,7 @@ async def test_many_are_redriven_in_chunks(
     postgresql_engine: AsyncEngine, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More messages than fit one transaction, all of them, none twice."""
-    monkeypatch.setattr("sagapost.inbox.redrive._CHUNK", 30)
+    monkeypatch.setattr("sagapost.inbox.operated.redrive._CHUNK", 30)
     repairable = Repairable()
     names = [f"{n:04}" for n in range(100)]
     operator = await repairable.with_parked(postgresql_engine, broker, *names)

@@ -13,11 +13,11 @@ from sagapost.core.clock import SystemClock
 from sagapost.core.databases import kit_of
 from sagapost.core.ids import new_uuid
 from sagapost.inbox import Consumer, Context
-from sagapost.inbox import observations as obs
-from sagapost.inbox.redrive import ParkedMessages
-from sagapost.inbox.registry import register_consumer
-from sagapost.inbox.retention import Retention
-from sagapost.inbox.selection import Selection
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.kept.registry import register_consumer
+from sagapost.inbox.operated.redrive import ParkedMessages
+from sagapost.inbox.operated.selection import Selection
+from sagapost.inbox.running.retention import Retention
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, quick_settings, running, send
 
 WINDOW = timedelta(days=7)

@@ -10,7 +10,7 @@ from sagapost.adapters.cloudevents import StrangerPolicy
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import event
 from sagapost.inbox import Context
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import OrderPlaced, Service, an_event, running, send
 
 

@@ -14,14 +14,14 @@ from sagapost.core import Backoff, Event, SystemClock
 from sagapost.core.broker import Delivery
 from sagapost.core.databases import kit_of
 from sagapost.inbox import Context, RetryPolicy
-from sagapost.inbox import observations as obs
-from sagapost.inbox.attempts import Attempts
-from sagapost.inbox.claims import Claims
-from sagapost.inbox.dedup import Dedup
-from sagapost.inbox.keys import dedup_key
-from sagapost.inbox.message import Message
-from sagapost.inbox.parked_order import ParkedOrder
-from sagapost.inbox.parking import ParkingLot
+from sagapost.inbox.arriving.keys import dedup_key
+from sagapost.inbox.arriving.message import Message
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.claims import Claims
+from sagapost.inbox.kept.dedup import Dedup
+from sagapost.inbox.kept.parked_order import ParkedOrder
+from sagapost.inbox.kept.parking import ParkingLot
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
 
 pytestmark = pytest.mark.timeout(90)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import current
 from sagapost.inbox import Context, SyncContext
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import PRODUCER, OrderPlaced, Service, StockReserved, an_event, running, send
 
 

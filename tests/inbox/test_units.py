@@ -22,13 +22,13 @@ from sagapost.core.broker import Malformed
 from sagapost.core.errors import ConfigurationError, UnnamedEventError
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox import ConsumerSettings, Context, Inbox, InboxTables, RetryPolicy, SyncContext
-from sagapost.inbox.envelope import envelope_of, restore, shown, shown_time
-from sagapost.inbox.handlers import topic_regex
-from sagapost.inbox.keys import KEY_BYTES, dedup_key, malformed_key
-from sagapost.inbox.message import Message, Parking
-from sagapost.inbox.ordering import Lanes
-from sagapost.inbox.session import HandlerSessions
-from sagapost.inbox.together import Together
+from sagapost.inbox.arriving.keys import KEY_BYTES, dedup_key, malformed_key
+from sagapost.inbox.arriving.message import Message, Parking
+from sagapost.inbox.arriving.ordering import Lanes
+from sagapost.inbox.declared.handlers import topic_regex
+from sagapost.inbox.handling.session import HandlerSessions
+from sagapost.inbox.handling.together import Together
+from sagapost.inbox.kept.envelope import envelope_of, restore, shown, shown_time
 from tests.inbox.harness import OrderPlaced, StockReserved, an_event
 
 # --- keys ---

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Event, Observation, event
 from sagapost.inbox import BusinessFailure, Context, Exhausted, Instead, Reject, Retry, SyncContext
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from tests.inbox.deeds import DEEDS, SYNC_DEEDS, Outcome
 from tests.inbox.harness import OrderPlaced, Recorder, Service, an_event, running, send
 

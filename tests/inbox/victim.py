@@ -21,7 +21,7 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Event, Observation
 from sagapost.core.broker import Broker, Outgoing
 from sagapost.inbox import Consumer, Context, Retry
-from sagapost.inbox.observations import ConsumerReady
+from sagapost.inbox.declared.observations import ConsumerReady
 from tests.inbox.harness import FAST, OrderPlaced, Service, StockReserved, quick_settings
 
 __all__ = ["TOPIC", "Plan", "broker_of", "service_of"]

@@ -34,7 +34,11 @@ ORM = {"sqlalchemy.orm", "sqlalchemy.ext.asyncio"}
 DATABASE = {"sqlalchemy", "asyncpg", "aiosqlite"}
 SETTINGS = {"pydantic", "pydantic_settings", "dotenv", "sagapost.ops.settings"}
 BROKER = {"aio_pika", "aiormq", "sagapost.adapters.rabbitmq"}
-CONSUMING = {"sagapost.inbox.consumer", "sagapost.inbox.inbox", "sagapost.inbox.observations"}
+CONSUMING = {
+    "sagapost.inbox.running.consumer",
+    "sagapost.inbox.declared.inbox",
+    "sagapost.inbox.declared.observations",
+}
 SAGAS = {"sagapost.sagas.sagas", "sagapost.sagas.tracker.tracker", "sagapost.sagas.choreography.linting"}
 RELAY = {"sagapost.outbox.relay.relay"}
 RUNNING = {"sagapost.ops.daemon", "uvloop"}

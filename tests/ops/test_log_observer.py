@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sagapost.core.observer import Observation
-from sagapost.inbox import observations as inbox
+from sagapost.inbox.declared import observations as inbox
 from sagapost.ops.log_lines import Line, line_for
 from sagapost.ops.log_observer import LogObserver
 from sagapost.outbox.relay import observations as relay

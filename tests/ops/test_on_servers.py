@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
-from sagapost.inbox.tables import INBOX_SCHEMA_VERSION
+from sagapost.inbox.declared.tables import INBOX_SCHEMA_VERSION
 from sagapost.outbox import Outbox
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
 from tests.ops.processes import Running, run, run_at_once, started

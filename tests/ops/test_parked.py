@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.selection import Selection
+from sagapost.inbox.operated.selection import Selection
 from sagapost.ops.commands.selection import parse_selection
 from tests.ops.processes import invoke, started
 from tests.ops.services import place_orders, prepare, write_service

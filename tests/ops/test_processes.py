@@ -149,7 +149,7 @@ def test_a_wrong_path_says_what_is_wrong_and_what_there_is(tmp_path: Path, path:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "needy.py").write_text("import not_installed_here\n")
     (tmp_path / "empty.py").write_text("")
-    (tmp_path / "silent.py").write_text("from sagapost.inbox.inbox import Inbox\ninbox = Inbox('silent')\n")
+    (tmp_path / "silent.py").write_text("from sagapost.inbox.declared.inbox import Inbox\ninbox = Inbox('silent')\n")
     ran = run("consume", path, "--with-relay", cwd=tmp_path, **prepare(tmp_path))
     (line,) = ran.stderr.splitlines()
     assert ran.returncode == 2, ran.stderr

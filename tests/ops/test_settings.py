@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
+from sagapost.inbox.declared.settings import ConsumerSettings, RetryPolicy
 from sagapost.ops.registry import our_brokers
 from sagapost.ops.settings import InvalidSettingsError, all_settings, load_settings
 from sagapost.ops.settings.field import Setting, render

@@ -25,10 +25,10 @@ from sagapost.core.observer import Observers
 from sagapost.core.outbox_store import OutboxBacklog
 from sagapost.core.schema import install_schema
 from sagapost.inbox import BusinessFailure, Context, Inbox, SyncContext
-from sagapost.inbox import observations as inbox_obs
-from sagapost.inbox.consumer import Consumer
-from sagapost.inbox.settings import ConsumerSettings
-from sagapost.inbox.tables import InboxTables
+from sagapost.inbox.declared import observations as inbox_obs
+from sagapost.inbox.declared.settings import ConsumerSettings
+from sagapost.inbox.declared.tables import InboxTables
+from sagapost.inbox.running.consumer import Consumer
 from sagapost.ops.composition import Composition
 from sagapost.ops.relaying import BacklogService, relays
 from sagapost.ops.settings import load_settings

@@ -18,7 +18,7 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
 from sagapost.core.ids import new_uuid
 from sagapost.inbox import Context
-from sagapost.inbox import observations as inbox
+from sagapost.inbox.declared import observations as inbox
 from sagapost.outbox.relay import Routing
 from sagapost.outbox.relay import observations as obs
 from tests.faults.proxy import FaultProxy

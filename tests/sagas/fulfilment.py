@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from sagapost.core import event
 from sagapost.inbox import At, BusinessFailure, RetryPolicy, Schedule
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.sagas import Compensator, CompensatorSettings, StepContext
 from sagapost.sagas.orchestration import Island
 from sagapost.sagas.orchestration.messages import StepTimedOut

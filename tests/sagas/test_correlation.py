@@ -16,7 +16,7 @@ from sagapost.core.context import SagaContext, bind, current
 from sagapost.core.errors import ConfigurationError, InvalidEventError
 from sagapost.core.saga_keys import SAGA_KEYS, encode_keys, keys_of
 from sagapost.inbox import SyncContext
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.ops.logs import SagaContextFilter
 from sagapost.sagas import Deadline, StepContext
 from sagapost.sagas.tracker.business_keys import Keys

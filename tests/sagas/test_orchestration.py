@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import Inbox, RetryPolicy, Schedule
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.sagas.orchestration import Island
 from sagapost.sagas.orchestration.messages import StepTimedOut
 from tests.sagas import fulfilment as f

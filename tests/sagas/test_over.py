@@ -14,7 +14,7 @@ from sagapost import sagas as saga_module
 from sagapost.core import event
 from sagapost.core.clock import SystemClock
 from sagapost.inbox import Context, Inbox
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
 from sagapost.sagas import CompensationContext, Compensator, Deadline, Sagas, StepContext
 from sagapost.sagas.testing import Rehearsal

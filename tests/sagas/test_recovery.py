@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from sagapost.inbox import At, Exhausted, Reject, RetryPolicy, Schedule, Snooze
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.sagas import StepContext
 from tests.sagas.recovery import OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sagapost.core import event
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.sagas import CompensationContext, Compensator, Deadline, StepContext
 from tests.sagas.recovery import OrderPacked, ShippingFailed, Warehouse, an_event, made
 

@@ -19,7 +19,7 @@ from sagapost.core import event
 from sagapost.core.codec import decode_data
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox import RetryPolicy
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
 from sagapost.sagas import (
     Close,

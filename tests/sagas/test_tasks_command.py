@@ -11,7 +11,7 @@ import anyio
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sagapost.inbox import observations as obs
+from sagapost.inbox.declared import observations as obs
 from sagapost.sagas import Emit, Escalate, RetryStep, RollBack, StepContext
 from tests.ops.processes import environment, invoke
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event

@@ -1,8 +1,8 @@
 """Packages whose names are imported when they are first used, so that importing one costs no more than what is used.
 
     if TYPE_CHECKING:
-        from sagapost.inbox.context import Context, SyncContext
-        from sagapost.inbox.inbox import Inbox
+        from sagapost.inbox.declared.context import Context, SyncContext
+        from sagapost.inbox.declared.inbox import Inbox
     else:
         __getattr__, __dir__ = lazily(__name__, {"inbox": "Inbox", "context": "Context SyncContext"})
 

@@ -5,24 +5,24 @@ from typing import TYPE_CHECKING
 from sagapost.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from sagapost.inbox.consumer import Consumer
-    from sagapost.inbox.context import Context, SyncContext
-    from sagapost.inbox.inbox import Inbox
-    from sagapost.inbox.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
-    from sagapost.inbox.schedules import At, Schedule
-    from sagapost.inbox.settings import ConsumerSettings, RetryPolicy
-    from sagapost.inbox.tables import InboxTables
+    from sagapost.inbox.declared.context import Context, SyncContext
+    from sagapost.inbox.declared.inbox import Inbox
+    from sagapost.inbox.declared.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
+    from sagapost.inbox.declared.schedules import At, Schedule
+    from sagapost.inbox.declared.settings import ConsumerSettings, RetryPolicy
+    from sagapost.inbox.declared.tables import InboxTables
+    from sagapost.inbox.running.consumer import Consumer
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "consumer": "Consumer",
-            "context": "Context SyncContext",
-            "inbox": "Inbox",
-            "outcomes": "BusinessFailure Exhausted Instead Reject Retry Snooze",
-            "schedules": "At Schedule",
-            "settings": "ConsumerSettings RetryPolicy",
-            "tables": "InboxTables",
+            "running.consumer": "Consumer",
+            "declared.context": "Context SyncContext",
+            "declared.inbox": "Inbox",
+            "declared.outcomes": "BusinessFailure Exhausted Instead Reject Retry Snooze",
+            "declared.schedules": "At Schedule",
+            "declared.settings": "ConsumerSettings RetryPolicy",
+            "declared.tables": "InboxTables",
         },
     )
 

@@ -12,11 +12,11 @@ from sagapost.core.broker import Broker
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.observer import Observation, Observer, Observers
 from sagapost.core.schema import SchemaPart
-from sagapost.inbox.consumer import Consumer
-from sagapost.inbox.database import HOUSEKEEPING
-from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.observations import ConsumerStopped
-from sagapost.inbox.settings import ConsumerSettings
+from sagapost.inbox.declared.inbox import Inbox
+from sagapost.inbox.declared.observations import ConsumerStopped
+from sagapost.inbox.declared.settings import ConsumerSettings
+from sagapost.inbox.kept.database import HOUSEKEEPING
+from sagapost.inbox.running.consumer import Consumer
 from sagapost.ops import database
 from sagapost.ops.composition import Composition
 from sagapost.ops.daemon import Requirement, Worker

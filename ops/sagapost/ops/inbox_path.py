@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sagapost.core.errors import ConfigurationError, SagapostError
-from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.declared.inbox import Inbox
 from sagapost.service.service import Service
 
 __all__ = ["load_inbox", "load_inboxes"]

@@ -12,7 +12,7 @@ from sagapost.core.schema import SchemaPart
 from sagapost.outbox.tables import OutboxTables
 
 if TYPE_CHECKING:
-    from sagapost.inbox.tables import InboxTables
+    from sagapost.inbox.declared.tables import InboxTables
     from sagapost.ops.settings import Settings
     from sagapost.sagas.tables import SagaTables
     from sagapost.sagas.tracker.tables import TrackerTables
@@ -40,7 +40,7 @@ class Tables:
     @cached_property
     def inbox(self) -> InboxTables:
         """What consumers keep."""
-        from sagapost.inbox.tables import InboxTables
+        from sagapost.inbox.declared.tables import InboxTables
 
         return InboxTables(self._metadata, **self._where)
 

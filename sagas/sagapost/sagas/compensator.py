@@ -1,7 +1,7 @@
 """The compensator: undoes what is due, newest step first, each compensation in a transaction of its own.
 
-What a compensation does runs guarded, like a handler (`sagapost.inbox.guarded`); a failure is counted in a second
-transaction, which does not depend on what became of the first.
+What a compensation does runs guarded, like a handler (`sagapost.inbox.handling.guarded`); a failure is counted in a
+second transaction, which does not depend on what became of the first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sagapost.core.backoff import Backoff
 from sagapost.core.context import SagaContext, bind
 from sagapost.core.errors import ConfigurationError, HandlerError, StoreUnavailableError
 from sagapost.core.observer import Observer, Observers
-from sagapost.inbox.database import Database, Link
-from sagapost.inbox.faults import clean, kind_of, text_of
-from sagapost.inbox.guarded import Guard, GuardedTransaction, GuardError, LateError, Progress
-from sagapost.inbox.invocation import Isolated
-from sagapost.inbox.session import HandlerSessions
+from sagapost.inbox.handling.faults import clean, kind_of, text_of
+from sagapost.inbox.handling.guarded import Guard, GuardedTransaction, GuardError, LateError, Progress
+from sagapost.inbox.handling.invocation import Isolated
+from sagapost.inbox.handling.session import HandlerSessions
+from sagapost.inbox.kept.database import Database, Link
 from sagapost.sagas import observations as obs
 from sagapost.sagas.compensations import CompensationDeclaration, NotYet
 from sagapost.sagas.context import CompensationContext

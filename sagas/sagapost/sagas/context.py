@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sagapost.core.context import current
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.context import Context
+from sagapost.inbox.declared.context import Context
 from sagapost.outbox.options import PublishOptions
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import NotYet

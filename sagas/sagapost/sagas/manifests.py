@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagapost.core.naming import event_type_of
-from sagapost.inbox.handlers import Handler
-from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.declared.handlers import Handler
+from sagapost.inbox.declared.inbox import Inbox
 from sagapost.sagas.choreography import manifest as parts
 from sagapost.sagas.choreography.schemas import schema_of
 from sagapost.sagas.declaration import StepDeclaration, type_names

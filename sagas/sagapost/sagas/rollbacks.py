@@ -13,7 +13,7 @@ from sagapost.core.clock import Clock
 from sagapost.core.context import current
 from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.outcomes import Reject
+from sagapost.inbox.declared.outcomes import Reject
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import CompensationDeclaration, CompensationFunction
 from sagapost.sagas.events import RollbackStarted

@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar
 
 from sagapost.core.clock import Clock
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.context import Context
-from sagapost.inbox.handlers import is_async, name_of
-from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.outcomes import Exhausted, LastResort
+from sagapost.inbox.declared.context import Context
+from sagapost.inbox.declared.handlers import is_async, name_of
+from sagapost.inbox.declared.inbox import Inbox
+from sagapost.inbox.declared.outcomes import Exhausted, LastResort
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.choreography.manifest import Step
 from sagapost.sagas.compensations import CompensationFunction, declare

@@ -16,9 +16,9 @@ from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.context import SagaContext, bind
 from sagapost.core.databases import aware, kit_of
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.envelope import restore
-from sagapost.inbox.redo import redo
-from sagapost.inbox.tables import InboxTables
+from sagapost.inbox.declared.tables import InboxTables
+from sagapost.inbox.kept.envelope import restore
+from sagapost.inbox.kept.redo import redo
 from sagapost.outbox.outbox import Outbox
 from sagapost.outbox.tables import OutboxTables
 from sagapost.sagas.choreography.schemas import fields_of, misfit

@@ -22,9 +22,9 @@ from sagapost.core.databases import kit_of
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
-from sagapost.inbox.context import Context
-from sagapost.inbox.envelope import envelope_of
-from sagapost.inbox.outcomes import Instead
+from sagapost.inbox.declared.context import Context
+from sagapost.inbox.declared.outcomes import Instead
+from sagapost.inbox.kept.envelope import envelope_of
 from sagapost.sagas.choreography.schemas import schema_of
 from sagapost.sagas.events import TaskEnded, TaskOpened
 from sagapost.sagas.participant import Participant

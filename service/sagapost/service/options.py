@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
-from sagapost.inbox.context import SyncContext
-from sagapost.inbox.outcomes import LastResort
-from sagapost.inbox.settings import RetryPolicy
+from sagapost.inbox.declared.context import SyncContext
+from sagapost.inbox.declared.outcomes import LastResort
+from sagapost.inbox.declared.settings import RetryPolicy
 from sagapost.sagas.compensations import CompensationFunction
 from sagapost.sagas.context import StepContext
 from sagapost.sagas.deadlines import Deadline

@@ -14,8 +14,8 @@ from sagapost.core.clock import Clock
 from sagapost.core.context import SagaContext, current
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.inbox import Inbox, UnknownPolicy
-from sagapost.inbox.outcomes import LastResort
+from sagapost.inbox.declared.inbox import Inbox, UnknownPolicy
+from sagapost.inbox.declared.outcomes import LastResort
 from sagapost.outbox.aggregates import SessionSource
 from sagapost.outbox.handles import AsyncHandle, SyncHandle
 from sagapost.outbox.options import PublishOptions

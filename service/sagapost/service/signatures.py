@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.context import SyncContext
-from sagapost.inbox.handlers import is_async, name_of
+from sagapost.inbox.declared.context import SyncContext
+from sagapost.inbox.declared.handlers import is_async, name_of
 from sagapost.sagas.context import StepContext
 from sagapost.sagas.deadlines import Deadline
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.schema import SchemaPart, install_schema
-from sagapost.inbox.tables import InboxTables
+from sagapost.inbox.declared.tables import InboxTables
 from sagapost.outbox.tables import OutboxTables
 from sagapost.sagas.tables import SagaTables
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.inbox import Inbox
+from sagapost.inbox.declared.inbox import Inbox
 from sagapost.ops.commands.options import EnvFile, FailFast
 from sagapost.ops.composition import Composition
 from sagapost.ops.consuming import consumers, inboxes_there, require_one_outbox

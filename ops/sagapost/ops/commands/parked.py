@@ -15,8 +15,8 @@ from sqlalchemy import select
 
 from sagapost.core.broker import Malformed
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.inspection import ParkedMessage
-from sagapost.inbox.redrive import ParkedMessages
+from sagapost.inbox.operated.inspection import ParkedMessage
+from sagapost.inbox.operated.redrive import ParkedMessages
 from sagapost.ops import database
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile

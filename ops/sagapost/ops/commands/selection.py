@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.outcomes import ParkReason
-from sagapost.inbox.parking import State
-from sagapost.inbox.selection import Selection
+from sagapost.inbox.declared.outcomes import ParkReason
+from sagapost.inbox.kept.parking import State
+from sagapost.inbox.operated.selection import Selection
 
 __all__ = ["parse_selection"]
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sagapost.core.schema import SchemaPart
-    from sagapost.inbox.inspection import ParkedCounts
-    from sagapost.inbox.parking import State
+    from sagapost.inbox.kept.parking import State
+    from sagapost.inbox.operated.inspection import ParkedCounts
 
 __all__ = ["status"]
 
@@ -96,7 +96,7 @@ async def _look(loaded: LoadedSettings) -> _Status:
             sagas = await connection.run_sync(saga_counts, every.sagas)
     if not names:
         return _Status(backlog, {}, sagas)
-    from sagapost.inbox.inspection import Inspection
+    from sagapost.inbox.operated.inspection import Inspection
 
     async with database.opened_engine(loaded) as engine:
         parked = {name: await Inspection(engine, tables, name).counts() for name in names}

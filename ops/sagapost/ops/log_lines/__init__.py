@@ -19,7 +19,7 @@ _Words: TypeAlias = Callable[[Observation], Line | None]
 
 _PARTS: Final[Mapping[str, str]] = {
     "sagapost.outbox.relay.observations": "relay",
-    "sagapost.inbox.observations": "inbox",
+    "sagapost.inbox.declared.observations": "inbox",
     "sagapost.sagas.observations": "sagas",
     "sagapost.sagas.tracker.observations": "tracker",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagapost.core.observer import Observation
-from sagapost.inbox import observations as inbox
+from sagapost.inbox.declared import observations as inbox
 from sagapost.ops.log_lines.line import DEBUG, ERROR, INFO, READABLE, WARNING, Line, lost
 
 __all__ = ["line_for"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.settings import leaves_of
-from sagapost.inbox.settings import ConsumerSettings
+from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.ops.registry import our_brokers
 from sagapost.ops.settings.connections import ConnectionSettings
 from sagapost.ops.settings.field import Setting

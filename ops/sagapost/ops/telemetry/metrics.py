@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sagapost.core.errors import MissingExtraError
 from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import OutboxBacklog
-from sagapost.inbox import observations as inbox
+from sagapost.inbox.declared import observations as inbox
 from sagapost.outbox.relay import observations as relay
 
 try:

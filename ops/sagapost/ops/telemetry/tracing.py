@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sagapost.core.envelope import Event
 from sagapost.core.errors import MissingExtraError
-from sagapost.inbox.outcomes import BusinessFailure, Retry, Snooze
+from sagapost.inbox.declared.outcomes import BusinessFailure, Retry, Snooze
 
 try:
     from opentelemetry import context as otel_context

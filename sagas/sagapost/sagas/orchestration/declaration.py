@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar, get_type_hints
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
-from sagapost.inbox.settings import RetryPolicy
+from sagapost.inbox.declared.settings import RetryPolicy
 
 __all__ = ["Build", "IslandStep", "OnReply", "sent_by", "types_of"]
 

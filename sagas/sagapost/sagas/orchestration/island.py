@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sagapost.core.databases import kit_of
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
-from sagapost.inbox.inbox import Inbox
-from sagapost.inbox.outcomes import Reject
-from sagapost.inbox.settings import RetryPolicy
+from sagapost.inbox.declared.inbox import Inbox
+from sagapost.inbox.declared.outcomes import Reject
+from sagapost.inbox.declared.settings import RetryPolicy
 from sagapost.sagas.choreography.manifest import Step
 from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.context import CompensationContext, StepContext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagapost.core.envelope import Event
-from sagapost.inbox.handlers import topic_regex
+from sagapost.inbox.declared.handlers import topic_regex
 from sagapost.sagas.choreography.manifest import Choreography, Manifest, sayings
 
 __all__ = ["Observed"]

@@ -17,8 +17,8 @@ from sagapost.core.envelope import ATTRIBUTES, Event
 from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, RetryPolicy
-from sagapost.inbox.handlers import topic_regex
-from sagapost.inbox.observations import HandlerFailed
+from sagapost.inbox.declared.handlers import topic_regex
+from sagapost.inbox.declared.observations import HandlerFailed
 from sagapost.sagas.choreography.manifest import Manifest
 from sagapost.sagas.compensator import Compensator, CompensatorSettings
 from sagapost.sagas.manifests import manifest_of

@@ -21,7 +21,7 @@ from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.ids import new_id
 from sagapost.core.observer import Observer
 from sagapost.core.schema import check_schema, install_schema
-from sagapost.inbox.database import Database
+from sagapost.inbox.kept.database import Database
 from sagapost.sagas.choreography.manifest import Choreography
 from sagapost.sagas.tracker.business_keys import Keys
 from sagapost.sagas.tracker.derive import derive

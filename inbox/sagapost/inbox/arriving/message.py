@@ -1,0 +1,70 @@
+"""One message on its way through the inbox, wherever it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sagapost.core.broker import Delivery, Malformed
+from sagapost.core.envelope import Event
+from sagapost.inbox.arriving.settlement import Settlement
+from sagapost.inbox.declared.handlers import Call
+
+__all__ = ["Arrival", "Message", "Parking", "Unreadable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parking:
+    """The row a message was parked in, and the token of the attempt that has claimed it."""
+
+    id: int
+    token: int
+
+
+@dataclass(slots=True)
+class Message:
+    """An event with what is known of it."""
+
+    event: Event
+    topic: str
+    key: bytes
+    """Of the dedup table."""
+    calls: tuple[Call, ...]
+    """Empty: no handler takes it."""
+    delivery: Delivery | None
+    """None: it comes from the parked messages."""
+    settlement: Settlement | None = None
+    """Where the delivery is acknowledged."""
+    parking: Parking | None = None
+    attempts: int = 0
+    """Rounds that have failed before."""
+    begin_by: float = math.inf
+    """Time on the event loop's clock after which its claim might run out before its handlers return."""
+    recorded: bool = False
+    """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
+    suspect: bool = False
+    """Parked, and in hand when a process died: it is handled alone."""
+    losses: int = 0
+    """How often in a row its connection was lost while its handlers ran or committed. Once is an outage."""
+    on_end: Callable[[], None] | None = None
+    """Called when nobody works on it any more."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was in hand when a connection or a process ended, by the broker's word."""
+        return self.delivery is not None and self.delivery.delivery_count > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A delivery that is no event."""
+
+    content: Malformed
+    topic: str
+    delivery: Delivery
+    settlement: Settlement
+
+
+Arrival: TypeAlias = Message | Unreadable

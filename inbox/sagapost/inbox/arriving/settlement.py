@@ -1,0 +1,89 @@
+"""Acknowledging in batches: what was committed while one acknowledgement was on its way goes with the next."""
+
+from __future__ import annotations
+
+import anyio
+
+from sagapost.core.broker import Delivery, Subscription
+from sagapost.core.observer import Observer
+from sagapost.inbox.declared.observations import Acknowledged
+
+__all__ = ["Settlement"]
+
+
+class Settlement:
+    """The acknowledgements of one subscription, and what is not yet settled on it."""
+
+    def __init__(self, subscription: Subscription, observer: Observer, consumer: str) -> None:
+        self._subscription = subscription
+        self._observer = observer
+        self._consumer = consumer
+        self._done: list[Delivery] = []
+        self._refused: list[Delivery] = []
+        self._wake = anyio.Event()
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._freed = anyio.Event()
+        self.in_hand = 0
+        """Messages received and not yet settled."""
+        self.bytes_in_hand = 0
+
+    def received(self, delivery: Delivery) -> None:
+        """Count a delivery."""
+        self.in_hand += 1
+        self.bytes_in_hand += delivery.size
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge soon. Only for what is committed."""
+        self._done.append(delivery)
+        self._ring()
+
+    def refuse(self, delivery: Delivery) -> None:
+        """Hand back for the broker's dead letters, soon."""
+        self._refused.append(delivery)
+        self._ring()
+
+    async def release(self, *deliveries: Delivery) -> None:
+        """Give back untouched, now."""
+        await self._subscription.release(*deliveries)
+        self._count_off(deliveries)
+
+    def _ring(self) -> None:
+        if not self._wake.is_set():
+            self._wake.set()
+            self._idle = anyio.Event()
+
+    async def run(self) -> None:
+        """Settle until cancelled.
+
+        :raises BrokerUnavailableError: if the connection is gone; what was not acknowledged comes again.
+        """
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            done, self._done = self._done, []
+            refused, self._refused = self._refused, []
+            if done:
+                await self._subscription.ack(*done)
+                self._count_off(done)
+                self._observer.notify(Acknowledged(self._consumer, len(done)))
+            for delivery in refused:
+                await self._subscription.reject(delivery, requeue=False)
+                self._count_off((delivery,))
+            if not self._wake.is_set():
+                self._idle.set()
+
+    async def flushed(self) -> None:
+        """Wait until everything handed in so far is settled."""
+        await self._idle.wait()
+
+    async def until_below(self, bytes_: int) -> None:
+        """Wait until no more than this many bytes are in hand."""
+        while self.bytes_in_hand > bytes_:
+            self._freed = anyio.Event()
+            await self._freed.wait()
+
+    def _count_off(self, deliveries: list[Delivery] | tuple[Delivery, ...]) -> None:
+        self.in_hand -= len(deliveries)
+        self.bytes_in_hand -= sum(delivery.size for delivery in deliveries)
+        self._freed.set()

@@ -1,0 +1,179 @@
+"""The inbox tables, as SQLAlchemy `Table`s that can live in your own MetaData.
+
+`inbox_seen` remembers what was handled; `inbox_parked` keeps what could not be, with the reason; `inbox_attempts`
+knows which messages were being handled when a process died; `inbox_audit` records what an operator decided.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    func,
+    text,
+)
+
+from sagapost.core.schema import SchemaPart, schema_table
+
+__all__ = ["INBOX_SCHEMA_VERSION", "InboxTables"]
+
+INBOX_SCHEMA_VERSION = 1
+
+
+class InboxTables:
+    """The tables of the inboxes of one database; several consumers may share them.
+
+    :param metadata: your MetaData, so that Alembic's autogenerate sees the tables; default: one of our own.
+    :param schema: database schema (PostgreSQL); default: the connection's search path.
+    :param prefix: put before each table name, where names would clash.
+    """
+
+    def __init__(self, metadata: MetaData | None = None, *, schema: str | None = None, prefix: str = "") -> None:
+        self.metadata = metadata if metadata is not None else MetaData()
+        self.schema = schema
+        self.prefix = prefix
+        self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
+        big = BigInteger().with_variant(Integer(), "sqlite")
+        small = SmallInteger().with_variant(Integer(), "sqlite")
+
+        # The consumer's name would be repeated in every row and index entry of `inbox_seen`; two bytes stand for it.
+        self.consumers = Table(
+            f"{prefix}inbox_consumers",
+            self.metadata,
+            Column("id", small, Identity(always=True), primary_key=True),
+            Column("name", String(255), nullable=False, unique=True),
+            Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            schema=schema,
+        )
+
+        self.seen = Table(
+            f"{prefix}inbox_seen",
+            self.metadata,
+            Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
+            # 16 bytes: see `arriving.keys`. Keys of time-ordered ids sort by time, so inserts go to the right
+            # edge of this index, whatever its size.
+            Column("key", LargeBinary, primary_key=True),
+            Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            schema=schema,
+        )
+        # Pruning walks the oldest rows of a consumer along this index and nothing else.
+        Index(f"{prefix}inbox_seen_age", self.seen.c.consumer, self.seen.c.seen_at)
+
+        self.parked = Table(
+            f"{prefix}inbox_parked",
+            self.metadata,
+            # The order of parking, which within a key is the order of delivery.
+            Column("id", big, Identity(always=True), primary_key=True),
+            Column("consumer", SmallInteger, nullable=False),
+            Column("key", LargeBinary, nullable=False),
+            # waiting: due at next_attempt_at. behind: an earlier message of its ordering key is parked. dead: an
+            # operator decides.
+            Column("state", String(8), nullable=False),
+            Column("reason", String(32), nullable=False),
+            Column("error", Text, nullable=False),
+            Column("traceback", Text),
+            # Rounds that failed, and rounds whose end was never recorded: the process died.
+            Column("attempts", Integer, nullable=False, server_default="0"),
+            Column("crashes", Integer, nullable=False, server_default="0"),
+            # While a round runs: `claimed`, and `next_attempt_at` is when its claim lapses. The token grows with each
+            # claim, and whoever concludes a round must still hold it.
+            Column("claimed", SmallInteger, nullable=False, server_default="0"),
+            Column("token", BigInteger, nullable=False, server_default="0"),
+            Column("next_attempt_at", DateTime(timezone=True)),
+            # Parked by an ordered consumer: later messages of the same ordering key wait for this one.
+            Column("ordered", SmallInteger, nullable=False, server_default="0"),
+            Column("parked_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            # For people and filters; `envelope` and `data` are what is handled again. Unlike ours, the attributes of
+            # strangers have no length limit.
+            Column("topic", Text, nullable=False),
+            Column("event_id", Text),
+            Column("source", Text),
+            Column("type", Text),
+            Column("time", DateTime(timezone=True)),
+            Column("correlationid", Text),
+            Column("partitionkey", Text),
+            # Every attribute as JSON in ASCII: strangers send text no database column takes (NUL, lone surrogates).
+            Column("envelope", Text, nullable=False),
+            Column("data", LargeBinary, nullable=False),
+            CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=f"{prefix}inbox_parked_states"),
+            CheckConstraint(
+                "(state = 'waiting') = (next_attempt_at IS NOT NULL)", name=f"{prefix}inbox_parked_waits_until"
+            ),
+            CheckConstraint("state <> 'behind' OR ordered = 1", name=f"{prefix}inbox_parked_behind_is_ordered"),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+        Index(f"{prefix}inbox_parked_key", self.parked.c.consumer, self.parked.c.key, unique=True)
+        Index(
+            f"{prefix}inbox_parked_due",
+            self.parked.c.consumer,
+            self.parked.c.next_attempt_at,
+            postgresql_where=text("state = 'waiting'"),
+            sqlite_where=text("state = 'waiting'"),
+        )
+        # Asked on every delivery of an ordered consumer: is anything of this ordering key parked?
+        Index(
+            f"{prefix}inbox_parked_order",
+            self.parked.c.consumer,
+            self.parked.c.partitionkey,
+            self.parked.c.id,
+            postgresql_where=text("ordered = 1"),
+            sqlite_where=text("ordered = 1"),
+        )
+
+        self.attempts = Table(
+            f"{prefix}inbox_attempts",
+            self.metadata,
+            Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
+            Column("key", LargeBinary, primary_key=True),
+            # Begun and not ended: written before a redelivered message is handled, deleted with its outcome.
+            Column("started", Integer, nullable=False),
+            Column("last_started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            schema=schema,
+        )
+
+        self.audit = Table(
+            f"{prefix}inbox_audit",
+            self.metadata,
+            Column("id", big, Identity(always=True), primary_key=True),
+            Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            Column("actor", Text, nullable=False),
+            Column("action", String(16), nullable=False),
+            Column("reason", Text, nullable=False),
+            Column("consumer", SmallInteger, nullable=False),
+            Column("parked_id", big, nullable=False),
+            Column("event_id", Text),
+            Column("source", Text),
+            Column("type", Text),
+            # What a discard removed or an edit replaced; a redrive changes nothing and keeps nothing.
+            Column("envelope", Text),
+            Column("data", LargeBinary),
+            CheckConstraint("action IN ('redrive', 'discard', 'edit')", name=f"{prefix}inbox_audit_actions"),
+            CheckConstraint(
+                "action = 'redrive' OR (envelope IS NOT NULL AND data IS NOT NULL)",
+                name=f"{prefix}inbox_audit_keeps_what_was_changed",
+            ),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+        Index(f"{prefix}inbox_audit_parked", self.audit.c.parked_id)
+
+    @property
+    def part(self) -> SchemaPart:
+        """The tables as one installable part."""
+        return SchemaPart(
+            name="inbox",
+            version=INBOX_SCHEMA_VERSION,
+            tables=(self.consumers, self.seen, self.parked, self.attempts, self.audit),
+        )

@@ -1,0 +1,143 @@
+"""What becomes of a message by how its handling ended: done, parked for another round, or parked for a person."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from sagapost.core.broker import Malformed
+from sagapost.inbox.arriving.message import Message
+from sagapost.inbox.declared.outcomes import (
+    Behind,
+    BusinessFailed,
+    Duplicate,
+    Failed,
+    Handled,
+    Outcome,
+    ParkReason,
+    Refused,
+    Rejected,
+    RetryLater,
+    Snoozed,
+    TooOld,
+)
+from sagapost.inbox.declared.settings import RetryPolicy
+from sagapost.inbox.handling.faults import clean, text_of, traceback_of
+from sagapost.inbox.handling.guarded import GuardError
+from sagapost.inbox.kept.parking import BEHIND, Parked
+
+__all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
+
+
+def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
+    """Return the retry policy for a failure of this message; None: it is declared not to be retried.
+
+    All handlers of a message share its transaction and its fate: the first that has a policy of its own decides.
+    """
+    for call in message.calls:
+        policy = call.handler.retry if error is None else call.handler.policy_for(error, default)
+        if error is None and policy is None:
+            continue
+        if policy is not default:
+            return policy
+    return default
+
+
+def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: datetime) -> Parked | None:
+    """Return how the message is to be parked; None: it is done.
+
+    :param now: by the database's clock; times of day in schedules are reckoned from it.
+    """
+    match outcome:
+        case Handled() | Duplicate() | BusinessFailed():
+            return None
+        case Failed():
+            return _failed(message, outcome, default, now)
+        case RetryLater(after=after, reason=reason):
+            policy = policy_for(message, None, default) or default
+            return _another_round(message, policy, "retry", clean(reason), None, after, now)
+        case Snoozed(until=until, after=after, reason=reason):
+            # Nothing failed: the count of attempts stays as it was.
+            wait = after if until is None else max(until - now, timedelta(0))
+            return Parked("waiting", "snoozed", clean(reason), None, message.attempts, wait)
+        case Rejected(reason=reason):
+            return Parked("dead", "rejected", clean(reason), None, message.attempts + 1)
+        case Refused(reason=category, error=sentence, traceback=detail):
+            return Parked("dead", category, sentence, detail, message.attempts + 1)
+        case TooOld(error=sentence):
+            return Parked("dead", "too-old", sentence)
+        case Behind():
+            return BEHIND
+        case _:
+            assert_never(outcome)
+
+
+def undecodable(content: Malformed) -> Parked:
+    """Return how a message is parked that is no event."""
+    return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
+
+
+def unhandled(consumer: str, event_type: str) -> Parked:
+    """Return how an event is parked that no handler takes."""
+    return Parked(
+        "dead",
+        "unknown-type",
+        f"No handler of inbox {consumer!r} takes events of type {event_type!r}. Declare one and redrive, or "
+        "discard it.",
+    )
+
+
+def killer(crashes: int, attempts: int = 0) -> Parked:
+    """Return how a message is parked that was in hand so often when the process died."""
+    return Parked(
+        "dead",
+        "killed-process",
+        f"The process died {crashes} times while this message was being handled, so it is not tried again. Find "
+        "out why (memory, a native library, a hard exit), correct it, then redrive.",
+        attempts=attempts,
+    )
+
+
+def in_group(error: Exception) -> Parked:
+    """Return how a message is parked whose handler shared a transaction with one that ended it."""
+    return Parked("dead", "broke-contract", f"In a group commit: {clean(error)}", attempts=1)
+
+
+def not_begun(message: Message, error: Exception) -> Parked:
+    """Return how a message is parked that was claimed in such a transaction and not handled: it is due at once."""
+    sentence = f"It was not handled yet when another of its group commit broke off: {clean(error)}"
+    return Parked("waiting", "failed", sentence, attempts=message.attempts, retry_in=timedelta(0))
+
+
+def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> Parked:
+    error = outcome.error
+    policy = policy_for(message, error, default)
+    detail = traceback_of(error)
+    text = text_of(error)
+    if policy is None:
+        sentence = f"The handler raised an error that it declares not to be retried: {text}"
+        return Parked("dead", "rejected", sentence, detail, message.attempts + 1)
+    if outcome.conflict:
+        sentence = (
+            "The database undid the transaction each time it was tried, for the sake of another one "
+            f"(deadlock or serialisation failure): {text}"
+        )
+        return _another_round(message, policy, "conflict", sentence, detail, None, now)
+    sentence = clean(error) if isinstance(error, GuardError) else f"The handler raised {text}"
+    return _another_round(message, policy, "failed", sentence, detail, None, now)
+
+
+def _another_round(
+    message: Message,
+    policy: RetryPolicy,
+    reason: ParkReason,
+    sentence: str,
+    detail: str | None,
+    after: timedelta | None,
+    now: datetime,
+) -> Parked:
+    attempts = message.attempts + 1
+    if attempts >= policy.rounds:
+        return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.rounds})", detail, attempts)
+    delay = after if after is not None else policy.delay(attempts, now)
+    return Parked("waiting", reason, sentence, detail, attempts, delay)

@@ -1,0 +1,3 @@
+"""What is kept in the database: dedup keys, parked messages and their order, attempts."""
+
+__all__: list[str] = []

@@ -1,0 +1,173 @@
+"""Looking at what is parked, and at what operators decided about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.broker import Malformed
+from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.databases import aware
+from sagapost.core.envelope import Event
+from sagapost.inbox.declared.outcomes import ParkReason
+from sagapost.inbox.declared.tables import InboxTables
+from sagapost.inbox.kept.database import Database
+from sagapost.inbox.kept.envelope import restore
+from sagapost.inbox.kept.parking import State
+from sagapost.inbox.kept.registry import find_consumer
+from sagapost.inbox.operated.selection import Selection
+
+__all__ = ["AuditEntry", "Inspection", "ParkedCounts", "ParkedMessage"]
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedMessage:
+    """One parked message."""
+
+    id: int
+    state: State
+    reason: ParkReason
+    error: str
+    traceback: str | None
+    attempts: int
+    crashes: int
+    next_attempt_at: datetime | None
+    parked_at: datetime
+    topic: str
+    content: Event | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedCounts:
+    """How much is parked, and since when."""
+
+    by_state: Mapping[State, int]
+    by_reason: Mapping[ParkReason, int]
+    oldest: datetime | None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.by_state.values())
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One decision of an operator."""
+
+    at: datetime
+    actor: str
+    action: str
+    reason: str
+    parked_id: int
+    event_id: str | None
+    type: str | None
+    original: Event | Malformed | None
+    """What was discarded or replaced; None for a redrive."""
+
+
+class Inspection:
+    """The parked messages of one consumer, for reading. Safe beside running consumers.
+
+    :param consumer: name of the inbox.
+    """
+
+    def __init__(self, engine: AsyncEngine, tables: InboxTables, consumer: str, *, clock: Clock | None = None) -> None:
+        self._database = Database(engine, concurrency=1, timeout=_TIMEOUT)
+        self._tables = tables
+        self._table = tables.parked
+        self._name = consumer
+        self._moments = self._database.kit.moments(clock if clock is not None else SystemClock())
+
+    async def list(
+        self, selection: Selection | None = None, *, limit: int = 100, after: int = 0
+    ) -> Sequence[ParkedMessage]:
+        """Return parked messages in the order of parking; `after` is the id of the last one seen."""
+
+        def read(connection: Connection, consumer: int) -> Sequence[ParkedMessage]:
+            table = self._table
+            rows = connection.execute(
+                select(table)
+                .where(*(selection or Selection()).conditions(table, consumer), table.c.id > after)
+                .order_by(table.c.id)
+                .limit(limit)
+            )
+            return [_message(row) for row in rows]
+
+        return await self._run(read, ())
+
+    async def counts(self) -> ParkedCounts:
+        """Return how much is parked."""
+
+        def read(connection: Connection, consumer: int) -> ParkedCounts:
+            columns = self._table.c
+            states: dict[State, int] = {}
+            reasons: dict[ParkReason, int] = {}
+            oldest: datetime | None = None
+            for state, reason, number, since in connection.execute(
+                select(columns.state, columns.reason, func.count(), func.min(columns.parked_at))
+                .where(columns.consumer == consumer)
+                .group_by(columns.state, columns.reason)
+            ):
+                states[state] = states.get(state, 0) + number
+                reasons[reason] = reasons.get(reason, 0) + number
+                oldest = aware(since) if oldest is None else min(oldest, aware(since))
+            return ParkedCounts(states, reasons, oldest)
+
+        return await self._run(read, ParkedCounts({}, {}, None))
+
+    async def audit(self, *, parked_id: int | None = None, limit: int = 100) -> Sequence[AuditEntry]:
+        """Return what operators decided, latest first."""
+
+        def read(connection: Connection, consumer: int) -> Sequence[AuditEntry]:
+            table = self._tables.audit
+            statement = select(table).where(table.c.consumer == consumer)
+            if parked_id is not None:
+                statement = statement.where(table.c.parked_id == parked_id)
+            return [
+                AuditEntry(
+                    aware(row.at),
+                    row.actor,
+                    row.action,
+                    row.reason,
+                    row.parked_id,
+                    row.event_id,
+                    row.type,
+                    None if row.envelope is None else restore(row.envelope, row.data),
+                )
+                for row in connection.execute(statement.order_by(table.c.id.desc()).limit(limit))
+            ]
+
+        return await self._run(read, ())
+
+    async def _run(self, work: Callable[[Connection, int], T], nothing: T) -> T:
+        def look_up(connection: Connection) -> T:
+            consumer = find_consumer(connection, self._tables, self._name)
+            return nothing if consumer is None else work(connection, consumer)
+
+        return await self._database.run(look_up)
+
+
+def _message(row: Any) -> ParkedMessage:
+    return ParkedMessage(
+        id=row.id,
+        state=row.state,
+        reason=row.reason,
+        error=row.error,
+        traceback=row.traceback,
+        attempts=row.attempts,
+        crashes=row.crashes,
+        next_attempt_at=None if row.next_attempt_at is None else aware(row.next_attempt_at),
+        parked_at=aware(row.parked_at),
+        topic=row.topic,
+        content=restore(row.envelope, row.data),
+    )

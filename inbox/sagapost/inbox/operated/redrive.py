@@ -1,0 +1,309 @@
+"""What a person does about parked messages: look, let them be handled again, give them up, correct them.
+
+Every decision leaves a row in `inbox_audit` with who, when and why, in the transaction that carries it out; a discard
+and an edit keep there what they removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sagapost.core.clock import Clock
+from sagapost.core.databases import aware
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.observer import NullObserver, Observer
+from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.declared.settings import DeadLetterPolicy
+from sagapost.inbox.declared.tables import InboxTables
+from sagapost.inbox.kept.envelope import envelope_of, restore, shown
+from sagapost.inbox.kept.parked_order import ParkedOrder
+from sagapost.inbox.operated.editing import edited
+from sagapost.inbox.operated.inspection import Inspection
+from sagapost.inbox.operated.selection import Selection
+
+__all__ = ["ParkedMessages", "Redrive"]
+
+_CHUNK = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """What a redrive did, or with `dry_run` would do."""
+
+    waiting: int
+    """Handled again from now on, at the given rate."""
+    behind: int
+    """Handled again after an earlier parked message of their ordering key."""
+    unreadable: int
+    """Left alone: they are no events. Edit them first."""
+    in_work: int
+    """Left alone: a round is running."""
+
+
+class ParkedMessages(Inspection):
+    """The parked messages of one consumer, for an operator. Safe beside running consumers.
+
+    :param consumer: name of the inbox.
+    :param on_dead: as the consumer is set; decides whether dead letters hold back the later messages of their key.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        tables: InboxTables,
+        consumer: str,
+        *,
+        on_dead: DeadLetterPolicy = "block",
+        observer: Observer | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(engine, tables, consumer, clock=clock)
+        self._on_dead: DeadLetterPolicy = on_dead
+        self._observer = observer if observer is not None else NullObserver()
+
+    async def redrive(
+        self,
+        selection: Selection,
+        *,
+        actor: str,
+        reason: str,
+        per_second: float | None = None,
+        dry_run: bool = False,
+    ) -> Redrive:
+        """Let parked messages be handled again, with a fresh budget of attempts.
+
+        The order of a key is kept: in an ordered inbox a message goes after the earlier ones of its key that are
+        still parked. A running consumer picks them up within its poll interval.
+
+        :param per_second: spread them over time; default: all at once, as fast as the consumer's concurrency allows.
+        :param dry_run: change nothing, only count.
+        :raises ConfigurationError: if `per_second` is not positive, or actor or reason is empty.
+        """
+        _require(actor, reason)
+        if per_second is not None and per_second <= 0:
+            raise ConfigurationError(f"per_second is {per_second}; it must be positive.")
+        columns = self._table.c
+        waiting = behind = 0
+        after, end = 0, await self._last(selection)
+        unreadable, in_work = await self._left_alone(selection)
+        while after < end:
+            place = waiting
+
+            def chunk(connection: Connection, consumer: int, after: int = after, place: int = place) -> list[int]:
+                rows = self._lock(connection, consumer, selection, after, end, columns.source.is_not(None))
+                if not dry_run:
+                    self._release(connection, rows, place, per_second)
+                    self._record(connection, consumer, [row.id for row in rows], "redrive", actor, reason)
+                numbers = [row.id for row in rows]
+                return [numbers[-1] if len(numbers) == _CHUNK else end, *(int(row.follows) for row in rows)]
+
+            after, *follows = await self._run(chunk, [end])
+            behind += sum(follows)
+            waiting += len(follows) - sum(follows)
+        if waiting + behind and not dry_run:
+            self._observer.notify(obs.Redriven(self._name, waiting + behind, actor))
+        return Redrive(waiting, behind, unreadable, in_work)
+
+    async def discard(self, selection: Selection, *, actor: str, reason: str, dry_run: bool = False) -> int:
+        """Give parked messages up; return how many. Each is kept in the audit, and its dedup key stays.
+
+        In an ordered inbox the next message of each key goes on.
+
+        :raises ConfigurationError: if actor or reason is empty.
+        """
+        _require(actor, reason)
+        discarded = 0
+        after, end = 0, await self._last(selection)
+        while after < end:
+
+            def chunk(connection: Connection, consumer: int, after: int = after) -> tuple[int, int, set[str]]:
+                rows = self._lock(connection, consumer, selection, after, end)
+                numbers = [row.id for row in rows]
+                if not dry_run:
+                    self._record(connection, consumer, numbers, "discard", actor, reason)
+                    connection.execute(delete(self._table).where(self._table.c.id.in_(numbers)))
+                keys = {row.partitionkey for row in rows if row.ordered and row.partitionkey is not None}
+                return (numbers[-1] if len(numbers) == _CHUNK else end), len(numbers), keys
+
+            after, number, keys = await self._run(chunk, (end, 0, set[str]()))
+            discarded += number
+            if not dry_run:
+                await self._promote(keys)
+        if discarded and not dry_run:
+            self._observer.notify(obs.Discarded(self._name, discarded, actor))
+        return discarded
+
+    async def edit(
+        self,
+        parked_id: int,
+        *,
+        actor: str,
+        reason: str,
+        data: bytes | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Correct a parked message; the original goes to the audit. Redrive it afterwards.
+
+        :param attributes: CloudEvents attributes to replace. A message that could not be read as an event needs at
+            least `id`, `source` and `type`.
+        :returns: False if there is no such message, or a round of it is running.
+        :raises ConfigurationError: if actor or reason is empty, or an attribute is unknown or missing.
+        :raises InvalidEventError: if an attribute breaks a rule.
+        """
+        _require(actor, reason)
+
+        def change(connection: Connection, consumer: int) -> bool:
+            table = self._table
+            rows = self._lock(connection, consumer, Selection(id=parked_id), 0, parked_id)
+            if not rows:
+                return False
+            row = connection.execute(select(table).where(table.c.id == parked_id)).one()
+            event = edited(restore(row.envelope, row.data), aware(row.parked_at), data, attributes or {})
+            self._record(connection, consumer, [parked_id], "edit", actor, reason)
+            connection.execute(
+                update(table)
+                .where(table.c.id == parked_id)
+                .values(
+                    envelope=envelope_of(event),
+                    data=event.data,
+                    event_id=shown(event.id),
+                    source=shown(event.source),
+                    type=shown(event.type),
+                    correlationid=shown(event.correlationid),
+                )
+            )
+            return True
+
+        changed = await self._run(change, False)
+        if changed:
+            self._observer.notify(obs.Edited(self._name, parked_id, actor))
+        return changed
+
+    # --- inside ---
+
+    async def _last(self, selection: Selection) -> int:
+        """Return the last id that is meant: what is parked later was not seen by whoever decided."""
+
+        def read(connection: Connection, consumer: int) -> int:
+            conditions = selection.conditions(self._table, consumer)
+            return connection.execute(select(func.max(self._table.c.id)).where(*conditions)).scalar() or 0
+
+        return await self._run(read, 0)
+
+    async def _left_alone(self, selection: Selection) -> tuple[int, int]:
+        def read(connection: Connection, consumer: int) -> tuple[int, int]:
+            conditions = selection.conditions(self._table, consumer)
+            unreadable = select(func.count()).where(*conditions, self._table.c.source.is_(None))
+            in_work = select(func.count()).where(*conditions, ~self._idle())
+            return connection.execute(unreadable).scalar() or 0, connection.execute(in_work).scalar() or 0
+
+        return await self._run(read, (0, 0))
+
+    def _idle(self) -> Any:
+        """No round is running; one whose process died is over when its claim lapses."""
+        columns = self._table.c
+        return or_(columns.claimed == 0, and_(columns.claimed == 1, columns.next_attempt_at <= self._moments.now()))
+
+    def _lock(
+        self, connection: Connection, consumer: int, selection: Selection, after: int, end: int, *further: Any
+    ) -> Sequence[Any]:
+        """Lock the next rows that are meant; `follows` tells which wait behind an earlier one of their key."""
+        table, earlier = self._table, self._table.alias("earlier")
+        follows = exists().where(
+            earlier.c.consumer == table.c.consumer,
+            earlier.c.ordered == 1,
+            earlier.c.partitionkey == table.c.partitionkey,
+            earlier.c.id < table.c.id,
+        )
+        return connection.execute(
+            select(
+                table.c.id,
+                table.c.ordered,
+                table.c.partitionkey,
+                and_(table.c.ordered == 1, follows).label("follows"),
+            )
+            .where(
+                *selection.conditions(table, consumer), table.c.id > after, table.c.id <= end, self._idle(), *further
+            )
+            .order_by(table.c.id)
+            .limit(_CHUNK)
+            .with_for_update(skip_locked=True, of=table)
+        ).all()
+
+    def _release(self, connection: Connection, rows: Sequence[Any], place: int, per_second: float | None) -> None:
+        """Make rows due: those that follow an earlier one of their key behind it, the rest at the given rate."""
+        columns = self._table.c
+        fresh = {"attempts": 0, "crashes": 0, "claimed": 0}
+        behind = [row.id for row in rows if row.follows]
+        if behind:
+            connection.execute(
+                update(self._table).where(columns.id.in_(behind)).values(state="behind", next_attempt_at=None, **fresh)
+            )
+        heads = [row.id for row in rows if not row.follows]
+        batches = [(heads, timedelta(0))] if per_second is None else [
+            ([id_], timedelta(seconds=(place + n) / per_second)) for n, id_ in enumerate(heads)
+        ]  # fmt: skip
+        for ids, delay in batches:
+            if ids:
+                connection.execute(
+                    update(self._table)
+                    .where(columns.id.in_(ids))
+                    .values(state="waiting", next_attempt_at=self._moments.after(delay), **fresh)
+                )
+
+    def _record(
+        self, connection: Connection, consumer: int, ids: Sequence[int], action: str, actor: str, reason: str
+    ) -> None:
+        table, audit = self._table, self._tables.audit
+        kept = action != "redrive"
+        connection.execute(
+            insert(audit).from_select(
+                [
+                    "actor",
+                    "action",
+                    "reason",
+                    "consumer",
+                    "parked_id",
+                    "event_id",
+                    "source",
+                    "type",
+                    "envelope",
+                    "data",
+                ],
+                select(
+                    literal(actor),
+                    literal(action),
+                    literal(reason),
+                    literal(consumer),
+                    table.c.id,
+                    table.c.event_id,
+                    table.c.source,
+                    table.c.type,
+                    table.c.envelope if kept else literal(None, table.c.envelope.type),
+                    table.c.data if kept else literal(None, table.c.data.type),
+                )
+                .where(table.c.id.in_(ids))
+                .order_by(table.c.id),
+            )
+        )
+
+    async def _promote(self, keys: set[str]) -> None:
+        """Let the next message of each key go, after the commit that removed the one before."""
+
+        def promote(connection: Connection, consumer: int) -> None:
+            order = ParkedOrder(self._tables, self._moments, consumer=consumer, on_dead=self._on_dead)
+            order.promote(connection, keys)
+
+        if keys:
+            await self._run(promote, None)
+
+
+def _require(actor: str, reason: str) -> None:
+    if not actor.strip() or not reason.strip():
+        raise ConfigurationError("Say who decides (actor) and why (reason): both are kept in the audit.")

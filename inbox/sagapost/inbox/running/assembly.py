@@ -1,0 +1,111 @@
+"""The parts of a running consumer, put together once its number in the database is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+
+from sagapost.core.clock import Clock
+from sagapost.core.observer import Observer
+from sagapost.inbox.declared.inbox import Inbox
+from sagapost.inbox.declared.settings import ConsumerSettings
+from sagapost.inbox.handling.dispatch import Dispatcher
+from sagapost.inbox.handling.group_commit import GroupCommit
+from sagapost.inbox.handling.guarded import Guard
+from sagapost.inbox.handling.session import HandlerSessions
+from sagapost.inbox.handling.suspects import Suspects
+from sagapost.inbox.handling.together import Together
+from sagapost.inbox.handling.transaction import Toolbox
+from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.claims import Claims
+from sagapost.inbox.kept.database import Database
+from sagapost.inbox.kept.dedup import Dedup
+from sagapost.inbox.kept.parked_order import ParkedOrder
+from sagapost.inbox.kept.parking import ParkingLot
+from sagapost.inbox.kept.screening import Screening
+from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.running.retention import Pruner, Retention
+from sagapost.inbox.running.retries import Retries
+from sagapost.inbox.running.workers import Workers
+
+__all__ = ["Parts", "assemble"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a consumer runs."""
+
+    dispatcher: Dispatcher
+    workers: Workers
+    retries: Retries
+    pruner: Pruner
+    screening: Screening
+    prefetch: int
+
+
+def assemble(
+    inbox: Inbox,
+    settings: ConsumerSettings,
+    database: Database,
+    sessions: HandlerSessions,
+    availability: Availability,
+    observer: Observer,
+    clock: Clock,
+    *,
+    number: int,
+    stop: anyio.Event,
+    max_prefetch: int | None,
+) -> Parts:
+    """Build the parts; opens nothing."""
+    tables, moments = inbox.tables, database.kit.moments(clock)
+    dedup = Dedup(tables, database.kit, consumer=number)
+    attempts = Attempts(tables, moments, consumer=number)
+    order = ParkedOrder(tables, moments, consumer=number, on_dead=settings.on_dead)
+    lot = ParkingLot(tables, dedup, moments, order, consumer=number, ordered=inbox.ordered)
+    tools = Toolbox(
+        inbox,
+        database,
+        Claims(dedup, lot, attempts, ordered=inbox.ordered),
+        sessions,
+        observer,
+        clock,
+        Guard(database, settings.handler_timeout.total_seconds(), setting="ConsumerSettings.handler_timeout"),
+        threads=anyio.CapacityLimiter(database.concurrency),
+    )
+    screening = Screening(database, dedup, observer, consumer=inbox.name)
+    suspects = Suspects(database, attempts, observer, consumer=inbox.name)
+    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening)
+    workers = Workers(
+        dispatcher,
+        Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered),
+        database,
+        availability,
+        batch=settings.batch,
+        ordered=inbox.ordered,
+        stop=stop,
+    )
+    retries = Retries(
+        dispatcher,
+        workers,
+        availability,
+        interval=settings.poll_interval,
+        limit=database.concurrency,
+        ordered=inbox.ordered,
+        stop=stop,
+    )
+    pruner = Pruner(
+        Retention(tables, moments, consumer=number, window=settings.retention),
+        attempts,
+        moments,
+        database,
+        dispatcher,
+        availability,
+        settings,
+        observer,
+        clock,
+        consumer=inbox.name,
+        stop=stop,
+    )
+    prefetch = settings.effective_prefetch(database.concurrency, max_prefetch)
+    return Parts(dispatcher, workers, retries, pruner, screening, prefetch)

@@ -1,0 +1,132 @@
+"""Parked messages whose time has come go back to the workers, beside what the broker delivers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+
+import anyio
+
+from sagapost.core.errors import StoreUnavailableError
+from sagapost.inbox.arriving.message import Arrival, Message, Parking
+from sagapost.inbox.handling.dispatch import Dispatcher
+from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.running.workers import Workers
+
+__all__ = ["Retries"]
+
+_SWEEP_EVERY = 30
+"""Polling intervals between two looks for messages that a crash left behind nothing."""
+
+
+class Retries:
+    """Looks for due messages and feeds them to the workers; takes no more while `limit` are in hand.
+
+    Claiming more than can be worked on would only let the claims lapse. But those in hand are not waited for as one:
+    a message that is stuck (behind a lock, in a slow handler) holds up nobody else. What was in hand when a process
+    died has turns of its own, with nothing else in hand, so that neither waits for the other to be all done.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        workers: Workers,
+        availability: Availability,
+        *,
+        interval: timedelta,
+        limit: int,
+        ordered: bool,
+        stop: anyio.Event,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._availability = availability
+        self._interval = interval.total_seconds()
+        self._limit = limit
+        self._ordered = ordered
+        self._stop = stop
+        self._in_hand: set[Parking] = set()
+        self._alone = False
+        """A suspect is in hand; nothing else may be until it has come to its end."""
+        self._suspects_at = -math.inf
+        """When a suspect is looked for."""
+        self._others_first = False
+        """A suspect had the last turn."""
+        self._news = anyio.Event()
+
+    async def run(self) -> None:
+        """Look until stopped."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_stop)
+            await self._look_and_wait()
+
+    async def _look_and_wait(self) -> None:
+        sweep_at = -math.inf
+        while not self._stop.is_set():
+            # Before the look: what ends during it is news.
+            self._news = anyio.Event()
+            try:
+                if self._ordered and anyio.current_time() >= sweep_at:
+                    await self._dispatcher.promote_all()
+                    sweep_at = anyio.current_time() + _SWEEP_EVERY * self._interval
+                await self._look()
+            except StoreUnavailableError as error:
+                await self._availability.restored(error)
+                continue
+            await self._wait()
+
+    async def _look(self) -> None:
+        room = self._limit - len(self._in_hand)
+        if self._alone or room <= 0:
+            return
+        turn = self._suspects_turn() and not self._in_hand
+        self._others_first = False
+        for message in await self._dispatcher.claim_due(limit=room, suspects=turn):
+            self._alone = self._others_first = message.suspect
+            self._feed(message)
+        if turn and not self._alone:
+            self._suspects_at = anyio.current_time() + self._interval
+
+    def _suspects_turn(self) -> bool:
+        return anyio.current_time() >= self._suspects_at and not self._others_first
+
+    def _feed(self, message: Message) -> None:
+        place = message.parking
+        if place is None:
+            raise ValueError("the message is not parked")
+
+        def ended() -> None:
+            self._in_hand.discard(place)
+            self._alone = False
+            self._news.set()
+
+        self._in_hand.add(place)
+        message.on_end = ended
+        self._workers.feed(message)
+
+    async def _wait(self) -> None:
+        """Wait until half of what may be in hand has ended, or all where a suspect has its turn.
+
+        Or for the interval, if there is room for more.
+        """
+        few = 0 if self._suspects_turn() else self._limit // 2
+        with anyio.move_on_after(self._interval):
+            while True:
+                await self._news.wait()
+                if self._stop.is_set() or len(self._in_hand) <= few:
+                    return
+                self._news = anyio.Event()
+
+    async def _watch_stop(self) -> None:
+        await self._stop.wait()
+        self._news.set()
+
+    async def call_off(self, left: Sequence[Arrival]) -> None:
+        """Give back the claims of what was not begun before the consumer stopped."""
+        for arrival in left:
+            try:
+                await self._dispatcher.call_off(arrival)
+            except StoreUnavailableError:
+                # The claims lapse by themselves.
+                return

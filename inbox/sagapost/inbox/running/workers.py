@@ -1,0 +1,199 @@
+"""The workers: a bounded number of tasks that bring messages to their end, through outages of the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import anyio
+
+from sagapost.core.context import bind
+from sagapost.core.errors import StoreUnavailableError
+from sagapost.inbox.arriving.message import Arrival, Message, Unreadable
+from sagapost.inbox.arriving.ordering import Lanes
+from sagapost.inbox.handling.dispatch import Dispatcher
+from sagapost.inbox.handling.guarded import ConnectionLostError
+from sagapost.inbox.handling.together import Together
+from sagapost.inbox.kept.database import Database, Link
+from sagapost.inbox.running.availability import Availability
+
+__all__ = ["Workers"]
+
+
+class Workers:
+    """Live as long as the consumer; what they are fed comes from subscriptions and from the parked messages."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        together: Together,
+        database: Database,
+        availability: Availability,
+        *,
+        batch: int,
+        ordered: bool,
+        stop: anyio.Event,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._together = together
+        self._database = database
+        self._availability = availability
+        self._batch = batch
+        self._ordered = ordered
+        self._stop = stop
+        self._lanes: Lanes[Arrival] = Lanes()
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._left: list[Arrival] = []
+        self.unfinished = 0
+        """Messages in work when the drain budget ran out, or when stopped during an outage."""
+
+    def feed(self, arrival: Arrival) -> None:
+        """Hand over a message; in an ordered inbox behind the others of its ordering key."""
+        lane = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
+        self._lanes.put(arrival, lane)
+
+    def withdraw(self, which: Callable[[Arrival], bool]) -> list[Arrival]:
+        """Take back what is not yet in work."""
+        return self._lanes.withdraw(which)
+
+    async def run(self) -> None:
+        """Work until `drain`."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(self._database.concurrency):
+                        tasks.start_soon(self._work)
+        finally:
+            self._ended.set()
+
+    async def drain(self, budget: timedelta) -> None:
+        """Take nothing new, and finish what is in work, within the budget."""
+        self._left += self._lanes.close()
+        for arrival in self._left:
+            _let_go(arrival)
+        with anyio.move_on_after(budget.total_seconds()):
+            await self._ended.wait()
+        self._scope.cancel()
+        await self._ended.wait()
+
+    def left(self) -> list[Arrival]:
+        """Return what was not begun, after the workers have ended."""
+        self._left += self._lanes.close()
+        left, self._left = self._left, []
+        return left
+
+    async def _work(self) -> None:
+        link = Link(self._database)
+        try:
+            # Nothing of the place where the consumer was started reaches a handler.
+            with bind(None):
+                while not self._stop.is_set():
+                    taken = self._lanes.take_nowait(self._batch)
+                    if not taken:
+                        await link.give_back()
+                        taken = await self._lanes.take(self._batch)
+                    await self._finish_all(link, [arrival for _, arrival in taken])
+                    for lane in {lane for lane, _ in taken}:
+                        self._lanes.done(lane)
+        finally:
+            await link.give_back()
+
+    async def _finish_all(self, link: Link, arrivals: Sequence[Arrival]) -> None:
+        """Bring what was taken to its end: together where that is possible, else one by one in order."""
+        groups, rest = self._together.split(arrivals) if len(arrivals) > 1 else ([], arrivals)
+        for index, group in enumerate(groups):
+            if len(group) > 1 and await self._finish_together(link, group):
+                continue
+            if not await self._finish_each(link, group):
+                self.unfinished += sum(map(len, groups[index + 1 :])) + len(rest)
+                return
+        await self._finish_each(link, rest)
+
+    async def _finish_each(self, link: Link, arrivals: Sequence[Arrival]) -> bool:
+        """Bring messages to their end one by one in order; False if stopped during an outage of the database."""
+        for index, arrival in enumerate(arrivals):
+            try:
+                if not await self._finish(link, arrival):
+                    self.unfinished += len(arrivals) - index
+                    return False
+            finally:
+                _let_go(arrival)
+        return True
+
+    async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
+        """Try a group commit; False if the messages are to be run one by one."""
+        while True:
+            try:
+                done = await self._together.handle(link, messages)
+            except StoreUnavailableError as error:
+                await link.give_back(broken=True)
+                _count_loss(error, messages)
+                if not await self._availability.restored(error):
+                    return False
+                if isinstance(error, ConnectionLostError):
+                    # One of them may be why, and must be told from the others.
+                    return False
+                continue
+            except anyio.get_cancelled_exc_class():
+                self.unfinished += len(messages)
+                for message in messages:
+                    await self._call_off(message)
+                raise
+            self._availability.worked()
+            for message in messages if done else ():
+                _settle(message)
+                _let_go(message)
+            return done
+
+    async def _finish(self, link: Link, arrival: Arrival) -> bool:
+        """Bring one message to its end, through outages of the database; False if stopped during one."""
+        while True:
+            try:
+                if isinstance(arrival, Message) and arrival.parking is not None:
+                    await self._dispatcher.handle_parked(link, arrival)
+                else:
+                    settle = await self._dispatcher.handle(link, arrival)
+                    _settle(arrival, refuse=settle == "refuse")
+            except StoreUnavailableError as error:
+                await link.give_back(broken=True)
+                _count_loss(error, [arrival])
+                if not await self._availability.restored(error):
+                    return False
+            except anyio.get_cancelled_exc_class():
+                self.unfinished += 1
+                await self._call_off(arrival)
+                raise
+            else:
+                self._availability.worked()
+                return True
+
+    async def _call_off(self, arrival: Arrival) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+            try:
+                await self._dispatcher.call_off(arrival)
+            except StoreUnavailableError:
+                # Then it counts as a crash, of which it takes several.
+                return
+
+
+def _count_loss(error: StoreUnavailableError, arrivals: Sequence[Arrival]) -> None:
+    if isinstance(error, ConnectionLostError):
+        for arrival in arrivals:
+            if isinstance(arrival, Message):
+                arrival.losses += 1
+
+
+def _let_go(arrival: Arrival) -> None:
+    """Say that nobody works on it any more."""
+    if isinstance(arrival, Message) and arrival.on_end is not None:
+        arrival.on_end()
+
+
+def _settle(arrival: Message | Unreadable, *, refuse: bool = False) -> None:
+    if arrival.settlement is None or arrival.delivery is None:
+        return
+    if refuse:
+        arrival.settlement.refuse(arrival.delivery)
+    else:
+        arrival.settlement.ack(arrival.delivery)
