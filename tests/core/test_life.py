@@ -92,6 +92,31 @@ async def test_all_who_wait_wake() -> None:
     assert await signal.wait(1) is False
 
 
+@pytest.mark.parametrize("set_before", [False, True], ids=["waiting", "about to wait"])
+async def test_what_is_set_while_others_still_wake_is_for_the_next_wait(set_before: bool) -> None:
+    """One of two waiters wakes, looks, and something is set: the other, which only wakes then, does not take it."""
+    signal = Signal()
+    waits: list[float] = []
+
+    async def wait_twice() -> None:
+        await signal.wait()
+        if not waits:
+            signal.set()
+        waits.append(anyio.current_time())
+        await signal.wait(5)
+        waits.append(anyio.current_time())
+
+    if set_before:
+        signal.set()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait_twice)
+        tasks.start_soon(wait_twice)
+        if not set_before:
+            await anyio.wait_all_tasks_blocked()
+            signal.set()
+    assert waits == [0] * 4
+
+
 async def test_a_signal_that_is_always_set_starves_nobody() -> None:
     """A wait that ends at once still gives the others a turn."""
     signal, turns = Signal(), 0

@@ -76,28 +76,32 @@ class Signal:
     """Wakes whoever waits; set before the wait, it ends the wait at once. Nothing set between two waits is lost.
 
     `wait` clears it, so there is nothing to re-arm and no moment in which it is not armed. All tasks that wait when it
-    is set wake. A wait that is cancelled leaves it set. For one event loop; may be made outside of it.
+    is set wake, and none of them takes what is set after another has looked. A wait that is cancelled leaves it set.
+    For one event loop; may be made outside of it.
     """
 
-    __slots__ = ("_is_set", "_waiters")
+    __slots__ = ("_sets", "_taken", "_waiters")
 
     def __init__(self) -> None:
-        self._is_set = False
+        self._sets = 0
+        self._taken = 0
+        """How many of the sets some wait has returned for."""
         self._waiters: anyio.Event | None = None
 
     def set(self) -> None:
         """Wake whoever waits, or else the next who does."""
-        self._is_set = True
+        self._sets += 1
         if self._waiters is not None:
             self._waiters.set()
             self._waiters = None
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until set, for at most `seconds`; clear it and return whether it was set."""
-        if self._is_set:
+        taken = self._taken
+        if self._sets != taken:
             # A turn for others, as at every wait: a loop whose signal is always set must not starve them.
             await anyio.lowlevel.checkpoint()
-            self._is_set = False
+            self._take(taken)
             return True
         waiters = self._waiters
         if waiters is None:
@@ -109,8 +113,14 @@ class Signal:
                 await waiters.wait()
         if not waiters.is_set():
             return False
-        self._is_set = False
+        self._take(taken)
         return True
+
+    def _take(self, taken: int) -> None:
+        # The first to go on clears it. Had the others cleared it too, they would take what was set since then, which
+        # is for the next wait of the first.
+        if self._taken == taken:
+            self._taken = self._sets
 
 
 class StopSignal:

@@ -6,13 +6,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import anyio
 import anyio.lowlevel
 
 from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, read_message
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.life import Signal
 
 if TYPE_CHECKING:
     from sagapost.adapters.memory.queue import MemoryQueue
@@ -75,7 +75,7 @@ class MemorySubscription:
         self._unsettled: dict[int, MemoryDelivery] = {}
         self._stopped = False
         self._lost: str | None = None
-        self._wake = anyio.Event()
+        self._wake = Signal()
 
     # --- called by the queue ---
 
@@ -122,7 +122,6 @@ class MemorySubscription:
         """Return the next delivery."""
         await anyio.lowlevel.checkpoint()
         while not self._received and not self._stopped and self._lost is None:
-            self._wake = anyio.Event()
             await self._wake.wait()
         if self._lost is not None:
             raise self._unavailable()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
-
 from sagapost.adapters.postgresql.connection import Link
 from sagapost.adapters.postgresql.rows import qualified
+from sagapost.core.life import Signal
 from sagapost.core.outbox_store import RelayId
 from sagapost.outbox.tables import OutboxTables, doorbell_channel
 
@@ -28,22 +27,21 @@ class PostgreSQLDoorbell:
         self._link = link
         self._relay = relay
         self._channel = doorbell_channel(tables.outbox)
-        self._rung = anyio.Event()
+        self._rung = Signal()
         relays = qualified(tables.relays)
         self._set_idle = f"UPDATE {relays} SET idle = $2 WHERE relay = $1"
 
     async def arm(self) -> None:
         """Listen, then ask writers to ring."""
-        self._rung = anyio.Event()
+        # What rang while nobody slept is no reason to wake.
+        await self._rung.wait(0)
         # Repeated for a connection that replaced another; LISTEN itself is sent once for each.
         await self._link.listen(self._channel, self._on_ring)
         await self._link.fetch(self._set_idle, self._relay, 1)
 
     async def wait(self, timeout: float) -> bool:
         """Sleep until rung or timed out."""
-        with anyio.move_on_after(timeout):
-            await self._rung.wait()
-        return self._rung.is_set()
+        return await self._rung.wait(timeout)
 
     async def disarm(self) -> None:
         """Tell writers that nobody sleeps."""

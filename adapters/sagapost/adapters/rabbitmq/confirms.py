@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import anyio
-
 from sagapost.core.broker import Confirmed, Outgoing, PublishResult, Rejected, Returned, Unknown
+from sagapost.core.life import Signal
 
 __all__ = ["ConfirmLedger", "PendingBatch"]
 
@@ -62,7 +61,7 @@ class PendingBatch:
         self._failed: dict[int, PublishResult] | None = None
         self._index: dict[tuple[str, str, str], list[int]] | None = None
         self._results: Sequence[PublishResult] | None = None
-        self._answered: anyio.Event | None = None
+        self._answered = Signal()
         self._inquire = inquire
 
     @property
@@ -76,8 +75,6 @@ class PendingBatch:
             # Whoever waits for answers looks into why the channel that owes them was closed.
             await self._inquire()
             if self._results is None:
-                if self._answered is None or self._answered.is_set():
-                    self._answered = anyio.Event()
                 await self._answered.wait()
         return self._results
 
@@ -124,8 +121,7 @@ class PendingBatch:
 
     def stir(self) -> None:
         """Wake who waits although there is no answer yet: there is something to look into."""
-        if self._answered is not None:
-            self._answered.set()
+        self._answered.set()
 
     def sent(self) -> list[Outgoing]:
         """Return the messages of the batch that have a tag, in the order of their tags."""
@@ -165,8 +161,7 @@ class PendingBatch:
 
     def _close(self, results: Sequence[PublishResult]) -> None:
         self._results = results
-        if self._answered is not None:
-            self._answered.set()
+        self._answered.set()
 
 
 class ConfirmLedger:

@@ -102,18 +102,17 @@ class _OwnLink(Link):
     @property
     def write_paused(self) -> bool:
         """Whether so much waits to be written that a writer should wait for `drain`."""
-        return self._tap.writable is not None
+        return self._tap.writing_paused
 
     async def drain(self, timeout: float) -> bool:
         """Wait until the peer has taken enough of what was written; False: not within `timeout` seconds."""
         deadline = self.clock() + timeout
-        while (writable := self._tap.writable) is not None:
+        while self._tap.writing_paused:
             left = deadline - self.clock()
             if left <= 0:
                 return False
             # After `left` seconds the clock is looked at again: it stands still while the broker blocks.
-            with anyio.move_on_after(left):
-                await writable.wait()
+            await self._tap.writable.wait(left)
         return True
 
     def drop(self, why: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from sagapost.adapters.rabbitmq.topology import declare_queue
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
 from sagapost.core.broker import Delivery, Queue
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
+from sagapost.core.life import Signal
 
 __all__ = ["RabbitMQSubscription", "open_subscription"]
 
@@ -68,7 +68,7 @@ class RabbitMQSubscription:
         self._received: deque[RabbitMQDelivery] = deque()
         self._received_bytes = 0
         self._unsettled: OrderedDict[int, RabbitMQDelivery] = OrderedDict()
-        self._wake = asyncio.Event()
+        self._wake = Signal()
         self._ended: CloseReason | None = None
         self._stopping = self._stopped = False
         self._gaps = False
@@ -112,7 +112,6 @@ class RabbitMQSubscription:
                 raise self._error(self._ended)
             if self._stopped:
                 raise StopAsyncIteration
-            self._wake.clear()
             await self._wake.wait()
         if self._ended is not None:
             # What is left here will be delivered again: handling it now would only make a duplicate.

@@ -22,6 +22,7 @@ from aiormq.connection import TransportFactory
 from yarl import URL
 
 from sagapost.adapters.rabbitmq.contents import read_short
+from sagapost.core.life import Signal
 
 __all__ = ["ChannelListener", "CloseReason", "FrameTap", "TappingTransportFactory"]
 
@@ -100,8 +101,10 @@ class FrameTap(asyncio.StreamReaderProtocol):
         self.on_blocked: Callable[[bool], None] | None = None
         self.on_lost: Callable[[CloseReason], None] | None = None
         """Told of the connection's end, also by whoever has no channel at that moment."""
-        self.writable: asyncio.Event | None = None
-        """Set once the socket has room again; None: it has."""
+        self.writing_paused = False
+        """Whether much waits to be written."""
+        self.writable = Signal()
+        """Set once the socket has room again, or is gone."""
 
     @property
     def started(self) -> bool:
@@ -149,15 +152,17 @@ class FrameTap(asyncio.StreamReaderProtocol):
 
     def pause_writing(self) -> None:
         """Take note that much waits to be written."""
-        self.writable = asyncio.Event()
+        self.writing_paused = True
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Wake who waits for room."""
-        if self.writable is not None:
-            self.writable.set()
-            self.writable = None
+        self._wake_writers()
         super().resume_writing()
+
+    def _wake_writers(self) -> None:
+        self.writing_paused = False
+        self.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every listener, then aiormq."""
@@ -170,9 +175,7 @@ class FrameTap(asyncio.StreamReaderProtocol):
             why = f" ({type(exc).__name__})" if exc is not None else ""
             reason = CloseReason(f"the connection to the broker was lost{why}")
         self.lost = reason
-        if self.writable is not None:
-            self.writable.set()
-            self.writable = None
+        self._wake_writers()
         listeners, self._listeners = self._listeners, {}
         for listener in listeners.values():
             listener.on_closed(reason)

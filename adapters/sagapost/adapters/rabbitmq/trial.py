@@ -24,6 +24,7 @@ from sagapost.adapters.rabbitmq.settings import Limits
 from sagapost.adapters.rabbitmq.transport import METHOD_FRAME, CloseReason
 from sagapost.core.broker import Outgoing
 from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.life import Signal
 
 __all__ = ["Trial", "Verdict"]
 
@@ -58,7 +59,7 @@ class Trial:
         self._encoder: PublishEncoder | None = None
         self._taken = 0
         self._closed: CloseReason | None = None
-        self._wake = anyio.Event()
+        self._wake = Signal()
         link.on_blocked(self._stir)
 
     @property
@@ -113,9 +114,7 @@ class Trial:
                     f"The broker at {self._link.address} did not confirm within {self._timeout:g} s that it would "
                     "take a message. Open the connection again."
                 )
-            self._wake = anyio.Event()
-            with anyio.move_on_after(left):
-                await self._wake.wait()
+            await self._wake.wait(left)
         if self._closed is None:
             return Verdict(self._taken, None)
         self._channel = None

@@ -144,9 +144,7 @@ class FetchStage:
             heavy = parts.gate.in_flight_bytes >= settings.max_in_flight_bytes // 2
             if not full and not heavy:
                 return True
-            parts.settler.capacity = anyio.Event()
-            with anyio.move_on_after(0.5):
-                await parts.settler.capacity.wait()
+            await parts.settler.capacity.wait(0.5)
         return False
 
     async def _rest(self, page: FetchPage) -> None:
@@ -185,14 +183,11 @@ class FetchStage:
             await self._doorbell.disarm()
 
     async def _nap(self, seconds: float) -> None:
-        self._parts.nudge = anyio.Event()
-        with anyio.move_on_after(self._until_due(seconds)):
-            await self._parts.nudge.wait()
+        await self._parts.nudge.wait(self._until_due(seconds))
 
     async def _sleep(self, seconds: float) -> bool:
         """Sleep until rung, nudged, or timed out; tell whether it rang."""
         rung = False
-        self._parts.nudge = anyio.Event()
 
         async def listen(scope: anyio.CancelScope) -> None:
             nonlocal rung

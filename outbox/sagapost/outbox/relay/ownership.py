@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-import anyio
-
 from sagapost.core.clock import Clock
 from sagapost.core.errors import StoreError
+from sagapost.core.life import Signal
 from sagapost.core.observer import Observer
 from sagapost.core.outbox_store import Claims, LeaseToken, OutboxLeases, Partition, RelayId
 from sagapost.outbox.relay.observations import LeaseLost, LeasesChanged
@@ -50,8 +49,8 @@ class Ownership:
         self._claims: dict[Partition, LeaseToken] = {}
         self._draining: set[Partition] = set()
         self._proven_until = 0.0
-        self._nudge = anyio.Event()
-        self._renewed = anyio.Event()
+        self._nudge = Signal()
+        self._renewed = Signal()
         self.generation = 0
         """Grows whenever partitions were gained; the reader then starts over."""
 
@@ -72,11 +71,11 @@ class Ownership:
         """Whether the leases certainly still hold."""
         return self._clock.monotonic() < self._proven_until
 
-    async def until_renewed(self) -> None:
-        """Wait for the next heartbeat that the database took; what was lost meanwhile is no longer in `claims`."""
-        self._renewed = anyio.Event()
-        self.nudge()
-        await self._renewed.wait()
+    async def until_proven(self) -> None:
+        """Wait for a heartbeat that the database took in time; what was lost meanwhile is no longer in `claims`."""
+        while not self.proven:
+            self.nudge()
+            await self._renewed.wait()
 
     def nudge(self) -> None:
         """Look again now: something drained, or a write was refused."""
@@ -108,9 +107,7 @@ class Ownership:
                         LeaseLost(partitions=frozenset(int(p) for p in self._claims), reason=f"not renewed: {error}")
                     )
                 pause = min(interval, 0.5)
-            self._nudge = anyio.Event()
-            with anyio.move_on_after(pause):
-                await self._nudge.wait()
+            await self._nudge.wait(pause)
 
     async def _beat(self) -> bool:
         """One heartbeat; return whether the share is as it should be."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import anyio
-
 from sagapost.core.clock import Clock
+from sagapost.core.life import Signal
 from sagapost.core.observer import Observer
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.ownership import Ownership
@@ -32,7 +31,7 @@ class Parts:
     observer: Observer
     stopping: bool = False
     """No new rows are fetched; what was sent is confirmed and settled."""
-    ready: anyio.Event = field(default_factory=anyio.Event)
+    ready: Signal = field(default_factory=Signal)
     """Set when rows may have become ready to send."""
-    nudge: anyio.Event = field(default_factory=anyio.Event)
+    nudge: Signal = field(default_factory=Signal)
     """Set to wake a sleeping fetch stage."""

@@ -261,9 +261,7 @@ class Relay:
             self._drain_until = anyio.current_time() + parts.settings.drain_timeout.total_seconds()
         with anyio.move_on_after(self._drain_until - anyio.current_time()):
             while parts.gate.in_flight:
-                parts.settler.capacity = anyio.Event()
-                with anyio.move_on_after(0.05):
-                    await parts.settler.capacity.wait()
+                await parts.settler.capacity.wait(0.05)
 
     async def _leave(self) -> None:
         """Hand the partitions over at once, so that others need not wait for the leases to run out."""

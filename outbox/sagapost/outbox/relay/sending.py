@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, assert_never
 
-import anyio
-
 from sagapost.core.broker import Confirmation, Confirmed, Publisher, PublishResult, Rejected, Returned, Unknown
 from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.life import Signal
 from sagapost.core.outbox_store import OutboxRow
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.policy import Refusal, Refusals
@@ -29,8 +28,8 @@ class SendStage:
         self._publisher = publisher
         self._refusals = refusals
         self._sent: deque[tuple[Sequence[OutboxRow], Confirmation]] = deque()
-        self._answered = anyio.Event()
-        self._emptied = anyio.Event()
+        self._answered = Signal()
+        self._emptied = Signal()
         self._finishing = False
         self._blocked = False
         self.published = 0
@@ -47,12 +46,11 @@ class SendStage:
         outgoing, limit = parts.routes.outgoing, parts.settings.batch_rows
         while True:
             if self._finishing or not parts.gate.has_ready:
-                parts.ready = anyio.Event()
                 await parts.ready.wait()
                 continue
             self._watch_blocked()
             if not parts.ownership.proven:
-                await parts.ownership.until_renewed()
+                await parts.ownership.until_proven()
                 continue
             rows = parts.gate.take_ready(limit)
             if not rows:
@@ -79,8 +77,7 @@ class SendStage:
         :raises BrokerUnavailableError: if an answer is unknown.
         """
         while True:
-            if not self._sent:
-                self._answered = anyio.Event()
+            while not self._sent:
                 await self._answered.wait()
             rows, confirmation = self._sent[0]
             results = await confirmation.wait()
@@ -102,7 +99,6 @@ class SendStage:
         """Send nothing more, and wait until everything sent is answered; `confirm` must be running."""
         self._finishing = True
         while self._sent:
-            self._emptied = anyio.Event()
             await self._emptied.wait()
 
     async def drain(self) -> None:

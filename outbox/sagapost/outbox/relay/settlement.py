@@ -8,6 +8,7 @@ import anyio
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import LeaseLostError, StoreError
+from sagapost.core.life import Signal
 from sagapost.core.observer import Observer
 from sagapost.core.outbox_store import OutboxRow, OutboxSettlement, Partition, Published
 from sagapost.outbox.relay.gate import Gate
@@ -43,8 +44,8 @@ class Settler:
         self._observer = observer
         self._backoff = backoff
         self._pending: dict[Partition, list[Published]] = {}
-        self._arrived = anyio.Event()
-        self.capacity = anyio.Event()
+        self._arrived = Signal()
+        self.capacity = Signal()
         """Set when rows left flight."""
         self.total = 0
 
@@ -63,8 +64,7 @@ class Settler:
         """Delete what is queued until cancelled."""
         attempt = 0
         while True:
-            if not self._pending:
-                self._arrived = anyio.Event()
+            while not self._pending:
                 await self._arrived.wait()
             batch = self._take()
             try:
