@@ -21,7 +21,7 @@ from sagapost.outbox.relay import observations as obs
 from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
 
 SHOP = Queue(EVERYTHING.name, frozenset({"shop.#"}))
-SWEEPING = replace(FAST, sweep_interval=timedelta(milliseconds=300))
+SWEEPING = replace(FAST, sweep_interval=timedelta(seconds=1))
 
 RESTORED = """
     INSERT INTO outbox (xid, type, source, partitionkey, data)
