@@ -191,7 +191,7 @@ class DatabaseKit(ABC):
 
     @abstractmethod
     def insert_missing(
-        self, table: Table, column_: Column[Any], fixed: Mapping[str, object]
+        self, table: Table, column: Column[Any], fixed: Mapping[str, object]
     ) -> Callable[[Connection, Sequence[Any]], set[Any]]:
         """Return a function that writes a row for each value unless it exists, and returns the values it wrote.
 
@@ -211,8 +211,8 @@ class DatabaseKit(ABC):
         """Return an INSERT of one row that replaces the row with its primary key."""
 
     @abstractmethod
-    def is_any(self, column_: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-        """Return "`column_` is one of the values of the parameter `name`", a list. One text for any number of them."""
+    def is_any(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        """Return "`column` is one of the values of the parameter `name`", a list. One text for any number of them."""
 
     @abstractmethod
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
@@ -223,8 +223,8 @@ class DatabaseKit(ABC):
         """Return what is bound for `elements`."""
 
     @abstractmethod
-    def among(self, column_: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
-        """Return "`column_` is one of the values that `found` finds", looked for once."""
+    def among(self, column: ColumnElement[Any], found: Select[Any], of: type[TypeEngine[Any]]) -> ColumnElement[bool]:
+        """Return "`column` is one of the values that `found` finds", looked for once."""
 
     @abstractmethod
     def sequence_lags(self, table: Table, other: Table) -> str:
