@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import (
     CheckConstraint,
@@ -41,11 +41,16 @@ __all__ = [
     "check_supplements",
     "install_schema",
     "missing_supplements",
+    "place",
     "schema_table",
+    "tables_beside",
     "upgrade_schema",
 ]
 
 SCHEMA_TABLE = "sagapost_schema"
+_PLACES = "sagapost.tables"
+
+_T_co = TypeVar("_T_co", covariant=True)
 
 
 class Supplement(ExecutableDDLElement):
@@ -88,6 +93,32 @@ def schema_table(metadata: MetaData, *, schema: str | None, prefix: str) -> Tabl
         Column("installed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
         schema=schema,
     )
+
+
+class PlacedTables(Protocol):
+    """Tables of one part: where they are."""
+
+    metadata: MetaData
+    schema: str | None
+    prefix: str
+
+
+class _PlacedTablesClass(Protocol[_T_co]):
+    def __call__(self, metadata: MetaData | None, *, schema: str | None, prefix: str) -> _T_co: ...
+
+
+def place(tables: PlacedTables) -> None:
+    """Let `tables_beside` find tables that were just made."""
+    tables.metadata.info[_PLACES, type(tables), tables.schema, tables.prefix] = tables
+
+
+def tables_beside(kind: _PlacedTablesClass[_T_co], others: PlacedTables) -> _T_co:
+    """Return the tables of that class in the MetaData, schema and prefix of others, making them if they are not there.
+
+    So they are created and migrated together: `create_all` and Alembic see either all tables of a service or none.
+    """
+    found: _T_co | None = others.metadata.info.get((_PLACES, kind, others.schema, others.prefix))
+    return found if found is not None else kind(others.metadata, schema=others.schema, prefix=others.prefix)
 
 
 def check_schema(connection: Connection, versions: Table, part: SchemaPart, *, where: str) -> None:

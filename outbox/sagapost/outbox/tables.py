@@ -10,7 +10,6 @@ import zlib
 from typing import Any, assert_never
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
     Column,
@@ -18,7 +17,6 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
-    Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
@@ -30,10 +28,9 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.schema import conv
 
+from sagapost.core.columns import big_integer, json_document, transaction_id
 from sagapost.core.envelope import ATTRIBUTES, Attribute, Form
 from sagapost.core.schema import SchemaPart, schema_table
 from sagapost.outbox import rules
@@ -51,20 +48,6 @@ __all__ = [
 
 OUTBOX_SCHEMA_VERSION = 2
 DEFAULT_PARTITIONS = 32
-
-
-class _Xid8(UserDefinedType[int]):
-    """PostgreSQL's 64-bit transaction id, which never wraps."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """Return the DDL name."""
-        return "xid8"
-
-
-# Reflection, and with it Alembic's autogenerate, warns of types it cannot name.
-PGDialect.ischema_names["xid8"] = _Xid8  # pyright: ignore[reportArgumentType] - made for it
 
 
 def doorbell_channel(outbox: Table) -> str:
@@ -98,8 +81,7 @@ def _column(attribute: Attribute) -> Column[Any]:
         case Form.DATA:
             return Column(attribute.name, LargeBinary, nullable=False)
         case Form.EXTENSIONS:
-            kept = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-            return Column(attribute.name, kept)
+            return Column(attribute.name, json_document(none_as_null=True))
         case _ as never:
             assert_never(never)
 
@@ -133,10 +115,10 @@ def _dead_envelope() -> list[Column[Any]]:
 def _envelope_rules(table: str) -> list[CheckConstraint]:
     """What the table refuses at once, instead of a relay that finds it unreadable later."""
     return [
-        CheckConstraint(rules.NAMES, name=f"{table}_names"),
-        CheckConstraint(rules.TIME, name=f"{table}_time"),
-        CheckConstraint(rules.EXTENSIONS, name=f"{table}_extensions"),
-        CheckConstraint(rules.STORAGE, name=f"{table}_storage"),
+        CheckConstraint(rules.NAMES, name=conv(f"{table}_names")),
+        CheckConstraint(rules.TIME, name=conv(f"{table}_time")),
+        CheckConstraint(rules.EXTENSIONS, name=conv(f"{table}_extensions")),
+        CheckConstraint(rules.STORAGE, name=conv(f"{table}_storage")),
     ]
 
 
@@ -153,7 +135,7 @@ class OutboxTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = BigInteger().with_variant(Integer(), "sqlite")
+        big = big_integer()
 
         self.outbox = Table(
             f"{prefix}outbox",
@@ -162,7 +144,7 @@ class OutboxTables:
             # The snapshot delta (docs/adr/0005) asks "which transactions became visible", so each row knows its own.
             Column(
                 "xid",
-                _Xid8().with_variant(Integer(), "sqlite"),
+                transaction_id(),
                 nullable=False,
                 server_default=rules.CURRENT_TRANSACTION,
             ),
@@ -174,19 +156,21 @@ class OutboxTables:
             Column("last_error", Text),
             CheckConstraint(
                 "(attempts = 0) = (next_attempt_at IS NULL) AND (attempts = 0) = (last_error IS NULL)",
-                name=f"{prefix}outbox_refused_rows_say_why",
+                name=conv(f"{prefix}outbox_refused_rows_say_why"),
             ),
-            CheckConstraint(rules.ATTEMPTS, name=f"{prefix}outbox_attempts"),
+            CheckConstraint(rules.ATTEMPTS, name=conv(f"{prefix}outbox_attempts")),
             *_envelope_rules(f"{prefix}outbox"),
             schema=schema,
             sqlite_autoincrement=True,
         )
         # Stragglers (xid = ANY) and newcomers (xid >= x) are read along this index, so that a fetch never walks the
         # dead entries at the head of the primary key.
-        Index(f"{prefix}outbox_xid_position", self.outbox.c.xid, self.outbox.c.position).ddl_if(dialect="postgresql")
+        Index(conv(f"{prefix}outbox_xid_position"), self.outbox.c.xid, self.outbox.c.position).ddl_if(
+            dialect="postgresql"
+        )
         # Refused rows are few; the command line and the backlog count find them here.
         Index(
-            f"{prefix}outbox_refused",
+            conv(f"{prefix}outbox_refused"),
             self.outbox.c.next_attempt_at,
             postgresql_where=text("attempts > 0"),
             sqlite_where=text("attempts > 0"),
@@ -209,7 +193,7 @@ class OutboxTables:
             schema=schema,
         )
         Index(
-            f"{prefix}outbox_dead_blocking",
+            conv(f"{prefix}outbox_dead_blocking"),
             self.dead.c.partitionkey,
             postgresql_where=text("blocks_key = 1"),
             sqlite_where=text("blocks_key = 1"),
@@ -224,15 +208,15 @@ class OutboxTables:
             Column("name", String(255)),
             _key_hash(),
             *_envelope(),
-            CheckConstraint(rules.DELIVER_AT, name=f"{prefix}outbox_scheduled_deliver_at"),
+            CheckConstraint(rules.DELIVER_AT, name=conv(f"{prefix}outbox_scheduled_deliver_at")),
             *_envelope_rules(f"{prefix}outbox_scheduled"),
             schema=schema,
             sqlite_autoincrement=True,
         )
-        Index(f"{prefix}outbox_scheduled_due", self.scheduled.c.deliver_at)
-        Index(f"{prefix}outbox_scheduled_event", self.scheduled.c.event_id, unique=True)
+        Index(conv(f"{prefix}outbox_scheduled_due"), self.scheduled.c.deliver_at)
+        Index(conv(f"{prefix}outbox_scheduled_event"), self.scheduled.c.event_id, unique=True)
         Index(
-            f"{prefix}outbox_scheduled_name",
+            conv(f"{prefix}outbox_scheduled_name"),
             self.scheduled.c.correlationid,
             self.scheduled.c.name,
             postgresql_where=text("name IS NOT NULL"),
@@ -247,7 +231,9 @@ class OutboxTables:
             # The fencing token: grows with every change of owner, checked by every terminal write.
             Column("token", BigInteger, nullable=False, server_default="0"),
             Column("expires_at", DateTime(timezone=True)),
-            CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name=f"{prefix}outbox_lease_owner_expires"),
+            CheckConstraint(
+                "(owner IS NULL) = (expires_at IS NULL)", name=conv(f"{prefix}outbox_lease_owner_expires")
+            ),
             schema=schema,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     Boolean,
     CheckConstraint,
     Column,
@@ -18,7 +17,9 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import conv
+
+from sagapost.core.columns import json_document
 
 __all__ = ["IslandTables"]
 
@@ -41,7 +42,7 @@ class IslandTables:
             Column("instance", String(255), nullable=False),
             # running -> completed; running or completed -> undoing -> undone.
             Column("state", String(16), nullable=False),
-            Column("data", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+            Column("data", json_document(), nullable=False),
             # Why it is being undone, and whether because the whole saga is: then it does not announce a failure.
             Column("reason", Text),
             Column("by_saga", Boolean, nullable=False),
@@ -49,15 +50,15 @@ class IslandTables:
             Column("partitionkey", String(255)),
             Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             Column("ended_at", DateTime(timezone=True)),
-            UniqueConstraint("service", "island", "saga", "instance", name=f"{prefix}saga_island_runs_once"),
-            CheckConstraint(f"state IN {RUN_STATES}", name=f"{prefix}saga_island_runs_known"),
+            UniqueConstraint("service", "island", "saga", "instance", name=conv(f"{prefix}saga_island_runs_once")),
+            CheckConstraint(f"state IN {RUN_STATES}", name=conv(f"{prefix}saga_island_runs_known")),
             CheckConstraint(
                 "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
-                name=f"{prefix}saga_island_runs_ended",
+                name=conv(f"{prefix}saga_island_runs_ended"),
             ),
             CheckConstraint(
                 "(state IN ('rolling_back', 'rolled_back')) = (reason IS NOT NULL)",
-                name=f"{prefix}saga_island_runs_say_why",
+                name=conv(f"{prefix}saga_island_runs_say_why"),
             ),
             schema=schema,
         )
@@ -80,9 +81,9 @@ class IslandTables:
             # The open task about it, where a person must decide.
             Column("task", Integer),
             Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            ForeignKeyConstraint(["run"], [run], name=f"{prefix}saga_island_steps_run"),
-            CheckConstraint(f"state IN {STEP_STATES}", name=f"{prefix}saga_island_steps_known"),
-            CheckConstraint("(state = 'stuck') = (task IS NOT NULL)", name=f"{prefix}saga_island_steps_tasks"),
+            ForeignKeyConstraint(["run"], [run], name=conv(f"{prefix}saga_island_steps_run")),
+            CheckConstraint(f"state IN {STEP_STATES}", name=conv(f"{prefix}saga_island_steps_known")),
+            CheckConstraint("(state = 'stuck') = (task IS NOT NULL)", name=conv(f"{prefix}saga_island_steps_tasks")),
             schema=schema,
         )
         self.commands = Table(
@@ -95,10 +96,10 @@ class IslandTables:
             Column("attempt", Integer, nullable=False),
             Column("undo", Boolean, nullable=False),
             Column("sent_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            ForeignKeyConstraint(["run"], [run], name=f"{prefix}saga_island_commands_run"),
+            ForeignKeyConstraint(["run"], [run], name=conv(f"{prefix}saga_island_commands_run")),
             schema=schema,
         )
-        Index(f"{prefix}saga_island_runs_saga", self.runs.c.service, self.runs.c.saga)
+        Index(conv(f"{prefix}saga_island_runs_saga"), self.runs.c.service, self.runs.c.saga)
 
     @property
     def all(self) -> tuple[Table, ...]:

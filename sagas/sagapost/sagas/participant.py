@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.databases import aware, kit_of
 from sagapost.core.envelope import Event
+from sagapost.core.schema import tables_beside
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.ledger import Ledger
 from sagapost.sagas.tables import SagaTables
@@ -21,7 +22,7 @@ class Participant:
 
     :param service: the service's name; the same as its inbox's.
     :param outbox: what compensations and lifecycle events are published through.
-    :param tables: where the ledger is kept; default: tables of the default names in a MetaData of their own.
+    :param tables: where the ledger is kept; default: beside the outbox, in its MetaData, schema and prefix.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker.
     """
 
@@ -36,7 +37,7 @@ class Participant:
     ) -> None:
         self.service = service
         self.outbox = outbox
-        self.tables = tables if tables is not None else SagaTables()
+        self.tables = tables if tables is not None else tables_beside(SagaTables, outbox.tables)
         self.announce = announce
         self.clock: Clock = clock if clock is not None else SystemClock()
         """What deadlines are reckoned from and, on SQLite, when compensations are due. Tests may set another."""

@@ -47,7 +47,7 @@ class Sagas(Rollbacks):
 
     :param service: the service's name; the same as its inbox's.
     :param outbox: what compensations and lifecycle events are published through.
-    :param tables: where the ledger is kept; default: tables of the default names in a MetaData of their own.
+    :param tables: where the ledger is kept; default: beside the outbox, in its MetaData, schema and prefix.
     :param starts: events the service publishes outside handlers, which begin a saga; for the map.
     :param ends: events after which a saga is over; for the map and the tracker.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a

@@ -8,8 +8,6 @@ library: the record of a rollback can be read years later.
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
-    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
@@ -23,9 +21,10 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import conv
 
-from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.core.columns import big_integer, json_document
+from sagapost.core.schema import SchemaPart, place, schema_table
 from sagapost.sagas.island_tables import IslandTables
 from sagapost.sagas.migrations import saga_migrations
 from sagapost.sagas.task_tables import task_table
@@ -48,7 +47,7 @@ class SagaTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = BigInteger().with_variant(Integer(), "sqlite")
+        big = big_integer()
 
         self.states = Table(
             f"{prefix}saga_states",
@@ -72,19 +71,21 @@ class SagaTables:
             # When the next compensation may be tried.
             Column("due_at", DateTime(timezone=True)),
             CheckConstraint(
-                "state IN ('running', 'rolling_back', 'rolled_back', 'stuck')", name=f"{prefix}saga_states_known"
+                "state IN ('running', 'rolling_back', 'rolled_back', 'stuck')", name=conv(f"{prefix}saga_states_known")
             ),
             CheckConstraint(
-                "(state = 'rolling_back') = (due_at IS NOT NULL)", name=f"{prefix}saga_states_due_while_rolling_back"
+                "(state = 'rolling_back') = (due_at IS NOT NULL)",
+                name=conv(f"{prefix}saga_states_due_while_rolling_back"),
             ),
             CheckConstraint(
-                "(state = 'running') = (rollback_started_at IS NULL)", name=f"{prefix}saga_states_rollback_recorded"
+                "(state = 'running') = (rollback_started_at IS NULL)",
+                name=conv(f"{prefix}saga_states_rollback_recorded"),
             ),
             schema=schema,
         )
         # The compensator's only question: what is due?
         Index(
-            f"{prefix}saga_states_due",
+            conv(f"{prefix}saga_states_due"),
             self.states.c.service,
             self.states.c.due_at,
             postgresql_where=text("state = 'rolling_back'"),
@@ -93,7 +94,7 @@ class SagaTables:
 
         # What waits for an operator, among what is kept for years.
         Index(
-            f"{prefix}saga_states_stuck",
+            conv(f"{prefix}saga_states_stuck"),
             self.states.c.service,
             postgresql_where=text("state = 'stuck'"),
             sqlite_where=text("state = 'stuck'"),
@@ -106,7 +107,7 @@ class SagaTables:
             Column("service", String(255), nullable=False),
             Column("saga", String(255), nullable=False),
             Column("name", String(255), nullable=False),
-            Column("arguments", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+            Column("arguments", json_document(), nullable=False),
             # The event whose handling did what is to be undone.
             Column("step_event", String(255)),
             Column("state", String(16), nullable=False, server_default="pending"),
@@ -118,27 +119,31 @@ class SagaTables:
             Column("decided_by", Text),
             Column("note", Text),
             CheckConstraint(
-                "state IN ('pending', 'done', 'stuck', 'settled')", name=f"{prefix}saga_compensations_known"
+                "state IN ('pending', 'done', 'stuck', 'settled')", name=conv(f"{prefix}saga_compensations_known")
             ),
             CheckConstraint(
-                "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)", name=f"{prefix}saga_compensations_ended"
+                "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)",
+                name=conv(f"{prefix}saga_compensations_ended"),
             ),
-            CheckConstraint("state <> 'stuck' OR last_error IS NOT NULL", name=f"{prefix}saga_compensations_say_why"),
+            CheckConstraint(
+                "state <> 'stuck' OR last_error IS NOT NULL", name=conv(f"{prefix}saga_compensations_say_why")
+            ),
             CheckConstraint(
                 "state <> 'settled' OR (decided_by IS NOT NULL AND note IS NOT NULL)",
-                name=f"{prefix}saga_compensations_decisions_are_signed",
+                name=conv(f"{prefix}saga_compensations_decisions_are_signed"),
             ),
             schema=schema,
             sqlite_autoincrement=True,
         )
         Index(
-            f"{prefix}saga_compensations_saga",
+            conv(f"{prefix}saga_compensations_saga"),
             self.compensations.c.service,
             self.compensations.c.saga,
             self.compensations.c.id,
         )
         self.tasks = task_table(self.metadata, schema=schema, prefix=prefix)
         self.islands = IslandTables(self.metadata, schema=schema, prefix=prefix)
+        place(self)
 
     @property
     def part(self) -> SchemaPart:

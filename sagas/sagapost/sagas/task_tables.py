@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
-    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
     DateTime,
     Identity,
     Index,
-    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -20,27 +17,28 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import conv
+
+from sagapost.core.columns import big_integer, json_document
 
 __all__ = ["task_table"]
 
 
 def task_table(metadata: MetaData, *, schema: str | None, prefix: str) -> Table:
     """Return `saga_tasks` in the metadata."""
-    json = JSON().with_variant(JSONB(), "postgresql")
     table = Table(
         f"{prefix}saga_tasks",
         metadata,
-        Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(always=True), primary_key=True),
+        Column("id", big_integer(), Identity(always=True), primary_key=True),
         Column("service", String(255), nullable=False),
         Column("saga", String(255), nullable=False),
         # What kind of decision it is, and what it is about in this case.
         Column("name", String(255), nullable=False),
         Column("title", Text, nullable=False),
-        Column("details", json, nullable=False),
+        Column("details", json_document(), nullable=False),
         # Name -> what is done when a person chooses it; see `sagapost.sagas.tasks`. Everything is prepared when the
         # task is opened, so that resolving it needs the database and no code of the service.
-        Column("outcomes", json, nullable=False),
+        Column("outcomes", json_document(), nullable=False),
         # The event whose handling opened the task, whole: `retry` handles it again.
         Column("step_event", String(255)),
         Column("topic", Text),
@@ -60,19 +58,19 @@ def task_table(metadata: MetaData, *, schema: str | None, prefix: str) -> Table:
         Column("outcome", String(255)),
         Column("decided_by", Text),
         Column("note", Text),
-        CheckConstraint("state IN ('open', 'resolved', 'withdrawn')", name=f"{prefix}saga_tasks_known"),
-        CheckConstraint("(state = 'open') = (ended_at IS NULL)", name=f"{prefix}saga_tasks_ended"),
+        CheckConstraint("state IN ('open', 'resolved', 'withdrawn')", name=conv(f"{prefix}saga_tasks_known")),
+        CheckConstraint("(state = 'open') = (ended_at IS NULL)", name=conv(f"{prefix}saga_tasks_ended")),
         CheckConstraint(
             "state <> 'resolved' OR (outcome IS NOT NULL AND decided_by IS NOT NULL AND note IS NOT NULL)",
-            name=f"{prefix}saga_tasks_decisions_are_signed",
+            name=conv(f"{prefix}saga_tasks_decisions_are_signed"),
         ),
         schema=schema,
         sqlite_autoincrement=True,
     )
-    Index(f"{prefix}saga_tasks_saga", table.c.service, table.c.saga)
+    Index(conv(f"{prefix}saga_tasks_saga"), table.c.service, table.c.saga)
     # What is listed all day long, among what is kept for years.
     Index(
-        f"{prefix}saga_tasks_open",
+        conv(f"{prefix}saga_tasks_open"),
         table.c.id,
         postgresql_where=text("state = 'open'"),
         sqlite_where=text("state = 'open'"),

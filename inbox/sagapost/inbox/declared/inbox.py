@@ -10,6 +10,7 @@ from sagapost.core.broker import Queue
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.naming import event_type_of
+from sagapost.core.schema import tables_beside
 from sagapost.inbox.declared.context import Context, SyncContext
 from sagapost.inbox.declared.handlers import (
     Call,
@@ -48,7 +49,8 @@ class Inbox:
 
     :param name: names the queue and the consumer in the tables; keep it for the life of the service.
     :param outbox: what `ctx.publish` writes to; needed only if handlers publish.
-    :param tables: where the inbox keeps its records; default: tables of the default names in a MetaData of their own.
+    :param tables: where the inbox keeps its records; default: beside those of the outbox, in its MetaData, schema and
+        prefix; without an outbox in a MetaData of their own.
     :param ordered: handle events of one ordering key one after the other, in the order of the queue, also across
         several replicas of the service (of which one is active at a time).
     :param unknown: what happens to an event that no handler takes.
@@ -75,7 +77,9 @@ class Inbox:
             raise ConfigurationError(f"Inbox(name) has 1 to {_NAME_BYTES} printable bytes, not {name!r}.")
         self.name = name
         self.outbox = outbox
-        self.tables = tables if tables is not None else InboxTables()
+        if tables is None:
+            tables = InboxTables() if outbox is None else tables_beside(InboxTables, outbox.tables)
+        self.tables = tables
         self.ordered = ordered
         self.unknown: UnknownPolicy = unknown
         self.context = context

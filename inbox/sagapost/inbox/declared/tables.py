@@ -20,11 +20,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     func,
     text,
 )
+from sqlalchemy.schema import conv
 
-from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.core.columns import big_integer
+from sagapost.core.schema import SchemaPart, place, schema_table
 
 __all__ = ["INBOX_SCHEMA_VERSION", "InboxTables"]
 
@@ -44,7 +47,7 @@ class InboxTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = BigInteger().with_variant(Integer(), "sqlite")
+        big = big_integer()
         small = SmallInteger().with_variant(Integer(), "sqlite")
 
         # The consumer's name would be repeated in every row and index entry of `inbox_seen`; two bytes stand for it.
@@ -52,8 +55,9 @@ class InboxTables:
             f"{prefix}inbox_consumers",
             self.metadata,
             Column("id", small, Identity(always=True), primary_key=True),
-            Column("name", String(255), nullable=False, unique=True),
+            Column("name", String(255), nullable=False),
             Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+            UniqueConstraint("name", name=conv(f"{prefix}inbox_consumers_name_key")),
             schema=schema,
         )
 
@@ -68,7 +72,7 @@ class InboxTables:
             schema=schema,
         )
         # Pruning walks the oldest rows of a consumer along this index and nothing else.
-        Index(f"{prefix}inbox_seen_age", self.seen.c.consumer, self.seen.c.seen_at)
+        Index(conv(f"{prefix}inbox_seen_age"), self.seen.c.consumer, self.seen.c.seen_at)
 
         self.parked = Table(
             f"{prefix}inbox_parked",
@@ -106,17 +110,17 @@ class InboxTables:
             # Every attribute as JSON in ASCII: strangers send text no database column takes (NUL, lone surrogates).
             Column("envelope", Text, nullable=False),
             Column("data", LargeBinary, nullable=False),
-            CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=f"{prefix}inbox_parked_states"),
+            CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=conv(f"{prefix}inbox_parked_states")),
             CheckConstraint(
-                "(state = 'waiting') = (next_attempt_at IS NOT NULL)", name=f"{prefix}inbox_parked_waits_until"
+                "(state = 'waiting') = (next_attempt_at IS NOT NULL)", name=conv(f"{prefix}inbox_parked_waits_until")
             ),
-            CheckConstraint("state <> 'behind' OR ordered = 1", name=f"{prefix}inbox_parked_behind_is_ordered"),
+            CheckConstraint("state <> 'behind' OR ordered = 1", name=conv(f"{prefix}inbox_parked_behind_is_ordered")),
             schema=schema,
             sqlite_autoincrement=True,
         )
-        Index(f"{prefix}inbox_parked_key", self.parked.c.consumer, self.parked.c.key, unique=True)
+        Index(conv(f"{prefix}inbox_parked_key"), self.parked.c.consumer, self.parked.c.key, unique=True)
         Index(
-            f"{prefix}inbox_parked_due",
+            conv(f"{prefix}inbox_parked_due"),
             self.parked.c.consumer,
             self.parked.c.next_attempt_at,
             postgresql_where=text("state = 'waiting'"),
@@ -124,7 +128,7 @@ class InboxTables:
         )
         # Asked on every delivery of an ordered consumer: is anything of this ordering key parked?
         Index(
-            f"{prefix}inbox_parked_order",
+            conv(f"{prefix}inbox_parked_order"),
             self.parked.c.consumer,
             self.parked.c.partitionkey,
             self.parked.c.id,
@@ -159,15 +163,16 @@ class InboxTables:
             # What a discard removed or an edit replaced; a redrive changes nothing and keeps nothing.
             Column("envelope", Text),
             Column("data", LargeBinary),
-            CheckConstraint("action IN ('redrive', 'discard', 'edit')", name=f"{prefix}inbox_audit_actions"),
+            CheckConstraint("action IN ('redrive', 'discard', 'edit')", name=conv(f"{prefix}inbox_audit_actions")),
             CheckConstraint(
                 "action = 'redrive' OR (envelope IS NOT NULL AND data IS NOT NULL)",
-                name=f"{prefix}inbox_audit_keeps_what_was_changed",
+                name=conv(f"{prefix}inbox_audit_keeps_what_was_changed"),
             ),
             schema=schema,
             sqlite_autoincrement=True,
         )
-        Index(f"{prefix}inbox_audit_parked", self.audit.c.parked_id)
+        Index(conv(f"{prefix}inbox_audit_parked"), self.audit.c.parked_id)
+        place(self)
 
     @property
     def part(self) -> SchemaPart:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -18,7 +17,9 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.schema import conv
 
+from sagapost.core.columns import big_integer
 from sagapost.core.schema import SchemaPart, schema_table
 from sagapost.sagas.migrations import tracker_migrations
 
@@ -40,7 +41,7 @@ class TrackerTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = BigInteger().with_variant(Integer(), "sqlite")
+        big = big_integer()
 
         # The history lies in the row: folding a batch is one read and one write per saga, showing a saga one read.
         self.sagas = Table(
@@ -62,11 +63,11 @@ class TrackerTables:
             Column("version", big, nullable=False),
             CheckConstraint(
                 "state IN ('running', 'completed', 'rolling_back', 'rolled_back', 'waiting', 'stuck')",
-                name=f"{prefix}tracker_sagas_known",
+                name=conv(f"{prefix}tracker_sagas_known"),
             ),
             CheckConstraint(
                 "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
-                name=f"{prefix}tracker_sagas_ended",
+                name=conv(f"{prefix}tracker_sagas_ended"),
             ),
             schema=schema,
             # Room for the next version of a row on its own page: a fold that changes no indexed column touches no
@@ -74,18 +75,18 @@ class TrackerTables:
             postgresql_with={"fillfactor": 70},
         )
         # Lists: of a state, newest first. `last_at` is in no index, since it changes with every event.
-        Index(f"{prefix}tracker_sagas_state", self.sagas.c.state, self.sagas.c.started_at, self.sagas.c.saga)
-        Index(f"{prefix}tracker_sagas_started", self.sagas.c.started_at, self.sagas.c.saga)
+        Index(conv(f"{prefix}tracker_sagas_state"), self.sagas.c.state, self.sagas.c.started_at, self.sagas.c.saga)
+        Index(conv(f"{prefix}tracker_sagas_started"), self.sagas.c.started_at, self.sagas.c.saga)
         # Who is late?
         Index(
-            f"{prefix}tracker_sagas_due",
+            conv(f"{prefix}tracker_sagas_due"),
             self.sagas.c.due_at,
             postgresql_where=text("due_at IS NOT NULL"),
             sqlite_where=text("due_at IS NOT NULL"),
         )
         # What may be forgotten?
         Index(
-            f"{prefix}tracker_sagas_ended_at",
+            conv(f"{prefix}tracker_sagas_ended_at"),
             self.sagas.c.ended_at,
             postgresql_where=text("ended_at IS NOT NULL"),
             sqlite_where=text("ended_at IS NOT NULL"),
@@ -99,7 +100,7 @@ class TrackerTables:
             Column("name", String(255), primary_key=True),
             schema=schema,
         )
-        Index(f"{prefix}tracker_keys_saga", self.keys.c.saga)
+        Index(conv(f"{prefix}tracker_keys_saga"), self.keys.c.saga)
 
         # Every (who, what) that was ever observed; compared with what is declared.
         self.observed = Table(
@@ -137,12 +138,12 @@ class TrackerTables:
             Column("last_error", Text),
             Column("due_at", DateTime(timezone=True)),
             Column("decided_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            CheckConstraint("state IN ('pending', 'done', 'failed')", name=f"{prefix}tracker_actions_known"),
-            CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name=f"{prefix}tracker_actions_due"),
+            CheckConstraint("state IN ('pending', 'done', 'failed')", name=conv(f"{prefix}tracker_actions_known")),
+            CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name=conv(f"{prefix}tracker_actions_due")),
             schema=schema,
         )
         Index(
-            f"{prefix}tracker_actions_pending",
+            conv(f"{prefix}tracker_actions_pending"),
             self.actions.c.due_at,
             postgresql_where=text("state = 'pending'"),
             sqlite_where=text("state = 'pending'"),
