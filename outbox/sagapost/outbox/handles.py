@@ -37,11 +37,11 @@ def write(handle: SyncHandle | AsyncHandle, rows: Rows) -> Awaitable[None] | Non
     """
     match _resolve(handle):
         case AsyncSession(sync_session=session):
-            require_session_transaction(session, rows.target.table)
+            require_session_transaction(session, rows.target.core_one)
             add_rows(session, rows)
             return _Done(None)
         case Session() as session:
-            require_session_transaction(session, rows.target.table)
+            require_session_transaction(session, rows.target.core_one)
             add_rows(session, rows)
             return None
         case AsyncConnection() as connection:
@@ -62,13 +62,12 @@ def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int 
     :raises NotInTransactionError: if no transaction is open; checked before anything is awaited.
     :raises TypeError: if the handle is of no known kind.
     """
-    table = cancellation.target.table
     match _resolve(handle):
         case AsyncSession() as session:
-            require_session_transaction(session.sync_session, table)
+            require_session_transaction(session.sync_session, cancellation.statement)
             return session.run_sync(cancellation.in_session)
         case Session() as session:
-            require_session_transaction(session, table)
+            require_session_transaction(session, cancellation.statement)
             return cancellation.in_session(session)
         case AsyncConnection() as connection:
             require_connection_transaction(connection)

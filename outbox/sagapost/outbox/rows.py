@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Insert, Table, insert
+from sqlalchemy import Insert, Table, insert, literal_column
 
 from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import ATTRIBUTES, Attribute, Event, Form
@@ -43,8 +43,8 @@ class Target:
         # inline(): nobody asks for the generated position, so nothing is returned.
         self.core_one: Insert = insert(table).inline()
         # SQLAlchemy writes one INSERT with many VALUES only where something is returned; else the statement is sent
-        # once per row.
-        self.core_many: Insert = insert(table).returning(table.c.event_id)
+        # once per row. A column would need the right to SELECT, which a service that only publishes need not have.
+        self.core_many: Insert = insert(table).returning(literal_column("1"))
 
         self.name = quoting.format_table(table)
         types = [_PARAMETER_TYPES.get(column, "text") for column in names]

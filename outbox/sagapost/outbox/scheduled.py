@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import Connection, Delete, delete
 from sqlalchemy.orm import Session
 
 from sagapost.core.envelope import MAX_NAME_LENGTH, Event
@@ -81,17 +81,20 @@ class Cancellation:
         else:
             raise TypeError("cancel() takes either event_id=, or both correlationid= and name=")
 
+    @property
+    def statement(self) -> Delete:
+        """What takes back what is in the table."""
+        columns = self.target.table.c
+        return delete(self.target.table).where(*(columns[name] == value for name, value in self._matching.items()))
+
     def in_session(self, session: Session) -> int:
         """Take back what is pending in the session and what is in the table; return how many."""
-        table = self.target.table
-        withdrawn = withdraw_pending(session, self._matching, table=table)
-        return withdrawn + self.on_connection(session.connection(bind_arguments={"clause": table}))
+        withdrawn = withdraw_pending(session, self._matching, table=self.target.table)
+        return withdrawn + self.on_connection(session.connection(bind_arguments={"clause": self.statement}))
 
     def on_connection(self, connection: Connection) -> int:
         """Take back what is in the table; return how many."""
-        columns = self.target.table.c
-        matches = (columns[name] == value for name, value in self._matching.items())
-        return connection.execute(delete(self.target.table).where(*matches)).rowcount
+        return connection.execute(self.statement).rowcount
 
     async def on_asyncpg(self, connection: AsyncpgConnection) -> int:
         """Take back what is in the table; return how many."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 
-from sqlalchemy import Connection, Integer, Table, event, literal_column, select
+from sqlalchemy import Connection, Delete, Insert, Integer, Table, event, literal_column, select
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Mapper, Session, UOWTransaction, registry
 
@@ -43,11 +43,12 @@ _nothing = select(literal_column("0", Integer).label("id")).subquery("sagapost_p
 registry().map_imperatively(PendingRows, _nothing, primary_key=[_nothing.c.id])
 
 
-def require_session_transaction(session: Session, table: Table) -> None:
+def require_session_transaction(session: Session, statement: Insert | Delete) -> None:
     """Check that what is added to `session` will share its transaction's fate.
 
     A session that begins by itself is fine: what it holds is written by its commit or not at all.
 
+    :param statement: what is to be executed, since a session may have one engine to read and another to write.
     :raises NotInTransactionError: if the session neither is in a transaction nor begins one by itself, or its engine
         commits every statement.
     :raises ConfigurationError: if the session has no engine for the table.
@@ -57,10 +58,10 @@ def require_session_transaction(session: Session, table: Table) -> None:
             handle="a Session with autobegin=False", remedy="Call it inside `with session.begin():`."
         )
     try:
-        bind = session.get_bind(clause=table)
+        bind = session.get_bind(clause=statement)
     except UnboundExecutionError as error:
         raise ConfigurationError(
-            f"The session is bound to engines per class or table, and to none for the table {table.fullname!r}. "
+            f"The session is bound to engines per class or table, and to none for the table {str(statement.table)!r}. "
             "Add it to the session's binds, beside the engine of what it is written with."
         ) from error
     if session.bind is None:
@@ -109,7 +110,7 @@ def _write(session: Session, _context: UOWTransaction) -> None:
         if pending.in_flush:
             batches.setdefault(pending.rows.target, []).extend(pending.rows.values)
     for target, values in batches.items():
-        connection = session.connection(bind_arguments={"clause": target.table})
+        connection = session.connection(bind_arguments={"clause": target.core_one})
         if is_autocommit(connection):
             raise NotInTransactionError(handle="a Session", remedy=AUTOCOMMIT_REMEDY)
         insert_rows(connection, Rows(target, values))

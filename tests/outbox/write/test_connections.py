@@ -188,3 +188,30 @@ async def publish_three(through: Outbox, database: Database, kind: str) -> None:
                 await through.publish(raw, placed(1))
                 await through.publish_all(raw, [placed(2), placed(3)])
             await raw.close()
+
+
+# --- rights ---
+
+
+@pytest.mark.servers
+async def test_the_right_to_insert_is_enough(own_database: Database) -> None:
+    """For one event and for several, by every driver, with the schema translated too: nothing asks for SELECT."""
+    role = f"writer_{own_database.url.database}"
+    with own_database.engine.begin() as connection:
+        connection.exec_driver_sql(f'CREATE ROLE "{role}"')
+        connection.exec_driver_sql(f'GRANT INSERT ON outbox TO "{role}"')
+    try:
+        for translated in ({}, {None: "public"}):
+            options: dict[str, Any] = {"schema_translate_map": translated} if translated else {}
+            with own_database.engine.execution_options(**options).begin() as connection:
+                connection.exec_driver_sql(f'SET LOCAL ROLE "{role}"')
+                outbox.publish(connection, placed(1))
+                outbox.publish_all(connection, [placed(2), placed(3)])
+            async with own_database.async_engine.execution_options(**options).begin() as asynchronous:
+                await asynchronous.exec_driver_sql(f'SET LOCAL ROLE "{role}"')
+                await outbox.publish_all(asynchronous, [placed(4), placed(5)])
+    finally:
+        with own_database.engine.begin() as connection:
+            connection.exec_driver_sql(f'DROP OWNED BY "{role}"')
+            connection.exec_driver_sql(f'DROP ROLE "{role}"')
+    assert own_database.events() == [1, 2, 3, 4, 5] * 2

@@ -7,10 +7,11 @@ import gc
 import inspect
 import warnings
 from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy import Connection, Delete, Engine, Insert, create_engine, event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, registry, scoped_session, sessionmaker
@@ -305,6 +306,23 @@ def test_a_session_that_routes_by_itself(database: Database) -> None:
         outbox.publish(session, placed(1))
     assert database.events() == [1]
     assert asked
+
+
+def test_a_session_with_a_leader_and_followers(database: Database) -> None:
+    """What writes asks for an engine by what it executes, so that SQLAlchemy's recipe sends it to the leader."""
+    follower = create_engine("sqlite://", isolation_level="AUTOCOMMIT")
+
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, *, clause: Any = None, **kw: Any) -> Engine | Connection:
+            return database.engine if self._flushing or isinstance(clause, Insert | Delete) else follower
+
+    with Routing() as session, session.begin():
+        outbox.publish(session, placed(1))
+        later = outbox.publish(session, placed(2), deliver_at=datetime.now(UTC) + timedelta(hours=1))
+    with Routing() as session, session.begin():
+        assert outbox.cancel(session, event_id=later.id) == 1
+    follower.dispose()
+    assert (database.events(), database.scheduled()) == ([1], [])
 
 
 def test_two_outboxes_in_one_session(database: Database) -> None:
