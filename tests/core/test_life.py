@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -16,7 +17,7 @@ from sagapost.core.errors import (
     SchemaError,
     StoreUnavailableError,
 )
-from sagapost.core.life import Runtime, ServerLost, ServerReady, Signal
+from sagapost.core.life import Runtime, ServerLost, ServerReady, Signal, part_of
 from sagapost.core.observer import Observation
 from tests.relay.virtual_time import VIRTUAL_TIME
 
@@ -296,3 +297,40 @@ async def test_an_observer_that_raises_anything_ends_no_part() -> None:
         return 1
 
     assert await runtime.until_available(call) == 1
+
+
+# --- parts of a whole ---
+
+
+async def test_a_part_that_is_gone_ends_the_whole() -> None:
+    """A task group would take a foreign CancelledError, or a return, for an end that somebody wanted."""
+
+    async def raises() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise asyncio.CancelledError
+
+    async def returns() -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def whole(gone: Callable[[], Awaitable[None]]) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(part_of, "relay's settlement", gone)
+            await anyio.sleep_forever()
+
+    for gone, said in ((raises, "ended with CancelledError"), (returns, "ended although nobody")):
+        with pytest.raises(ExceptionGroup) as caught:
+            await whole(gone)
+        assert caught.group_contains(RuntimeError, match=f"relay's settlement {said}")
+    await part_of("relay's fetch stage", returns, may_return=True)
+
+
+async def test_a_cancellation_that_was_asked_for_is_one() -> None:
+    """By a scope, or by asyncio's own `Task.cancel`, as of a caller that knows nothing of scopes."""
+    with anyio.move_on_after(1) as scope:
+        await part_of("relay", anyio.sleep_forever)
+    assert scope.cancelled_caught
+    task = asyncio.ensure_future(part_of("relay", anyio.sleep_forever))
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

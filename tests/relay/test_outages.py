@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -11,6 +12,8 @@ import pytest
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.broker import Queue
+from sagapost.core.observer import Observation
+from sagapost.core.outbox_store import Claims, Partition, Published
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 from tests.relay.fake_store import FakeDatabase, FakeStore
@@ -253,3 +256,67 @@ async def test_refused_messages_back_off_and_die_after_their_attempts() -> None:
         assert event.retry_in >= 0.5 * min(2 ** (event.attempt - 1), 60)
     assert 7 * 60 < sum(event.retry_in for event in held) < 20 * 60
     assert list(scene.database.dead) == [1]
+
+
+class _Hostile:
+    """Raises at every report what would end a task, or a process; a watch behind it sees them all."""
+
+    def __init__(self, watch: Watch, error: type[BaseException]) -> None:
+        self._watch = watch
+        self._error = error
+
+    def notify(self, event: Observation, /) -> None:
+        """Take note, and raise."""
+        self._watch.notify(event)
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, GeneratorExit, ZeroDivisionError])
+async def test_an_observer_that_raises_ends_no_part(error: type[BaseException]) -> None:
+    """Every part reports something here, outages included, and every part goes on: all is published and deleted."""
+    scene = Scene(settings=RelaySettings(sweep_interval=timedelta(seconds=1)))
+    await scene.broker.declare(EVERYTHING)
+    relay = Relay(
+        FakeStore(scene.database),
+        scene.broker,
+        settings=scene.settings,
+        observer=_Hostile(scene.watch, error),
+        clock=LoopClock(),
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(relay.run)
+        for _ in range(2):
+            scene.database.write("a", "b", None, "a")
+            await anyio.sleep(SECONDS_TO_RESUME)
+            scene.broker.go_down()
+            scene.database.down = True
+            await anyio.sleep(2 * scene.settings.lease_ttl.total_seconds())
+            scene.broker.come_up()
+            scene.database.down = False
+            await anyio.sleep(SECONDS_TO_RESUME)
+        assert scene.database.rows == {}
+        assert relay.statistics.settled == 8
+        relay.stop()
+    assert scene.delivered() == 8
+    for kind in (obs.LeasesChanged, obs.Fetched, obs.Sent, obs.Confirmed, obs.Settled, obs.BrokerLost, obs.StoreLost):
+        assert scene.watch.count(kind), kind
+    assert scene.watch.count(obs.RelayStopped) == 1
+
+
+class _CancellingStore(FakeStore):
+    """A store of somebody else's, whose delete raises a CancelledError that nobody asked for."""
+
+    async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
+        """Fail as a future does that was cancelled elsewhere."""
+        raise asyncio.CancelledError
+
+
+async def test_no_part_of_a_relay_ends_in_silence() -> None:
+    """Were it taken for a cancellation, the relay would publish on and never delete what it published."""
+    scene = Scene()
+    await scene.broker.declare(EVERYTHING)
+    scene.database.write("a")
+    relay = Relay(_CancellingStore(scene.database), scene.broker, settings=scene.settings, clock=LoopClock())
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(60):
+        await relay.run()
+    assert caught.group_contains(RuntimeError, match="relay's settlement ended with CancelledError")

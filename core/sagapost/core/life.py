@@ -10,6 +10,8 @@ same way (`ServerLost`, `ServerReady`), and end within a moment of `StopSignal.s
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +25,16 @@ from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.errors import BrokerError, BrokerUnavailableError, SagapostError, StoreUnavailableError
 from sagapost.core.observer import Observation, Observer, Observers
 
-__all__ = ["Runnable", "Runtime", "Server", "ServerLost", "ServerReady", "Signal", "StopSignal"]
+__all__ = [
+    "Runnable",
+    "Runtime",
+    "Server",
+    "ServerLost",
+    "ServerReady",
+    "Signal",
+    "StopSignal",
+    "part_of",
+]
 
 T = TypeVar("T")
 
@@ -147,6 +158,40 @@ class StopSignal:
             with anyio.move_on_after(seconds):
                 await self._event.wait()
         return self._event.is_set()
+
+
+async def part_of(name: str, part: Callable[[], Awaitable[None]], *, may_return: bool = False) -> None:
+    """Run a part that shares a task group with others, so that it never ends in silence.
+
+    A task group takes a task that returns for done, and one that raises `CancelledError` for cancelled. If neither was
+    asked for, the others would go on for ever beside a part that is missing: a relay that no longer deletes what was
+    published, say. Both become errors here, which end the whole.
+
+    :param name: the part and what it belongs to, for the error.
+    :param may_return: it returns when it sees the stop.
+    :raises RuntimeError: if it ended otherwise than by an error or a cancellation that was asked for.
+    """
+    try:
+        await part()
+    except anyio.get_cancelled_exc_class() as error:
+        if _is_cancelled():
+            raise
+        raise RuntimeError(
+            f"The {name} ended with {type(error).__name__}, which nobody had asked for: code that it calls raised it. "
+            "Find that code in the traceback."
+        ) from error
+    if not may_return:
+        raise RuntimeError(
+            f"The {name} ended although nobody had asked it to. This is a fault of sagapost: report it."
+        )
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was really cancelled, by a scope or by `asyncio.Task.cancel`."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Runtime:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 
@@ -27,7 +28,8 @@ from sagapost.core.errors import (
     StoreUnavailableError,
 )
 from sagapost.core.ids import new_uuid
-from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.life import part_of
+from sagapost.core.observer import Observer, Observers
 from sagapost.core.outbox_store import OutboxStore, Partition, RelayId
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.fetching import FetchStage
@@ -85,7 +87,8 @@ class Relay:
         clock: Clock | None = None,
     ) -> None:
         settings = settings if settings is not None else RelaySettings()
-        observer = observer if observer is not None else NullObserver()
+        # What an observer raises goes no further: a CancelledError would end the part that reports.
+        observer = Observers(() if observer is None else (observer,))
         clock = clock if clock is not None else SystemClock()
         self.id = RelayId(new_uuid())
         self._store = store
@@ -150,10 +153,10 @@ class Relay:
         await self._until_available(self._store.check_schema)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(parts.ownership.run)
-                tasks.start_soon(parts.settler.run)
-                tasks.start_soon(run_schedule, parts, self._store.schedule)
-                await self._cycles()
+                tasks.start_soon(part_of, "relay's ownership", parts.ownership.run)
+                tasks.start_soon(part_of, "relay's settlement", parts.settler.run)
+                tasks.start_soon(part_of, "relay's schedule", partial(run_schedule, parts, self._store.schedule))
+                await part_of("relay", self._cycles, may_return=True)
                 # The last cycle may have ended with the broker away; what it had confirmed is still to be deleted.
                 await self._drain()
                 tasks.cancel_scope.cancel()
@@ -211,10 +214,10 @@ class Relay:
                     self._connected_once = True
                     async with anyio.create_task_group() as tasks:
 
-                        async def guard(stage: Callable[[], Awaitable[None]]) -> None:
+                        async def guard(name: str, stage: Callable[[], Awaitable[None]]) -> None:
                             # The first failure ends the cycle; it is reported once, and not as a group.
                             try:
-                                await stage()
+                                await part_of(f"relay's {name}", stage, may_return=stage == fetcher.run)
                             except (BrokerError, StoreError) as error:
                                 failure.append(error)
                             if failure and stage == fetcher.run:
@@ -225,11 +228,11 @@ class Relay:
                             if failure:
                                 tasks.cancel_scope.cancel()
 
-                        tasks.start_soon(guard, sender.send)
-                        tasks.start_soon(guard, sender.confirm)
-                        tasks.start_soon(guard, sender.watch)
-                        tasks.start_soon(run_sweep, parts, sweeper, fetcher)
-                        await guard(fetcher.run)
+                        tasks.start_soon(guard, "send stage", sender.send)
+                        tasks.start_soon(guard, "confirm stage", sender.confirm)
+                        tasks.start_soon(guard, "watch over the broker", sender.watch)
+                        tasks.start_soon(guard, "sweep", partial(run_sweep, parts, sweeper, fetcher))
+                        await guard("fetch stage", fetcher.run)
                         if not failure:
                             await self._drain()
                         tasks.cancel_scope.cancel()

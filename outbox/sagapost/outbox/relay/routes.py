@@ -22,8 +22,9 @@ class Routes:
     """
 
     def __init__(self, routing: Routing, *, suspicion: float, serial: bool, monotonic: Callable[[], float]) -> None:
-        self._destinations = routing.destinations
-        self._topics = routing.topics
+        # Copies: a mapping of somebody else's must not be asked, and may not raise, while events are sent.
+        self._destinations = dict(routing.destinations)
+        self._topics = dict(routing.topics)
         self._suspicion = suspicion
         self._serial = serial
         self._monotonic = monotonic
