@@ -13,13 +13,16 @@ import pytest
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import (
+    BrokerError,
+    BrokerRefusedError,
     BrokerUnavailableError,
     SchemaError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
-from sagapost.core.life import Runtime, ServerLost, ServerReady, Signal, part_of
+from sagapost.core.life import Attempts, Runtime, ServerLost, ServerReady, Signal, part_of
 from sagapost.core.observer import Observation
-from tests.relay.virtual_time import VIRTUAL_TIME
+from tests.relay.virtual_time import VIRTUAL_TIME, LoopClock
 
 SECOND = timedelta(seconds=1)
 STEADY = Backoff(base=SECOND, cap=timedelta(seconds=4), jitter=0)
@@ -174,8 +177,8 @@ async def test_what_no_waiting_can_mend_is_raised() -> None:
     with pytest.raises(SchemaError):
         await runtime.every(SECOND, call)
 
-    async def cycle(worked: Callable[[], None]) -> None:
-        worked()
+    async def cycle(attempts: Attempts) -> None:
+        attempts.worked()
         await call()
 
     with pytest.raises(SchemaError):
@@ -258,11 +261,11 @@ async def test_a_cycle_is_kept_up_until_it_sees_the_stop() -> None:
     runtime = Runtime("relay", observer=recorder, backoff=STEADY)
     cycles = 0
 
-    async def cycle(worked: Callable[[], None]) -> None:
+    async def cycle(attempts: Attempts) -> None:
         nonlocal cycles
         cycles += 1
         if cycles == 3:
-            worked()
+            attempts.worked()
             runtime.stop.set()
             return
         raise ExceptionGroup("unhandled errors", [ExceptionGroup("inner", [BrokerUnavailableError("gone")])])
@@ -273,11 +276,80 @@ async def test_a_cycle_is_kept_up_until_it_sees_the_stop() -> None:
         ("broker", 2),
     ]
 
-    async def mixed(_worked: Callable[[], None]) -> None:
+    async def mixed(_attempts: Attempts) -> None:
         raise ExceptionGroup("two", [BrokerUnavailableError("gone"), ZeroDivisionError()])
 
     with pytest.raises(ExceptionGroup):
         await Runtime("relay").keep(mixed)
+
+
+async def test_a_cycle_that_only_connects_does_not_shorten_the_waits() -> None:
+    """A server that lets in and throws out is reported each time, and asked less and less often until it works."""
+    recorder = Recorder()
+    runtime = Runtime("relay", observer=recorder, backoff=STEADY, clock=LoopClock())
+    script = iter(["connects", "connects", "works", "lives", "connects", "hangs", "connects"])
+
+    async def cycle(attempts: Attempts) -> None:
+        step = next(script, None)
+        if step is None:
+            runtime.stop.set()
+            return
+        if step != "hangs":
+            attempts.connected()
+        if step == "works":
+            attempts.worked()
+        elif step in {"lives", "hangs"}:
+            await anyio.sleep(61)
+        raise BrokerUnavailableError(step)
+
+    await runtime.keep(cycle, lasting=timedelta(minutes=1))
+    lost = [(event.reason, event.attempt) for event in recorder.seen if isinstance(event, ServerLost)]
+    assert lost == [
+        ("connects", 1),
+        ("connects", 2),
+        ("works", 1),
+        ("lives", 1),
+        ("connects", 2),
+        ("hangs", 1),
+        ("connects", 2),
+    ]
+    assert sum(isinstance(event, ServerReady) for event in recorder.seen) == 5
+
+
+async def test_what_counts_as_an_outage_may_be_said() -> None:
+    """A refusal is waited for where the part says so, also inside task groups, and raised where it does not."""
+    runtime = Runtime("relay", backoff=STEADY)
+    connected = False
+
+    async def cycle(_attempts: Attempts) -> None:
+        nonlocal connected
+        if connected:
+            runtime.stop.set()
+            return
+        connected = True
+        raise ExceptionGroup("unhandled errors", [BrokerRefusedError("the password was changed")])
+
+    with pytest.raises(ExceptionGroup):
+        await runtime.keep(cycle)
+    connected = False
+    await runtime.keep(cycle, is_outage=lambda error: isinstance(error, BrokerError))
+    failures = iter([StoreRefusedError("read only"), None])
+
+    async def turn() -> None:
+        error = next(failures)
+        if error is not None:
+            raise error
+        other.stop.set()
+
+    other = Runtime("relay", backoff=STEADY)
+    await other.every(SECOND, turn, is_outage=lambda error: isinstance(error, StoreRefusedError))
+    with pytest.raises(BrokerRefusedError):
+        await Runtime("relay").every(SECOND, refuse)
+
+
+async def refuse() -> None:
+    """Fail as a server does that has another password."""
+    raise BrokerRefusedError("the password was changed")
 
 
 async def test_an_observer_that_raises_anything_ends_no_part() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sagapost.core.life import ServerLost, ServerReady
 from sagapost.core.observer import Observation
 from sagapost.inbox.declared import observations as inbox
 from sagapost.ops.log_lines import Line, line_for
@@ -111,12 +112,17 @@ def test_what_comes_per_batch_is_debug_and_limited(kind: type[Observation]) -> N
     ("event", "level", "words"),
     [
         (
-            relay.BrokerLost("amqp://b", "The broker is away.", 3, 1.25),
+            ServerLost("relay", "broker", "The broker is away.", 3, 1.25),
             logging.WARNING,
             "Attempt 3; next in 1.2 s",
         ),
-        (relay.StoreLost("db:5432/x", "The database is away.", 1, 0.2), logging.WARNING, "Attempt 1; next in 0.2 s"),
-        (relay.StoreLost("db:5432/x", "The database is away.", 0, 0.0), logging.WARNING, "The database is away."),
+        (
+            ServerLost("relay", "database", "The database is away.", 1, 0.2),
+            logging.WARNING,
+            "Attempt 1; next in 0.2 s",
+        ),
+        (ServerLost("relay", "database", "The database is away.", 0, 0.0), logging.WARNING, "The database is away."),
+        (ServerReady("relay", "database"), logging.INFO, "the database answers again"),
         (relay.Blocked(blocked=True), logging.WARNING, "asked publishers to pause"),
         (
             relay.Held("id", "t.v1", "k", 7, 2, 4.0, "no queue is bound"),

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core.backoff import Backoff
+from sagapost.core.life import ServerLost
 from sagapost.core.observer import Observers
 from sagapost.core.outbox_store import OutboxBacklog
 from sagapost.core.schema import install_schema
@@ -220,8 +221,8 @@ def test_a_relay_is_counted(figures: Figures) -> None:
         relay_obs.Missed(rows=3, position=7),
         relay_obs.LeasesChanged(frozenset({1, 2}), frozenset({1, 2}), frozenset()),
         relay_obs.Saturated(held=10_000, saturated=True),
-        relay_obs.BrokerLost("amqp://b", "away", 1, 0.2),
-        relay_obs.StoreLost("db", "away", 1, 0.2),
+        ServerLost("relay", "broker", "away", 1, 0.2),
+        ServerLost("relay", "database", "away", 1, 0.2),
     ):
         observers.notify(event)
     figures.metrics.backlog(OutboxBacklog(12, timedelta(seconds=90), 3, 2, 1))

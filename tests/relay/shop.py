@@ -15,6 +15,7 @@ from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker, Queue
 from sagapost.core.envelope import Event
+from sagapost.core.life import Server, ServerLost
 from sagapost.core.observer import Observation
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings
@@ -47,6 +48,10 @@ class Watch:
 
     def count(self, kind: type[Observation]) -> int:
         return sum(isinstance(event, kind) for event in self.events)
+
+    def lost(self, server: Server) -> int:
+        """Attempts to reach a server that failed."""
+        return sum(isinstance(event, ServerLost) and event.server == server for event in self.events)
 
     @property
     def settled(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.broker import Queue
+from sagapost.core.life import ServerLost, ServerReady
 from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import Claims, Partition, Published
 from sagapost.outbox.relay import Relay, RelaySettings
@@ -68,7 +69,7 @@ async def test_pitfall_12_an_hour_without_the_broker_burns_no_attempt() -> None:
         scene.broker.go_down()
         scene.database.write("a", "b", None, "a")
         await anyio.sleep(HOUR)
-        assert scene.watch.count(obs.BrokerLost) > 20 * scene.settings.max_attempts
+        assert scene.watch.lost("broker") > 20 * scene.settings.max_attempts
         assert [row.attempts for row in scene.database.rows.values()] == [0, 0, 0, 0]
         assert scene.database.dead == {}
         scene.broker.come_up()
@@ -84,14 +85,14 @@ async def test_an_idle_relay_notices_a_lost_broker_and_is_back_before_the_next_e
         await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
         scene.broker.go_down()
         await anyio.sleep(HOUR)
-        assert scene.watch.count(obs.BrokerLost) > 0
+        assert scene.watch.lost("broker") > 0
         scene.broker.come_up()
         await anyio.sleep(SECONDS_TO_RESUME)
         assert scene.watch.count(obs.BrokerReady) == 2
-        lost = scene.watch.count(obs.BrokerLost)
+        lost = scene.watch.lost("broker")
         scene.database.write("a")
         await anyio.sleep(SECONDS_TO_RESUME)
-        assert scene.watch.count(obs.BrokerLost) == lost
+        assert scene.watch.lost("broker") == lost
     assert scene.delivered() == 1
 
 
@@ -103,7 +104,7 @@ async def test_a_connection_that_lived_begins_the_backoff_anew() -> None:
             await anyio.sleep(90)
             scene.broker.disconnect()
         await anyio.sleep(SECONDS_TO_RESUME)
-    assert [event.attempt for event in scene.watch.events if isinstance(event, obs.BrokerLost)] == [1] * 5
+    assert [event.attempt for event in scene.watch.events if isinstance(event, ServerLost)] == [1] * 5
 
 
 async def test_leases_in_doubt_stop_the_sending_and_keep_the_connection() -> None:
@@ -192,7 +193,7 @@ async def test_a_stop_while_the_broker_is_away_still_deletes_what_was_confirmed(
         await scene.watch.until(lambda: scene.watch.count(obs.Confirmed) == 1)
         scene.broker.go_down()
         scene.database.write("c")
-        await scene.watch.until(lambda: scene.watch.count(obs.BrokerLost) > 0)
+        await scene.watch.until(lambda: scene.watch.lost("broker") > 0)
         relay.stop()
         await anyio.sleep(1)
         scene.database.no_deletes = False
@@ -298,7 +299,7 @@ async def test_an_observer_that_raises_ends_no_part(error: type[BaseException]) 
         assert relay.statistics.settled == 8
         relay.stop()
     assert scene.delivered() == 8
-    for kind in (obs.LeasesChanged, obs.Fetched, obs.Sent, obs.Confirmed, obs.Settled, obs.BrokerLost, obs.StoreLost):
+    for kind in (obs.LeasesChanged, obs.Fetched, obs.Sent, obs.Confirmed, obs.Settled, ServerLost, ServerReady):
         assert scene.watch.count(kind), kind
     assert scene.watch.count(obs.RelayStopped) == 1
 

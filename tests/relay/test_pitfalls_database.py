@@ -256,9 +256,9 @@ async def test_pitfall_25_work_goes_on_after_each_restart_of_the_database(own_po
             expected = 10 + 10 * round_
             await watch.until(lambda expected=expected: watch.settled == expected, within=60)  # type: ignore[misc]
             await shop.engine.dispose()
-            lost = watch.count(obs.StoreLost)
+            lost = watch.lost("database")
             await anyio.to_thread.run_sync(end)
-            await watch.until(lambda lost=lost: watch.count(obs.StoreLost) > lost, within=60)  # type: ignore[misc]
+            await watch.until(lambda lost=lost: watch.lost("database") > lost, within=60)  # type: ignore[misc]
             await anyio.to_thread.run_sync(server.start)
         await shop.say(*range(30, 40))
         await watch.until(lambda: watch.settled == 40, within=60)

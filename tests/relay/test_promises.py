@@ -113,7 +113,7 @@ async def test_an_outage_of_the_broker_burns_no_attempts(shop: Shop) -> None:
     broker.go_down()
     await shop.say(1, 2)
     async with running(shop.relay(broker, watch)):
-        await watch.until(lambda: watch.count(obs.BrokerLost) >= 5)
+        await watch.until(lambda: watch.lost("broker") >= 5)
         assert await shop.one("SELECT sum(attempts) FROM outbox") == 0
         broker.come_up()
         await watch.until(lambda: watch.settled == 2)

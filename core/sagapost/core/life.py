@@ -26,6 +26,7 @@ from sagapost.core.errors import BrokerError, BrokerUnavailableError, SagapostEr
 from sagapost.core.observer import Observation, Observer, Observers
 
 __all__ = [
+    "Attempts",
     "Runnable",
     "Runtime",
     "Server",
@@ -42,6 +43,11 @@ Server: TypeAlias = Literal["broker", "database"]
 """What a part can lose."""
 
 _OUTAGES: tuple[type[SagapostError], ...] = (BrokerUnavailableError, StoreUnavailableError)
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, _OUTAGES)
+
 
 _RECONNECT = Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=10))
 
@@ -70,7 +76,7 @@ class ServerLost(Observation):
     server: Server
     reason: str
     attempt: int
-    """Failed attempts in a row, this one included."""
+    """Failed attempts in a row, this one included; 0: on the way out, where nothing is tried again."""
     retry_in: float
     """Seconds until the next attempt."""
 
@@ -222,14 +228,14 @@ class Runtime:
 
     async def until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Repeat `call` while a server it needs cannot be reached; return its result, or None if stopped before."""
-        outage = _Waiting(self)
+        attempts = Attempts(self)
         while not self.stop.is_set():
             try:
                 result = await call()
             except _OUTAGES as error:
-                await outage.wait(error)
+                await attempts.wait(error)
             else:
-                outage.over()
+                attempts.worked()
                 return result
         return None
 
@@ -239,21 +245,25 @@ class Runtime:
         turn: Callable[[], Awaitable[timedelta | None]],
         *,
         wake: Signal | None = None,
+        is_outage: Callable[[BaseException], bool] = _is_outage,
     ) -> None:
         """Take turns until stopped; a turn that meets an outage comes again after the backoff.
 
         :param interval: the wait between two turns.
         :param turn: one turn; may return how long to wait this time instead (zero: go on at once).
         :param wake: ends the wait early.
+        :param is_outage: says whether an error is waited for; default: a server cannot be reached.
         """
-        outage = _Waiting(self)
+        attempts = Attempts(self)
         while not self.stop.is_set():
             try:
                 pause = await turn()
-            except _OUTAGES as error:
-                await outage.wait(error)
+            except SagapostError as error:
+                if not is_outage(error):
+                    raise
+                await attempts.wait(error)
                 continue
-            outage.over()
+            attempts.worked()
             seconds = (interval if pause is None else pause).total_seconds()
             if seconds <= 0:
                 await anyio.lowlevel.checkpoint()
@@ -262,24 +272,40 @@ class Runtime:
             else:
                 await self._wait_for(wake, seconds)
 
-    async def keep(self, cycle: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+    async def keep(
+        self,
+        cycle: Callable[[Attempts], Awaitable[None]],
+        *,
+        is_outage: Callable[[BaseException], bool] = _is_outage,
+        lasting: timedelta = timedelta.max,
+    ) -> None:
         """Run `cycle`, which lives as long as its connections, again after each outage, until stopped.
 
-        The cycle returns when it sees the stop. It calls the function it is given whenever something worked: the next
-        outage is then waited for from the shortest wait on.
+        The cycle returns when it sees the stop; one that returns before is begun again. It says what it came to
+        (`Attempts.connected`, `Attempts.worked`).
+
+        :param is_outage: says whether an error is waited for; default: a server cannot be reached.
+        :param lasting: after a cycle that lived this long an outage is the first, whether or not anything worked.
         """
-        outage = _Waiting(self)
+        attempts = Attempts(self)
         while not self.stop.is_set():
+            begun = self.clock.monotonic()
             try:
-                await cycle(outage.over)
-            except _OUTAGES as error:
-                await outage.wait(error)
+                await cycle(attempts)
+                continue
             except BaseExceptionGroup as group:
                 # Task groups wrap; an outage seen by several tasks at once is one outage.
-                lost, others = group.split(_OUTAGES)
+                lost, others = group.split(is_outage)
                 if others is not None or lost is None:
                     raise
-                await outage.wait(_first(lost))
+                error = _first(lost)
+            except SagapostError as raised:
+                if not is_outage(raised):
+                    raise
+                error = raised
+            if self.clock.monotonic() - begun > lasting.total_seconds():
+                attempts.begin_anew()
+            await attempts.wait(error)
 
     async def _wait_for(self, wake: Signal, seconds: float) -> None:
         async with anyio.create_task_group() as tasks:
@@ -293,7 +319,7 @@ class Runtime:
             tasks.cancel_scope.cancel()
 
 
-class _Waiting:
+class Attempts:
     """One loop's memory of an outage: how many attempts failed in a row, and of which server."""
 
     __slots__ = ("_attempt", "_runtime", "_server")
@@ -304,6 +330,7 @@ class _Waiting:
         self._server: Server | None = None
 
     async def wait(self, error: BaseException) -> None:
+        """Report a failed attempt and wait before the next, or for the stop."""
         runtime = self._runtime
         self._attempt += 1
         self._server = "broker" if isinstance(error, BrokerError) else "database"
@@ -311,10 +338,20 @@ class _Waiting:
         runtime.observer.notify(ServerLost(runtime.name, self._server, str(error), self._attempt, seconds))
         await runtime.stop.wait(seconds)
 
-    def over(self) -> None:
-        if self._server is not None:
-            self._runtime.observer.notify(ServerReady(self._runtime.name, self._server))
-        self._attempt, self._server = 0, None
+    def connected(self) -> None:
+        """The server answers again: reported once. The waits go on growing until something has worked."""
+        server, self._server = self._server, None
+        if server is not None:
+            self._runtime.observer.notify(ServerReady(self._runtime.name, server))
+
+    def worked(self) -> None:
+        """Something worked: the next outage is waited for from the shortest wait on."""
+        self.connected()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Count the next failure as the first; reports nothing."""
+        self._attempt = 0
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,14 +8,14 @@ from datetime import timedelta
 import anyio
 
 from sagapost.core.broker import Broker
-from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.life import Runtime
 from sagapost.core.observer import Observation, Observer, Observers
 from sagapost.core.outbox_store import OutboxBacklog, OutboxStore
 from sagapost.ops.adapters import make_store
 from sagapost.ops.composition import Composition
 from sagapost.ops.daemon import Requirement, Worker
 from sagapost.outbox.relay import Relay, RelaySettings
-from sagapost.outbox.relay.observations import RelayStopped, StoreLost
+from sagapost.outbox.relay.observations import RelayStopped
 
 __all__ = ["BacklogService", "RelayService", "outbox_there", "relays"]
 
@@ -90,25 +90,21 @@ class BacklogService:
     ) -> None:
         self._store = store
         self._report = report
-        self._observer = observer
-        self._every = every
-        self._stopped = anyio.Event()
+        self._every = timedelta(seconds=every)
+        self._runtime = Runtime("backlog", observer=observer)
 
     async def run(self) -> int:
         """See `Service.run`. A database that is away is waited for; there is nothing to leave behind."""
         try:
-            while not self._stopped.is_set():
-                try:
-                    self._report(await self._store.backlog.measure())
-                except StoreUnavailableError as error:
-                    self._observer.notify(StoreLost(self._store.address, str(error), 0, self._every))
-                with anyio.move_on_after(self._every):
-                    await self._stopped.wait()
+            await self._runtime.every(self._every, self._measure)
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await self._store.aclose()
         return 0
 
+    async def _measure(self) -> None:
+        self._report(await self._store.backlog.measure())
+
     def stop(self) -> None:
         """See `Service.stop`."""
-        self._stopped.set()
+        self._runtime.stop.set()

@@ -18,6 +18,7 @@ __all__ = ["Line", "line_for"]
 _Words: TypeAlias = Callable[[Observation], Line | None]
 
 _PARTS: Final[Mapping[str, str]] = {
+    "sagapost.core.life": "life",
     "sagapost.outbox.relay.observations": "relay",
     "sagapost.inbox.declared.observations": "inbox",
     "sagapost.sagas.observations": "sagas",

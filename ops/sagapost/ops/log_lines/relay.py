@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sagapost.core.observer import Observation
-from sagapost.ops.log_lines.line import DEBUG, ERROR, INFO, READABLE, WARNING, Line, lost
+from sagapost.ops.log_lines.line import DEBUG, ERROR, INFO, READABLE, WARNING, Line
 from sagapost.outbox.relay import observations as relay
 
 __all__ = ["line_for"]
@@ -43,10 +43,6 @@ def _relay_line(event: relay.Relayed) -> Line | None:
             return Line(WARNING if left else INFO, "relay stopped", {"relay": identity, "left_in_flight": left})
         case relay.BrokerReady(address=address):
             return Line(INFO, f"publishing to {address}", {"broker": address})
-        case relay.BrokerLost(address=address, reason=reason, attempt=attempt, retry_in=retry_in):
-            return lost({"broker": address}, reason, attempt, retry_in)
-        case relay.StoreLost(address=address, reason=reason, attempt=attempt, retry_in=retry_in):
-            return lost({"database": address}, reason, attempt, retry_in)
         case relay.LeasesChanged(owned=owned, gained=gained, given_up=given_up):
             counts = {"owned": len(owned), "gained": len(gained), "given_up": len(given_up)}
             return Line(INFO, f"owns {len(owned)} partitions now", counts)

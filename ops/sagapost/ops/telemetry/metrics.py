@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sagapost.core.errors import MissingExtraError
+from sagapost.core.life import ServerLost
 from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import OutboxBacklog
 from sagapost.inbox.declared import observations as inbox
@@ -61,6 +62,8 @@ class OpenTelemetryMetrics:
             self._relay(event)
         elif isinstance(event, inbox.Consuming):
             self._inbox(event)
+        elif isinstance(event, ServerLost):
+            self._lost.add(1, {"sagapost.server": event.server, "sagapost.part": event.part})
 
     def backlog(self, found: OutboxBacklog) -> None:
         """Take in how far behind the outbox is; see `OutboxStore.backlog`."""
@@ -92,10 +95,6 @@ class OpenTelemetryMetrics:
                 self._paused.set(int(blocked), {"sagapost.cause": "alarm"})
             case relay.Saturated(saturated=saturated):
                 self._paused.set(int(saturated), {"sagapost.cause": "held keys"})
-            case relay.BrokerLost():
-                self._lost.add(1, {"sagapost.server": "broker", "sagapost.part": "relay"})
-            case relay.StoreLost():
-                self._lost.add(1, {"sagapost.server": "database", "sagapost.part": "relay"})
             case _:
                 pass
 

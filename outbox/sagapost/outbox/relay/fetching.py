@@ -139,7 +139,7 @@ class FetchStage:
         """Wait until a page of useful size fits (small ones cost a round trip for little); False when stopping."""
         parts, settings = self._parts, self._parts.settings
         wanted = max(1, min(settings.page_rows, settings.max_in_flight // 4))
-        while not parts.stopping:
+        while not parts.stop.is_set():
             full = settings.max_in_flight - parts.gate.in_flight < wanted
             heavy = parts.gate.in_flight_bytes >= settings.max_in_flight_bytes // 2
             if not full and not heavy:

@@ -1,4 +1,4 @@
-"""What a relay tells its observers."""
+"""What a relay tells its observers, besides `sagapost.core.life.ServerLost` and `ServerReady`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from sagapost.core.observer import Observation
 
 __all__ = [
     "Blocked",
-    "BrokerLost",
     "BrokerReady",
     "Buried",
     "Confirmed",
@@ -27,7 +26,6 @@ __all__ = [
     "Saturated",
     "Sent",
     "Settled",
-    "StoreLost",
     "Woken",
 ]
 
@@ -74,26 +72,6 @@ class BrokerReady(Relayed):
     """A publisher is open."""
 
     address: str
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLost(Relayed):
-    """The broker cannot be reached or ended the connection; the relay tries again after `retry_in` seconds."""
-
-    address: str
-    reason: str
-    attempt: int
-    retry_in: float
-
-
-@dataclass(frozen=True, slots=True)
-class StoreLost(Relayed):
-    """The database cannot be reached; the relay tries again after `retry_in` seconds."""
-
-    address: str
-    reason: str
-    attempt: int
-    retry_in: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sagapost.core.clock import Clock
-from sagapost.core.life import Signal
+from sagapost.core.life import Runtime, Signal, StopSignal
 from sagapost.core.observer import Observer
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.ownership import Ownership
@@ -21,16 +21,16 @@ class Parts:
     """One relay's state; every stage runs in the same event loop."""
 
     settings: RelaySettings
-    database: str
-    """Where the outbox is, for reports."""
     gate: Gate
     routes: Routes
     ownership: Ownership
     settler: Settler
     clock: Clock
     observer: Observer
-    stopping: bool = False
-    """No new rows are fetched; what was sent is confirmed and settled."""
+    background: Runtime
+    """Of what goes on while the relay drains, and is cancelled at its end."""
+    stop: StopSignal
+    """Once set no new rows are fetched; what was sent is confirmed and settled."""
     ready: Signal = field(default_factory=Signal)
     """Set when rows may have become ready to send."""
     nudge: Signal = field(default_factory=Signal)

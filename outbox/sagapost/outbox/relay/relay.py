@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import anyio
@@ -28,7 +29,7 @@ from sagapost.core.errors import (
     StoreUnavailableError,
 )
 from sagapost.core.ids import new_uuid
-from sagapost.core.life import part_of
+from sagapost.core.life import Attempts, Runtime, ServerLost, part_of
 from sagapost.core.observer import Observer, Observers
 from sagapost.core.outbox_store import OutboxStore, Partition, RelayId
 from sagapost.outbox.relay import observations as obs
@@ -46,10 +47,13 @@ from sagapost.outbox.relay.sweeping import run_sweep
 
 __all__ = ["Relay", "RelayStatistics"]
 
+_NAME = "relay"
 _LAST_ANSWERS = 5.0
 """Seconds to wait for the broker's answers when a cycle ends for another reason."""
-_LIVED = 60.0
-"""Seconds after which the end of a cycle counts as a first failure, whether or not there was anything to publish."""
+_LASTING = timedelta(minutes=1)
+"""After so long the end of a cycle counts as a first failure, whether or not there was anything to publish."""
+_LEASE_LOST = 0.2
+"""Seconds to wait after a lease was lost, for a heartbeat to say what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +114,14 @@ class Relay:
             forget=gate.forget_partitions,
             changed=self._nudge,
         )
-        settler = Settler(store.settlement, gate, ownership, observer, settings.reconnect, database=store.address)
-        self._parts = Parts(settings, store.address, gate, routes, ownership, settler, clock, observer)
+        self._runtime = Runtime(_NAME, observer=observer, clock=clock, backoff=settings.reconnect)
+        background = Runtime(_NAME, observer=observer, clock=clock, backoff=settings.reconnect)
+        settler = Settler(store.settlement, gate, ownership, background)
+        self._parts = Parts(
+            settings, gate, routes, ownership, settler, clock, observer, background, self._runtime.stop
+        )
         self._refusals = Refusals(self._parts, store.settlement)
         self._published = 0
-        self._stop = anyio.Event()
         self._drain_until: float | None = None
         self._unanswered = 0
         self._sender: SendStage | None = None
@@ -122,8 +129,7 @@ class Relay:
 
     def stop(self) -> None:
         """Stop fetching, confirm and settle what was sent, hand the partitions over, and let `run` return."""
-        self._parts.stopping = True
-        self._stop.set()
+        self._runtime.stop.set()
         self._nudge()
 
     @property
@@ -150,51 +156,38 @@ class Relay:
         """
         parts = self._parts
         parts.observer.notify(obs.RelayStarted(relay=str(self.id)))
-        await self._until_available(self._store.check_schema)
+        await self._runtime.until_available(self._store.check_schema)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(part_of, "relay's ownership", parts.ownership.run)
                 tasks.start_soon(part_of, "relay's settlement", parts.settler.run)
                 tasks.start_soon(part_of, "relay's schedule", partial(run_schedule, parts, self._store.schedule))
-                await part_of("relay", self._cycles, may_return=True)
+                cycles = partial(self._runtime.keep, self._hold_leases, is_outage=self._is_outage, lasting=_LASTING)
+                await part_of("relay", cycles, may_return=True)
                 # The last cycle may have ended with the broker away; what it had confirmed is still to be deleted.
                 await self._drain()
                 tasks.cancel_scope.cancel()
         finally:
             await self._leave()
 
-    async def _until_available(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a call while the database cannot be reached."""
-        attempt = 0
-        while not self._parts.stopping:
-            try:
-                await call()
-            except StoreUnavailableError as error:
-                attempt += 1
-                await self._pause(error, attempt)
-            else:
-                return
+    def _is_outage(self, error: BaseException) -> bool:
+        # A refusal at the start is a mistake to report; later (a restarting server that still refuses, a rotated
+        # password) the relay holds on, since its work cannot be done by giving up.
+        if self._connected_once:
+            return isinstance(error, BrokerError | StoreError)
+        return isinstance(error, BrokerUnavailableError | StoreUnavailableError)
 
-    async def _cycles(self) -> None:
-        """One cycle per broker connection, until stopped."""
-        attempt = 0
-        while not self._parts.stopping:
-            before, begun = self._published, self._parts.clock.monotonic()
-            try:
-                await self._cycle()
-            except (BrokerUnavailableError, StoreUnavailableError, LeaseLostError) as error:
-                lived = self._parts.clock.monotonic() - begun > _LIVED
-                attempt = 1 if lived or self._published > before else attempt + 1
-                await self._pause(error, attempt)
-            except (BrokerError, StoreError) as error:
-                # Refused. At the start that is a mistake to report; later (a restarting server that still refuses,
-                # a rotated password) the relay holds on, since its work cannot be done by giving up.
-                if not self._connected_once:
-                    raise
-                attempt += 1
-                await self._pause(error, attempt)
+    async def _hold_leases(self, attempts: Attempts) -> None:
+        """Run one cycle; a lease that another relay took ends it, and is no outage."""
+        ownership = self._parts.ownership
+        try:
+            await self._cycle(attempts)
+        except LeaseLostError as error:
+            ownership.lose(frozenset(Partition(p) for p in error.partitions), "the token was refused")
+            ownership.nudge()
+            await self._runtime.stop.wait(_LEASE_LOST)
 
-    async def _cycle(self) -> None:
+    async def _cycle(self, attempts: Attempts) -> None:
         """Fetch, send and confirm over one connection, until stopped or something fails."""
         parts = self._parts
         failure: list[Exception] = []
@@ -212,6 +205,7 @@ class Relay:
                     fetcher = FetchStage(parts, reader, doorbell, self._refusals)
                     await self._refusals.load_blocked()
                     self._connected_once = True
+                    attempts.connected()
                     async with anyio.create_task_group() as tasks:
 
                         async def guard(name: str, stage: Callable[[], Awaitable[None]]) -> None:
@@ -239,21 +233,23 @@ class Relay:
             finally:
                 if sender is not None:
                     with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                        await self._absorb(sender)
+                        await self._absorb(sender, attempts)
                 held = parts.gate.in_flight
                 parts.gate.forget_unconfirmed()
-                self._unanswered = held - parts.gate.in_flight if parts.stopping else 0
+                self._unanswered = held - parts.gate.in_flight if parts.stop.is_set() else 0
                 parts.gate.restarted()
         if failure:
             raise failure[0]
 
-    async def _absorb(self, sender: SendStage) -> None:
+    async def _absorb(self, sender: SendStage, attempts: Attempts) -> None:
         """Take in what was answered before the connection ended."""
         try:
             await sender.drain()
         except StoreError as error:
             # Only the bookkeeping of refused rows writes here; they are refused and counted again.
-            self._parts.observer.notify(obs.StoreLost(self._parts.database, str(error), 0, 0.0))
+            self._parts.observer.notify(ServerLost(_NAME, "database", str(error), 0, 0.0))
+        if sender.published:
+            attempts.worked()
         self._published += sender.published
         self._sender = None
 
@@ -274,23 +270,9 @@ class Relay:
             try:
                 await parts.ownership.retire()
             except StoreError as error:
-                parts.observer.notify(obs.StoreLost(parts.database, str(error), 0, 0.0))
+                parts.observer.notify(ServerLost(_NAME, "database", str(error), 0, 0.0))
             await self._store.aclose()
         parts.observer.notify(obs.RelayStopped(relay=str(self.id), left_in_flight=left))
-
-    async def _pause(self, error: Exception, attempt: int) -> None:
-        """Report a failed cycle and wait before the next."""
-        parts = self._parts
-        delay = parts.settings.reconnect.seconds(attempt)
-        if isinstance(error, BrokerError):
-            parts.observer.notify(obs.BrokerLost(self._broker.address, str(error), attempt, delay))
-        elif isinstance(error, LeaseLostError):
-            parts.ownership.lose(frozenset(Partition(p) for p in error.partitions), "the token was refused")
-            parts.ownership.nudge()
-        else:
-            parts.observer.notify(obs.StoreLost(parts.database, str(error), attempt, delay))
-        with anyio.move_on_after(delay):
-            await self._stop.wait()
 
     def _nudge(self) -> None:
         self._parts.nudge.set()

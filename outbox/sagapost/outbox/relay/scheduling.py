@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import anyio
-
-from sagapost.core.errors import StoreError
 from sagapost.core.outbox_store import OutboxSchedule
-from sagapost.outbox.relay.observations import Moved, StoreLost
+from sagapost.outbox.relay.observations import Moved
+from sagapost.outbox.relay.settlement import is_store_error
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import Parts
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["run_schedule"]
 
 _BATCH = 500
+_SHORTEST = timedelta(milliseconds=1)
 
 
 async def run_schedule(parts: Parts, schedule: OutboxSchedule) -> None:
@@ -24,20 +24,13 @@ async def run_schedule(parts: Parts, schedule: OutboxSchedule) -> None:
     Every relay does this; the store moves each row once. Between moves it sleeps until the next one is due, and never
     longer than the poll interval, since an earlier one may be scheduled meanwhile.
     """
-    longest = parts.settings.poll_interval.total_seconds()
-    attempt = 0
-    while True:
-        pause = longest
-        try:
-            moved, upcoming = await schedule.move_due(limit=_BATCH)
-            attempt = 0
-            if moved:
-                parts.observer.notify(Moved(rows=moved))
-                parts.nudge.set()
-            if upcoming is not None:
-                pause = min(longest, max(upcoming.total_seconds(), 0.001))
-        except StoreError as error:
-            attempt += 1
-            pause = parts.settings.reconnect.seconds(attempt)
-            parts.observer.notify(StoreLost(parts.database, str(error), attempt, pause))
-        await anyio.sleep(pause)
+    longest = parts.settings.poll_interval
+
+    async def move() -> timedelta | None:
+        moved, upcoming = await schedule.move_due(limit=_BATCH)
+        if moved:
+            parts.observer.notify(Moved(rows=moved))
+            parts.nudge.set()
+        return None if upcoming is None else min(longest, max(upcoming, _SHORTEST))
+
+    await parts.background.every(longest, move, is_outage=is_store_error)

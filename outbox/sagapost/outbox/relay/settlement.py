@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 
-import anyio
-
-from sagapost.core.backoff import Backoff
 from sagapost.core.errors import LeaseLostError, StoreError
-from sagapost.core.life import Signal
-from sagapost.core.observer import Observer
+from sagapost.core.life import Runtime, Signal
 from sagapost.core.outbox_store import OutboxRow, OutboxSettlement, Partition, Published
 from sagapost.outbox.relay.gate import Gate
-from sagapost.outbox.relay.observations import Settled, StoreLost
+from sagapost.outbox.relay.observations import Settled
 from sagapost.outbox.relay.ownership import Ownership
 
-__all__ = ["Settler"]
+__all__ = ["Settler", "is_store_error"]
 
 _BATCH = 5_000
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether what goes on beside the sending waits for the end of an error: any of the database's, also refusals."""
+    return isinstance(error, StoreError)
 
 
 class Settler:
@@ -32,17 +34,12 @@ class Settler:
         settlement: OutboxSettlement,
         gate: Gate,
         ownership: Ownership,
-        observer: Observer,
-        backoff: Backoff,
-        *,
-        database: str,
+        runtime: Runtime,
     ) -> None:
         self._settlement = settlement
-        self._database = database
         self._gate = gate
         self._ownership = ownership
-        self._observer = observer
-        self._backoff = backoff
+        self._runtime = runtime
         self._pending: dict[Partition, list[Published]] = {}
         self._arrived = Signal()
         self.capacity = Signal()
@@ -62,20 +59,17 @@ class Settler:
 
     async def run(self) -> None:
         """Delete what is queued until cancelled."""
-        attempt = 0
-        while True:
-            while not self._pending:
-                await self._arrived.wait()
-            batch = self._take()
-            try:
-                await self._delete(batch)
-                attempt = 0
-            except StoreError as error:
-                self._give_back(batch)
-                attempt += 1
-                pause = self._backoff.seconds(attempt)
-                self._observer.notify(StoreLost(self._database, str(error), attempt, pause))
-                await anyio.sleep(pause)
+        await self._runtime.every(timedelta(0), self._settle, is_outage=is_store_error)
+
+    async def _settle(self) -> None:
+        while not self._pending:
+            await self._arrived.wait()
+        batch = self._take()
+        try:
+            await self._delete(batch)
+        except StoreError:
+            self._give_back(batch)
+            raise
 
     async def _delete(self, batch: Mapping[Partition, Sequence[Published]]) -> None:
         lost: frozenset[Partition] = frozenset()
@@ -87,7 +81,7 @@ class Settler:
         for partition, rows in batch.items():
             self._gate.settled(partition, [position for position, _ in rows])
         self.total += deleted
-        self._observer.notify(Settled(rows=deleted))
+        self._runtime.observer.notify(Settled(rows=deleted))
         self.capacity.set()
         if lost:
             self._ownership.lose(lost, "the token was refused when deleting published rows")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import anyio
-
-from sagapost.core.errors import StoreError
 from sagapost.core.outbox_store import LeaseToken, OutboxSweeper, Partition, Position
-from sagapost.outbox.relay.observations import Missed, StoreLost
+from sagapost.outbox.relay.observations import Missed
+from sagapost.outbox.relay.settlement import is_store_error
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.fetching import FetchStage
@@ -31,32 +30,22 @@ _LOWEST = Position(-(2**62))
 
 async def run_sweep(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> None:
     """Sweep until cancelled. A failure is reported and waited out: the other stages notice an outage by themselves."""
-    interval = parts.settings.sweep_interval.total_seconds()
-    pause, attempt = interval, 0
-    await _marked(parts, sweeper)
-    while True:
-        await anyio.sleep(pause)
+    interval = parts.settings.sweep_interval
+    marked = False
+
+    async def sweep() -> timedelta | None:
+        nonlocal marked
         begun = parts.clock.monotonic()
-        try:
-            missed = await _missed(parts, sweeper, fetcher)
-            await sweeper.mark()
-        except StoreError as error:
-            attempt += 1
-            pause = max(interval, parts.settings.reconnect.seconds(attempt))
-            parts.observer.notify(StoreLost(parts.database, str(error), attempt, pause))
-            continue
-        attempt = 0
+        # What is there now is looked for a whole interval later, so the first turn only marks it.
+        missed = await _missed(parts, sweeper, fetcher) if marked else set[Position]()
+        await sweeper.mark()
+        marked = True
         if missed:
             parts.observer.notify(Missed(rows=len(missed), position=int(min(missed))))
             fetcher.start_over()
-        pause = max(interval, _SHARE * (parts.clock.monotonic() - begun))
+        return max(interval, _SHARE * timedelta(seconds=parts.clock.monotonic() - begun))
 
-
-async def _marked(parts: Parts, sweeper: OutboxSweeper) -> None:
-    try:
-        await sweeper.mark()
-    except StoreError as error:
-        parts.observer.notify(StoreLost(parts.database, str(error), 1, parts.settings.sweep_interval.total_seconds()))
+    await parts.background.every(interval, sweep, is_outage=is_store_error)
 
 
 async def _missed(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> set[Position]:
