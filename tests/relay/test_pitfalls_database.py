@@ -40,8 +40,8 @@ async def connected(shop: Shop) -> AsyncGenerator[asyncpg.Connection, None]:
         await connection.close()
 
 
-RELAY_CONNECTIONS = 4
-"""Reading, settling, leases, doorbell."""
+RELAY_CONNECTIONS = 5
+"""Reading, settling, leases, doorbell, sweep."""
 
 
 @dataclass
