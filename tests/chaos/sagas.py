@@ -181,7 +181,7 @@ async def _begin(plan: Plan, stage: Stage, wanted: service.OrderPlaced) -> None:
                 session,
                 service.OrderOverdue(wanted.order),
                 key=str(wanted.order),
-                name=service.DEADLINE.name,
+                name=service.SERVICES["orders"].sagas.deadline_name(service.DEADLINE.name),
                 deliver_at=datetime.now(UTC) + (_SOON if soon else plan.deadline),
             )
 

@@ -45,7 +45,6 @@ async def test_a_service_that_never_ran_misses_nothing(path: str, tmp_path: Path
         ran = await anyio.to_thread.run_sync(_declare, path, tmp_path, amqp_url)
         assert ran == {
             "broker": broker.address,
-            "exchange": "sagapost",
             "queues": [{"name": "warehouse", "topics": [TYPE], "ordered": False}],
         }
     assert isinstance(await publish(), Confirmed)

@@ -23,9 +23,11 @@ from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, runn
 SHOP = Queue(EVERYTHING.name, frozenset({"shop.#"}))
 SWEEPING = replace(FAST, sweep_interval=timedelta(seconds=1))
 
+RESTORED_NUMBERS = [1_000_001, 1_000_002, 1_000_003]
 RESTORED = """
     INSERT INTO outbox (xid, type, source, partitionkey, data)
-    SELECT '700', 't', 's', 'restored', convert_to('{"n":' || n || '}', 'UTF8') FROM generate_series(1001, 1003) n"""
+    SELECT '700', 't', 's', 'restored', convert_to('{"n":' || n || '}', 'UTF8')
+    FROM generate_series(1000001, 1000003) n"""
 
 
 async def restore(shop: Shop) -> None:
@@ -60,8 +62,8 @@ async def test_pitfall_39_a_sweep_finds_what_no_cursor_can_see(shop: Shop, *, bu
             done.set()
         await watch.until(lambda: watch.settled == written + 3)
     got = numbers(await heard(broker, written + 3))
-    assert Counter(got) == Counter([*range(written), 1001, 1002, 1003])
-    assert [n for n in got if n > 1000] == [1001, 1002, 1003]
+    assert Counter(got) == Counter([*range(written), *RESTORED_NUMBERS])
+    assert [n for n in got if n >= RESTORED_NUMBERS[0]] == RESTORED_NUMBERS
     assert not broker.waiting(EVERYTHING.name)
 
 

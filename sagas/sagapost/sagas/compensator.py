@@ -254,7 +254,7 @@ class Compensator:
             raise ConfigurationError(f"no compensation named {intent.name!r} is registered any more")
         context = CompensationContext(
             session=transaction.session,
-            outbox=self._sagas.outbox,
+            sagas=self._sagas,
             saga=turn.saga,
             reason=claimed.rollback_reason,
             cause=claimed.rollback_cause,

@@ -13,7 +13,6 @@ from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.declared.context import Context
 from sagapost.outbox.options import PublishOptions
-from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.deadlines import Deadline
 from sagapost.sagas.rollbacks import Rollbacks
@@ -171,13 +170,13 @@ class CompensationContext:
     after the function returns. It must not commit, roll back or close it.
     """
 
-    __slots__ = ("_outbox", "attempt", "cause", "reason", "saga", "session", "step_event")
+    __slots__ = ("_sagas", "attempt", "cause", "reason", "saga", "session", "step_event")
 
     def __init__(
         self,
         *,
         session: AsyncSession,
-        outbox: Outbox,
+        sagas: Rollbacks,
         saga: str,
         reason: str,
         cause: str | None,
@@ -195,14 +194,15 @@ class CompensationContext:
         """The id of the event whose handling is being undone."""
         self.attempt = attempt
         """1 for the first try."""
-        self._outbox = outbox
+        self._sagas = sagas
 
     async def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:
         """Publish an event in this transaction and saga; see `Outbox.publish`."""
         running = current()
         options.setdefault("correlationid", running.correlationid if running is not None else self.saga)
-        return await self._outbox.publish(self.session, payload, **options)
+        return await self._sagas.outbox.publish(self.session, payload, **options)
 
     async def cancel_deadline(self, deadline: Deadline[Any]) -> bool:
         """Take a deadline of this saga back; False if there is none, for instance because it has passed."""
-        return bool(await self._outbox.cancel(self.session, correlationid=self.saga, name=deadline.name))
+        name = self._sagas.deadline_name(deadline.name)
+        return bool(await self._sagas.outbox.cancel(self.session, correlationid=self.saga, name=name))
