@@ -13,7 +13,7 @@ import anyio.lowlevel
 from sqlalchemy import Table, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, registry
 
 __all__ = ["DEEDS", "SYNC_DEEDS", "Deed", "Outcome", "Unprintable"]
 
@@ -134,6 +134,33 @@ async def _swallows_through_the_driver(session: AsyncSession, _table: Table) -> 
         await _driver(raw).execute("SELECT * FROM statistics_that_are_not_there")
 
 
+def _refused_row(table: Table) -> object:
+    """Return an object of the ORM that the table takes no row of: without its `order_id`."""
+    row = type("Row", (), {})
+    registry().map_imperatively(row, table)
+    return row()
+
+
+async def _adds_what_is_refused(session: AsyncSession, table: Table) -> None:
+    session.add(_refused_row(table))
+
+
+async def _lets_a_failed_flush_out(session: AsyncSession, table: Table) -> None:
+    session.add(_refused_row(table))
+    await session.flush()
+
+
+async def _swallows_a_failed_flush(session: AsyncSession, table: Table) -> None:
+    with contextlib.suppress(SQLAlchemyError):
+        await _lets_a_failed_flush_out(session, table)
+
+
+async def _undoes_a_flush(session: AsyncSession, table: Table) -> None:
+    with contextlib.suppress(SQLAlchemyError):
+        async with session.begin_nested():
+            await _lets_a_failed_flush_out(session, table)
+
+
 async def _undoes_a_part(session: AsyncSession, _table: Table) -> None:
     with contextlib.suppress(SQLAlchemyError):
         async with session.begin_nested():
@@ -187,6 +214,10 @@ DEEDS: dict[str, Deed] = {
     "swallows an error and goes on": Deed(_swallows_and_goes_on, "failed", "22012"),
     "swallows an error of the driver": Deed(_swallows_through_the_driver, "failed", "A statement failed"),
     "undoes a part": Deed(_undoes_a_part, "done"),
+    "adds what is refused": Deed(_adds_what_is_refused, "failed", "IntegrityError (23502)"),
+    "lets a failed flush out": Deed(_lets_a_failed_flush_out, "failed", "IntegrityError (23502)"),
+    "swallows a failed flush": Deed(_swallows_a_failed_flush, "failed", "A statement failed (IntegrityError (23502)"),
+    "undoes a flush": Deed(_undoes_a_flush, "done"),
     "takes too long": Deed(_takes_too_long, "failed", "did not return within"),
     "swallows its time limit": Deed(_swallows_its_time_limit, "failed", "did not return within"),
     "waits for a lock": Deed(_waits_for_a_lock, "failed", "did not return within"),

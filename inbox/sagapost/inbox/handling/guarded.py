@@ -306,6 +306,9 @@ class GuardedTransaction:
         if connection.invalidated or commits.undoes_by_itself(connection, after):
             # A statement that is cut off ends the connection, and with it the transaction.
             return None
+        if not self.session.sync_session.is_active:
+            # A flush failed: SQLAlchemy has rolled the transaction back, so nothing of it can be committed.
+            return None
         ours = transaction is not None and transaction.is_active and transaction is connection.get_transaction()
         if ours and commits.is_open(connection):
             return None
@@ -337,7 +340,7 @@ class GuardedTransaction:
                 f"The database connection of {self._progress.function} was closed while it ran: by the server (look "
                 "for idle_in_transaction_session_timeout, if it took long), or by itself."
             )
-        if commits.has_failed(self._connection):
+        if not self.session.sync_session.is_active or commits.has_failed(self._connection):
             raise self._swallowed()
 
     def _swallowed(self) -> SwallowedError:
