@@ -192,6 +192,17 @@ def test_a_strangers_type_and_source_have_fallbacks() -> None:
     assert (event.type, event.source) == ("legacy.topic", "urn:elsewhere")
 
 
+def test_ids_of_unknown_programs_say_nothing_of_each_other() -> None:
+    """Without an app id, equal message ids are one message only with equal type and content."""
+    ids = [
+        read_event(body, message_id="1", type=type_, topic="t").id
+        for body, type_ in ((b"a", "t"), (b"a", "t"), (b"b", "t"), (b"a", "u"))
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+    assert all(id_.startswith("1:") for id_ in ids)
+
+
 def test_a_stranger_without_id_is_rejected_by_default() -> None:
     """Without an id a redelivery cannot be recognised, so nothing is assumed."""
     assert "neither CloudEvents attributes nor a message id" in reason_of(b"x")

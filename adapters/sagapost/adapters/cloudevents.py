@@ -45,7 +45,9 @@ _KNOWN = frozenset(
 class StrangerPolicy:
     """How messages without a CloudEvents envelope are read.
 
-    `default_source` becomes the event's source where the message names no application.
+    `default_source` becomes the event's source where the message names no application. The id is then the message id
+    followed by a digest of type and content: two unknown programs may both count 1, 2, 3, and neither's message is a
+    duplicate of the other's. A redelivery has the same bytes, and is one.
     `without_id`: `reject` makes a message without a message id `Malformed`; `digest` derives an id from its content,
     so a redelivery is recognised, and so are two messages that were *meant* to be two but are equal byte for byte.
     """
@@ -226,6 +228,8 @@ def _read_stranger(message: Incoming, policy: StrangerPolicy) -> Event:
                 "it has neither CloudEvents attributes nor a message id, so a redelivery could not be recognised"
             )
         id_ = _digest(message, source, type_)
+    elif not message.app_id:
+        id_ = f"{id_}:{_content_digest(message.body, type_)}"
     headers = message.headers
     return Event(
         id=id_,
@@ -247,6 +251,10 @@ def _read_stranger(message: Incoming, policy: StrangerPolicy) -> Event:
             and isinstance(value, str | int | bool)
         },
     )
+
+
+def _content_digest(body: bytes, type_: str) -> str:
+    return hashlib.sha256(type_.encode("utf-8", "surrogateescape") + b"\x00" + body).hexdigest()[:16]
 
 
 def _digest(message: Incoming, source: str, type_: str) -> str:

@@ -1,4 +1,7 @@
-"""The dedup key of an event: 16 bytes that follow from its identity (`source`, `id`) and from nothing else.
+"""The dedup key of an event: 16 bytes that follow from its identity and from nothing else.
+
+The identity is source and id. Where the id is no UUIDv7, and so may be a number that somebody counts or the number of
+an order, the type belongs to it: two kinds of messages about order 17 are two messages.
 
 Ids made by sagapost (and by many others) are UUIDv7, which begin with a time in milliseconds. Their keys begin with
 the same six bytes, so new keys land at the right edge of the index: with ten million rows behind it an insert touches
@@ -27,10 +30,16 @@ def dedup_key(event: Event) -> bytes:
         try:
             time = bytes.fromhex(id_[:8] + id_[9:13])
         except ValueError:
-            return _digest(event.source, id_, KEY_BYTES)
+            return _foreign(event)
         # fromhex() skips white space, so what merely looks like a UUID may have come out shorter.
         return time + _digest(event.source, id_, KEY_BYTES - len(time))
-    return _digest(event.source, id_, KEY_BYTES)
+    return _foreign(event)
+
+
+def _foreign(event: Event) -> bytes:
+    type_ = event.type.encode("utf-8", "surrogatepass")
+    # With its length, for the same reason as below.
+    return _digest(event.source, event.id, KEY_BYTES, b"%b:%d" % (type_, len(type_)))
 
 
 def malformed_key(message: Malformed) -> bytes:
