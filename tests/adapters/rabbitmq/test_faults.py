@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from sagapost.adapters.rabbitmq import RabbitMQBroker
+from sagapost.adapters.rabbitmq import RabbitMQBroker, consumer
 from sagapost.core.broker import Confirmed, Outgoing, Queue, Rejected, Returned, Unknown
 from sagapost.core.errors import (
     BrokerRefusedError,
@@ -322,6 +322,30 @@ async def test_a_deleted_queue_ends_its_consumer_and_can_be_had_again(amqp_url: 
         async with broker.subscribe(queue, prefetch=10) as subscription:
             await publish(publisher, topic, 2)
             assert numbers(await take(subscription, 1)) == [2]
+
+
+async def test_a_consumer_that_runs_on_binds_its_queue_again(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exchange is deleted and comes back without bindings; what is published then reaches the running consumer."""
+    monkeypatch.setattr(consumer, "_BOUND_EVERY", 0.2)
+    topic, exchange = word(), word()
+    queue = Queue(word(), frozenset({topic}))
+    broker = RabbitMQBroker(amqp_url, exchange=exchange)
+    got: list[int] = []
+
+    async def receive() -> None:
+        got.extend(numbers(await take(subscription, 1)))
+
+    async with broker.subscribe(queue, prefetch=10) as subscription, anyio.create_task_group() as tasks:
+        tasks.start_soon(receive)
+        async with aiormq.Connection(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.exchange_delete(exchange)
+        result: object = None
+        with anyio.fail_after(20):
+            while result != Confirmed():
+                async with broker.publisher() as publisher:
+                    (result,) = await answers(await publisher.send(outgoing(topic, 7)))
+    assert got == [7]
 
 
 async def test_a_consumer_timeout_ends_the_subscription_and_the_message_comes_again(own_rabbitmq: OwnRabbitMQ) -> None:

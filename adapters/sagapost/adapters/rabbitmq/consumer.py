@@ -18,7 +18,7 @@ from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
 from sagapost.adapters.rabbitmq.errors import closed_error
 from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link, number_of
 from sagapost.adapters.rabbitmq.settings import ConnectionSettings, TopologySettings
-from sagapost.adapters.rabbitmq.topology import declare_queue
+from sagapost.adapters.rabbitmq.topology import declare_queue, keep_bound
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
 from sagapost.core.broker import Delivery, Queue
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
@@ -28,6 +28,9 @@ __all__ = ["RabbitMQSubscription", "open_subscription"]
 
 _QUORUM_PREFETCH = 2000
 """RabbitMQ's own upper bound for quorum queues."""
+
+_BOUND_EVERY = 5.0
+"""Seconds after which a running consumer binds its queue once more."""
 
 _CONSUMER_TAG = "sagapost"
 
@@ -52,11 +55,14 @@ class RabbitMQSubscription:
         channel: aio_pika.Channel,
         queue: Queue,
         *,
+        topology: TopologySettings,
         stranger_policy: StrangerPolicy,
         max_buffered_bytes: int,
         call_timeout: float,
     ) -> None:
         self.stranger_policy = stranger_policy
+        self._topology = topology
+        self._bound_until = anyio.current_time() + _BOUND_EVERY
         self._link = link
         self._channel = channel
         self._number = number_of(channel)
@@ -112,7 +118,8 @@ class RabbitMQSubscription:
                 raise self._error(self._ended)
             if self._stopped:
                 raise StopAsyncIteration
-            await self._wake.wait()
+            if not await self._wake.wait(max(self._bound_until - anyio.current_time(), 0.0)):
+                await self._bind_again()
         if self._ended is not None:
             # What is left here will be delivered again: handling it now would only make a duplicate.
             raise self._error(self._ended)
@@ -121,6 +128,15 @@ class RabbitMQSubscription:
         if self._received_bytes * 2 <= self._max_buffered_bytes:
             self._link.hold_reading(False)
         return delivery
+
+    async def _bind_again(self) -> None:
+        """Make the bindings anew, in case somebody has deleted the exchange: a queue without them only looks idle."""
+        try:
+            await keep_bound(self._link, self._topology, self._queue)
+        except BrokerUnavailableError:
+            if self._ended is None:
+                raise
+        self._bound_until = anyio.current_time() + _BOUND_EVERY
 
     # --- settling ---
 
@@ -305,6 +321,7 @@ async def open_subscription(
             link,
             channel,
             queue,
+            topology=topology,
             stranger_policy=stranger_policy,
             max_buffered_bytes=max_buffered_bytes,
             call_timeout=settings.connect_timeout.total_seconds(),

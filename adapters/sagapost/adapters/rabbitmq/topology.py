@@ -25,7 +25,7 @@ from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["declare_exchange", "declare_queue"]
+__all__ = ["declare_exchange", "declare_queue", "keep_bound"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
 
@@ -80,6 +80,26 @@ async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) ->
     # The dead-letter queue comes first: once the work queue exists, something may already be dead-lettered from it.
     await _have_queue(link, dead_queue, settings.dead_letter_arguments(), {dead_exchange: [queue.name]})
     await _have_queue(link, queue.name, settings.queue_arguments(queue), {settings.exchange: sorted(queue.topics)})
+
+
+async def keep_bound(link: Link, settings: TopologySettings, queue: Queue) -> None:
+    """Bind a queue that is consumed once more, on one channel: somebody may have deleted the exchange meanwhile.
+
+    An exchange that is deleted takes the bindings along and comes back without them, made anew by the next publisher
+    or consumer that starts. Bindings that are there are left as they are. What this user may not bind is its owner's.
+
+    :raises BrokerUnavailableError: if the connection ends.
+    """
+
+    async def bind(channel: aio_pika.Channel) -> None:
+        await channel.declare_exchange(settings.exchange, ExchangeType.TOPIC, durable=True)
+        bound = await channel.get_queue(queue.name, ensure=False)
+        for topic in sorted(queue.topics):
+            await bound.bind(settings.exchange, routing_key=topic)
+
+    refusal = await _attempt(link, bind, _Entity("queue", queue.name, ""))
+    if refusal is not None:
+        _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
 
 
 class _Entity(NamedTuple):
