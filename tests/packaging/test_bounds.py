@@ -36,7 +36,7 @@ def test_pitfall_49_every_dependency_has_a_lower_bound_that_is_run() -> None:
         assert pin.operator == "=="
         assert wanted[constraint.name].specifier.contains(pin.version)
         assert wanted[constraint.name].marker == constraint.marker
-    assert " bounds)" in (ROOT / ".ci" / "run").read_text()
+    assert "bash .ci/run install bounds" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
 def test_a_dependency_without_a_lower_bound_is_refused(tmp_path: Path) -> None:

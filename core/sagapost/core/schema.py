@@ -288,13 +288,14 @@ def upgrade_schema(
                 found, existing = _recorded(connection, versions, part), _existing(connection, part)
             if found is not None and found > part.version:
                 raise SchemaError(found=found, expected=part.version, where="The database")
-            if existing and found != part.version:
+            migrated = bool(existing) and found != part.version
+            if migrated:
                 # Without a record every migration is looked through: a step that is done is passed over.
                 _migrate(connection, versions, part, found or 0, report, attempts)
             with connection.begin():
                 kit.begin_step(connection, patience=_PATIENCE * 10)
                 recorded = _recorded(connection, versions, part)
-                if _complete(connection, versions, part, recorded) or recorded != found:
+                if _complete(connection, versions, part, recorded) or migrated:
                     changed.append(part.name)
                 if not _has_this_form(connection, part):
                     raise SchemaError(found=found, expected=part.version, where="The database")
