@@ -54,6 +54,8 @@ CONSUMER = {
     "SAGAPOST_CONSUMER_DRAIN_TIMEOUT": "15s",
     # A dead letter does not hold its key: the order of the rest is judged.
     "SAGAPOST_CONSUMER_ON_DEAD": "skip",
+    # No other version will take what is strange.
+    "SAGAPOST_CONSUMER_UNKNOWN_FOR": "0s",
     # Poison is dead within seconds, and what only had bad luck has rounds enough.
     "SAGAPOST_CONSUMER_RETRY_QUICK": "0",
     "SAGAPOST_CONSUMER_RETRY_ATTEMPTS": "8",

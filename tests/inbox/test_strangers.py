@@ -136,7 +136,7 @@ async def test_a_type_nobody_takes(engine: AsyncEngine, broker: MemoryBroker, po
         if policy == "park":
             await consumer.settled(1)
             (parked,) = await service.parked(engine)
-            assert (parked.state, parked.reason) == ("dead", "unknown-type")
+            assert (parked.state, parked.reason, parked.attempts) == ("waiting", "unknown-type", 0)
             assert "'other.v1'" in parked.error
         else:
             await consumer.seen.until(obs.Ignored)

@@ -197,3 +197,43 @@ async def test_a_compensator_that_is_cancelled_counts_nothing(shop: Shop) -> Non
         await shop.seen.until(obs.SagaRolledBack)
         again.stop()
     assert (await shop.ledger())["s"] == ("rolled_back", "done", 1, "")
+
+
+async def test_pitfall_35_an_old_compensator_uses_up_no_tries_of_what_it_does_not_know(shop: Shop) -> None:
+    """It says so once, looks again, counts nothing, and undoes what it knows; the version that has it is done with the
+    first attempt. After the time that was set the saga is stuck, and the reason is in the ledger.
+    """
+    other = Sagas("shop", outbox=shop.outbox, tables=shop.tables)
+
+    @other.compensation()
+    async def pay_back(ctx: CompensationContext) -> None:
+        await ctx.session.execute(shop.refunds.insert().values(order_id=f"paid back {ctx.saga}"))
+
+    async def fail(saga: str) -> None:
+        async with shop.sessions.begin() as session:
+            await other.record(session, saga, pay_back, {}, step_event=None)
+            await other.begin_rollback(session, saga, reason="it failed", cause=None)
+
+    await fail("new")
+    old = Compensator(shop.sagas, shop.engine, settings=SETTINGS, observer=shop.seen)
+    for _ in range(SETTINGS.max_attempts + 2):
+        async with shop.engine.begin() as connection:
+            await connection.execute(text("UPDATE saga_states SET due_at = now()"))
+        assert await old.step()
+    assert len(shop.seen.of(obs.CompensationNotKnown)) == 1
+    await shop.fail("old")
+    assert await old.step()
+    ledger = await shop.ledger()
+    assert ledger["old"][:3] == ("rolled_back", "done", 1)
+    assert ledger["new"][:3] == ("rolling_back", "pending", 0)
+    assert "has no compensation named 'pay_back'" in ledger["new"][3]
+    async with shop.engine.begin() as connection:
+        await connection.execute(text("UPDATE saga_states SET due_at = now() WHERE state = 'rolling_back'"))
+    assert await Compensator(other, shop.engine, settings=SETTINGS).step()
+    assert (await shop.ledger())["new"][:3] == ("rolled_back", "done", 1)
+    await fail("never")
+    impatient = CompensatorSettings(unknown_for=timedelta(0))
+    assert await Compensator(shop.sagas, shop.engine, settings=impatient).step()
+    state, intent, _, error = (await shop.ledger())["never"]
+    assert (state, intent) == ("stuck", "stuck")
+    assert "have another one" in error

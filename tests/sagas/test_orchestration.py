@@ -126,7 +126,8 @@ async def test_pitfall_35_an_answer_to_a_step_that_was_renamed_is_kept(on_sqlite
         )
         await seen.until(obs.Parked, 3)
     parked = await service.rows(service.tables.parked)
-    assert ["has the step 'collect', which is not declared any more" in row.error for row in parked] == [True] * 3
+    assert ["has the step 'collect', which this version does not declare" in row.error for row in parked] == [True] * 3
+    assert {(row.state, row.reason, row.attempts) for row in parked} == {("waiting", "unknown-name", 0)}
     assert (await island.step_states())["collect"] == "waiting"
 
 

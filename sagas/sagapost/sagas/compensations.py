@@ -95,15 +95,17 @@ class CompensationDeclaration:
         :raises ConfigurationError: if they no longer fit the function, which has changed since they were recorded.
         """
         try:
-            return {
+            arguments = {
                 name: msgspec.convert(value, self.parameters.get(name, Any), strict=False)
                 for name, value in packed.items()
             }
-        except msgspec.ValidationError as error:
+            self.signature.bind(object(), **arguments)
+        except (msgspec.ValidationError, TypeError) as error:
             raise ConfigurationError(
                 f"What was recorded for the compensation {self.name!r} no longer fits its parameters: {error}. "
                 "Keep accepting what was recorded until no saga holds it any more."
             ) from error
+        return arguments
 
 
 def declare(function: CompensationFunction, *, name: str | None, emits: tuple[str, ...]) -> CompensationDeclaration:

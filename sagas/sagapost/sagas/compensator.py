@@ -19,8 +19,10 @@ from sqlalchemy.util import await_only
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.context import SagaContext, bind
+from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError, HandlerError, StoreUnavailableError
 from sagapost.core.observer import Observer, Observers
+from sagapost.inbox.declared.outcomes import NotKnown
 from sagapost.inbox.handling.faults import clean, kind_of, text_of
 from sagapost.inbox.handling.guarded import Guard, GuardedTransaction, GuardError, LateError, Progress
 from sagapost.inbox.handling.invocation import Isolated
@@ -37,6 +39,9 @@ __all__ = ["Compensator", "CompensatorSettings"]
 
 _log = logging.getLogger("sagapost.sagas")
 
+_SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=1)
+"""Between two looks at what waits for another version: as long as it has waited already, within these."""
+
 
 @dataclass(frozen=True, slots=True)
 class CompensatorSettings:
@@ -50,6 +55,9 @@ class CompensatorSettings:
     """Wait between attempts on one compensation."""
     timeout: timedelta = timedelta(minutes=1)
     """Longest one compensation may take; over it, it is rolled back and the attempt counts as failed."""
+    unknown_for: timedelta = timedelta(days=1)
+    """How long a compensation that this version does not know waits for one that does, before the saga is stuck. Uses
+    up no attempt. Shorter than a deployment: old replicas give up what only the new ones know. 0: stuck at once."""
     concurrency: int = 4
     """Compensations at a time, of different sagas, each on a connection of the engine's pool. Range 1 to 100. A
     database with one writer: 1 is used there."""
@@ -251,7 +259,11 @@ class Compensator:
     ) -> None:
         declaration = self._sagas.compensations.get(intent.name)
         if declaration is None:
-            raise ConfigurationError(f"no compensation named {intent.name!r} is registered any more")
+            raise NotKnown(
+                f"This version of the service {self._sagas.service!r} has no compensation named {intent.name!r}. "
+                "Deploy one that has, keep registering it until no saga needs it any more (`name=` lets the function "
+                "have another one), or undo the step by other means and settle it."
+            )
         context = CompensationContext(
             session=transaction.session,
             sagas=self._sagas,
@@ -301,7 +313,7 @@ class Compensator:
 
         :raises StoreUnavailableError: if the database went away; the attempt is not counted then.
         """
-        text = clean(error) if isinstance(error, GuardError | ConfigurationError) else text_of(error)
+        text = clean(error) if isinstance(error, GuardError | ConfigurationError | NotKnown) else text_of(error)
         told: list[obs.SagaObservation] = []
 
         async def count(connection: AsyncConnection) -> None:
@@ -331,8 +343,10 @@ class Compensator:
             await session.execute(ledger.postpone(saga, settings.retry.cap))
             _log.error("the end of the rollback of saga %s could not be recorded: %s", saga, text)
             return
+        if isinstance(error, NotKnown) and await self._await_another_version(session, ledger, turn, intent, told):
+            return
         attempts = intent.attempts + 1
-        give_up = attempts >= settings.max_attempts or isinstance(error, HandlerError)
+        give_up = attempts >= settings.max_attempts or isinstance(error, HandlerError | NotKnown)
         counted: Any = await session.execute(ledger.failed(intent.id, attempts=attempts, error=text, give_up=give_up))
         if not counted.rowcount:
             # Carried out, counted or settled by somebody else since.
@@ -347,6 +361,22 @@ class Compensator:
         delay = settings.retry.delay(attempts)
         await session.execute(ledger.postpone(saga, delay))
         told.append(obs.CompensationFailed(sagas.service, saga, intent.name, attempts, delay.total_seconds(), text))
+
+    async def _await_another_version(
+        self, session: AsyncSession, ledger: Ledger, turn: _Turn, intent: Intent, told: list[obs.SagaObservation]
+    ) -> bool:
+        """Let an intent wait that this version does not know, without counting; False if it has waited enough."""
+        since = aware((await session.execute(ledger.next_since(turn.saga))).scalar_one())
+        waited = await self._sagas.now(session) - since
+        if waited >= self._settings.unknown_for:
+            return False
+        reason = str(turn.failure)
+        noted: Any = await session.execute(ledger.note(intent.id, reason))
+        delay = min(max(waited, _SOONEST), _LATEST, self._settings.unknown_for - waited)
+        await session.execute(ledger.postpone(turn.saga, delay))
+        if noted.rowcount:
+            told.append(obs.CompensationNotKnown(self._sagas.service, turn.saga, intent.name, reason))
+        return True
 
 
 async def _call(

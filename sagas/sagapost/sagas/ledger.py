@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Row, func, insert, select, update
+from sqlalchemy import Executable, Row, case, func, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from sagapost.core.databases import Moments
@@ -245,6 +245,28 @@ class Ledger:
             )
             .values(state="stuck" if give_up else "pending", attempts=attempts, last_error=error)
         )
+
+    def note(self, intent: int, error: str) -> Executable:
+        """Say why an intent waits, without counting; changes nothing if that has been said."""
+        return (
+            update(self._intents)
+            .where(
+                self._intents.c.id == intent,
+                self._intents.c.state == "pending",
+                self._intents.c.last_error.is_distinct_from(error),
+            )
+            .values(last_error=error)
+        )
+
+    def next_since(self, saga: str) -> Executable:
+        """Since when the next intent has been the next: since the rollback began, or the one before it ended."""
+        ended = (
+            select(func.max(self._intents.c.ended_at))
+            .where(self._intents.c.service == self.service, self._intents.c.saga == saga)
+            .scalar_subquery()
+        )
+        began = self._states.c.rollback_started_at
+        return select(case((ended > began, ended), else_=began)).where(self._mine(saga))
 
     def postpone(self, saga: str, delay: timedelta) -> Executable:
         """Try the saga's next compensation later."""

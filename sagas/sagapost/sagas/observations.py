@@ -10,6 +10,7 @@ __all__ = [
     "Compensated",
     "CompensationFailed",
     "SagaStuck",
+    "CompensationNotKnown",
     "CompensationUnderWay",
     "LedgerUnavailable",
     "SagaObservation",
@@ -52,6 +53,15 @@ class CompensationUnderWay(SagaObservation):
     saga: str
     compensation: str
     again_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompensationNotKnown(SagaObservation):
+    """A saga waits for a version of the service that has this compensation; told once, and nothing is counted."""
+
+    saga: str
+    compensation: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

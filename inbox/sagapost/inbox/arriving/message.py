@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 
 from sagapost.core.broker import Delivery, Malformed
@@ -48,6 +49,8 @@ class Message:
     """Parked, and in hand when a process died: it is handled alone."""
     losses: int = 0
     """How often in a row its connection was lost while its handlers ran or committed. Once is an outage."""
+    since: datetime | None = None
+    """When it was parked; None: it was not."""
     on_end: Callable[[], None] | None = None
     """Called when nobody works on it any more."""
 

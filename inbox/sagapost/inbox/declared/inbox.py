@@ -203,11 +203,18 @@ class Inbox:
     def queue(self) -> Queue:
         """The queue this inbox consumes from, with its bindings."""
         topics = {topic for handler in self._handlers for topic in handler.topics}
+        return Queue(self.name, frozenset(topics | self._converted), ordered=self.ordered)
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The event types that a handler takes, converted or as they are; without those of patterns."""
+        return frozenset({type_ for handler in self._handlers for type_ in handler.accepts} | self._converted)
+
+    @property
+    def _converted(self) -> set[str]:
+        """The event types that are converted into one that a handler takes."""
         wanted = {type_ for handler in self._handlers for type_ in handler.accepts}
-        for upcaster in self._upcasters.values():
-            if self._leads_to(upcaster, wanted):
-                topics.add(upcaster.from_type)
-        return Queue(self.name, frozenset(topics), ordered=self.ordered)
+        return {each.from_type for each in self._upcasters.values() if self._leads_to(each, wanted)}
 
     def calls(self, event_type: str, topic: str) -> tuple[Call, ...]:
         """Return what is called for an event, in order; empty if no handler takes it."""

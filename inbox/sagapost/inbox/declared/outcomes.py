@@ -23,6 +23,7 @@ __all__ = [
     "Handled",
     "Instead",
     "LastResort",
+    "NotKnown",
     "Outcome",
     "ParkReason",
     "Refused",
@@ -33,6 +34,7 @@ __all__ = [
     "Snooze",
     "Snoozed",
     "TooOld",
+    "Unknown",
 ]
 
 
@@ -134,6 +136,20 @@ class Instead(Exception):  # noqa: N818 an instruction, not an error
         super().__init__(reason)
 
 
+class NotKnown(Exception):  # noqa: N818 an instruction, not an error
+    """This version of the service does not know what the message is about: wait for one that does.
+
+    Undoes what the handler did; counts as no attempt, and ends after `ConsumerSettings.unknown_for` in a dead letter.
+    For what was recorded under a name that another version has, not for what no version will ever know.
+
+    :param reason: names it, and says what to deploy; shown to operators.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 # --- what is called when the tries are used up ---
 
 
@@ -154,8 +170,8 @@ LastResort: TypeAlias = Callable[..., Awaitable[None]]
 # --- what a delivery comes to ---
 
 ParkReason: TypeAlias = Literal[
-    "failed", "retry", "conflict", "rejected", "undecodable", "unknown-type", "too-old", "killed-process", "behind",
-    "broke-contract", "snoozed", "redo",
+    "failed", "retry", "conflict", "rejected", "undecodable", "unknown-type", "unknown-name", "too-old",
+    "killed-process", "behind", "broke-contract", "snoozed", "redo",
 ]  # fmt: skip
 """Why a message is parked; the parked row's `error` says it in a sentence."""
 
@@ -191,6 +207,13 @@ class Snoozed:
 
     until: datetime | None
     after: timedelta | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The handler raised `NotKnown`; its changes are undone and nothing has failed."""
+
     reason: str
 
 
@@ -232,5 +255,15 @@ class Behind:
 
 
 Outcome: TypeAlias = (
-    Handled | Duplicate | BusinessFailed | RetryLater | Snoozed | Rejected | Failed | Refused | TooOld | Behind
+    Handled
+    | Duplicate
+    | BusinessFailed
+    | RetryLater
+    | Snoozed
+    | Unknown
+    | Rejected
+    | Failed
+    | Refused
+    | TooOld
+    | Behind
 )

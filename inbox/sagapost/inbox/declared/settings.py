@@ -190,6 +190,16 @@ class ConsumerSettings:
         low=timedelta(minutes=1),
         high=timedelta(days=3650),
     )
+    unknown_for: timedelta = setting(
+        timedelta(days=1),
+        "How long what this version does not know (an event no handler takes, a step that is not declared) waits for "
+        "a version that does, before it is a dead letter. 0: it is one at once.",
+        example="1d",
+        unit="duration",
+        danger="Shorter than a deployment: old replicas bury what only the new ones know.",
+        low=timedelta(0),
+        high=timedelta(days=365),
+    )
     prune_interval: timedelta = setting(
         timedelta(minutes=1),
         "How often rows older than the window are looked for.",

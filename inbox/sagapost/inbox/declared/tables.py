@@ -1,7 +1,8 @@
 """The inbox tables, as SQLAlchemy `Table`s that can live in your own MetaData.
 
 `inbox_seen` remembers what was handled; `inbox_parked` keeps what could not be, with the reason; `inbox_attempts`
-knows which messages were being handled when a process died; `inbox_audit` records what an operator decided.
+knows which messages were being handled when a process died; `inbox_audit` records what an operator decided;
+`inbox_types` knows what each consumer takes, so that versions that run side by side know of each other.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from sqlalchemy import (
 from sqlalchemy.schema import conv
 
 from sagapost.core.columns import big_integer
+from sagapost.core.migrations import AddTable, Migration
 from sagapost.core.schema import SchemaPart, place, schema_table
 
 __all__ = ["INBOX_SCHEMA_VERSION", "InboxTables"]
 
-INBOX_SCHEMA_VERSION = 1
+INBOX_SCHEMA_VERSION = 2
 
 
 class InboxTables:
@@ -58,6 +60,18 @@ class InboxTables:
             Column("name", String(255), nullable=False),
             Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             UniqueConstraint("name", name=conv(f"{prefix}inbox_consumers_name_key")),
+            schema=schema,
+        )
+
+        # Which version takes what: a type that nobody has ever taken, or that a newer start than one's own does, is
+        # still to come; one that only older starts took was removed.
+        self.types = Table(
+            f"{prefix}inbox_types",
+            self.metadata,
+            Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
+            Column("type", String(255), primary_key=True),
+            # When a process that takes it started last.
+            Column("known_at", DateTime(timezone=True), nullable=False),
             schema=schema,
         )
 
@@ -180,5 +194,7 @@ class InboxTables:
         return SchemaPart(
             name="inbox",
             version=INBOX_SCHEMA_VERSION,
-            tables=(self.consumers, self.seen, self.parked, self.attempts, self.audit),
+            tables=(self.consumers, self.types, self.seen, self.parked, self.attempts, self.audit),
+            # Version 2: what each consumer takes. Consumers of version 1 may run on meanwhile.
+            migrations=(Migration(2, (AddTable(self.types),)),),
         )

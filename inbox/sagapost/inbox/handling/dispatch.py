@@ -29,11 +29,14 @@ from sagapost.inbox.kept.attempts import Attempts
 from sagapost.inbox.kept.database import Link
 from sagapost.inbox.kept.parking import BEHIND, Due, Parked, ParkingLot
 from sagapost.inbox.kept.screening import Screening
+from sagapost.inbox.kept.versions import Versions
 
 __all__ = ["Dispatcher"]
 
 _CONFLICT_TRIES = 5
 """Tries after deadlocks and serialisation failures that count as one: the message is not to blame."""
+
+_FOR_ANOTHER_VERSION = frozenset({"unknown-type", "unknown-name"})
 
 Settle = Literal["ack", "refuse"]
 
@@ -53,6 +56,7 @@ class Dispatcher:
         attempts: Attempts,
         suspects: Suspects,
         screening: Screening,
+        versions: Versions,
     ) -> None:
         self._inbox = tools.inbox
         self._consumer = tools.inbox.name
@@ -61,6 +65,7 @@ class Dispatcher:
         self._lot = lot
         self._attempts = attempts
         self._screening = screening
+        self._versions = versions
         self._transactions = Transactions(tools)
         self._observer: Observer = tools.observer
         self._clock = tools.clock
@@ -124,7 +129,7 @@ class Dispatcher:
 
     async def _verdict(self, link: Link, message: Message, outcome: Outcome) -> Parked | None:
         """Decide what becomes of a message, with its handlers' last resort before it is dead; None: it is done."""
-        parked = verdict(message, outcome, self._settings.retry, now=self._now())
+        parked = self._parked(message, outcome)
         instead = last_resort_of(message, parked) if parked is not None else None
         if parked is None or instead is None or message.losses > self._settings.max_crashes:
             # The last resort may be what the connection is lost by, too.
@@ -133,13 +138,17 @@ class Dispatcher:
         while True:
             outcome = await self._transactions.run(link, message, attempt=parked.attempts, instead=instead)
             if not isinstance(outcome, Failed):
-                return verdict(message, outcome, self._settings.retry, now=self._now())
+                return self._parked(message, outcome)
             conflicts += 1
             if not outcome.conflict or conflicts >= _CONFLICT_TRIES:
                 failure = text_of(outcome.error)
                 return replace(parked, error=f"{parked.error} Its last resort failed too: {failure}")
             await link.give_back()
             await anyio.sleep(self._conflict_pause.seconds(conflicts))
+
+    def _parked(self, message: Message, outcome: Outcome) -> Parked | None:
+        settings = self._settings
+        return verdict(message, outcome, settings.retry, now=self._now(), unknown_for=settings.unknown_for)
 
     def _now(self) -> datetime:
         """The time by the database's clock, as near as is known."""
@@ -215,27 +224,45 @@ class Dispatcher:
             self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
         messages: list[Message] = []
         for item in due:
-            unfit = self._unfit(item)
+            unfit = await self._unfit(item)
             if unfit is not None:
                 await self._park_again(item.place, item.content, unfit)
+                if not unfit.in_line and isinstance(item.content, Event) and item.content.partitionkey is not None:
+                    await self.promote([item.content.partitionkey])
                 continue
             if not isinstance(item.content, Malformed):
                 calls = self._inbox.calls(item.content.type, item.topic)
                 place, suspect = item.place, item.crashes > 0
                 message = Message(item.content, item.topic, item.key, calls, None, parking=place, suspect=suspect)
-                message.attempts, message.begin_by = item.attempts, begin_by
+                message.attempts, message.begin_by, message.since = item.attempts, begin_by, item.since
                 messages.append(message)
         return messages
 
-    def _unfit(self, due: Due) -> Parked | None:
+    async def _unfit(self, due: Due) -> Parked | None:
         """Return how a due message is parked that cannot be tried; None: it can."""
         if isinstance(due.content, Malformed):
             return undecodable(due.content)
         if due.crashes >= self._settings.max_crashes:
             return killer(due.crashes, due.attempts)
         if not self._inbox.calls(due.content.type, due.topic):
-            return unhandled(self._consumer, due.content.type)
+            return await self._unhandled(due.content.type, due.attempts, self._now() - due.since)
         return None
+
+    async def _unhandled(self, type_: str, attempts: int, waited: timedelta) -> Parked:
+        removed = await self._database.run(lambda connection: self._versions.was_removed(connection, type_))
+        unknown_for = self._settings.unknown_for
+        return unhandled(
+            self._consumer, type_, attempts=attempts, waited=waited, unknown_for=unknown_for, removed=removed
+        )
+
+    async def announce(self) -> None:
+        """Say what this version takes, and let go what has waited for it."""
+
+        def announce(connection: Connection) -> None:
+            self._versions.announce(connection)
+            self._lot.hurry(connection, self._versions.takes)
+
+        await self._database.run(announce)
 
     async def handle_parked(self, link: Link, message: Message) -> None:
         """Bring the round of a parked message to its end."""
@@ -297,7 +324,8 @@ class Dispatcher:
 
     async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> bool:
         held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
-        if held:
+        # What still waits for another version was reported when it began to.
+        if held and not (parked.state == "waiting" and parked.reason in _FOR_ANOTHER_VERSION):
             id_ = content.message_id if isinstance(content, Malformed) else getattr(content, "id", None)
             self._notify_parked(id_, getattr(content, "type", None), parked)
         return held
@@ -324,7 +352,7 @@ class Dispatcher:
                 self._observer.notify(obs.Ignored(self._consumer, event.id, event.type))
                 return "refuse"
             case "park":
-                await self._park(message, unhandled(self._consumer, event.type))
+                await self._park(message, await self._unhandled(event.type, 0, timedelta(0)))
                 return "ack"
             case _ as never:
                 assert_never(never)

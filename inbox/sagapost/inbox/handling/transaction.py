@@ -29,6 +29,7 @@ from sagapost.inbox.declared.outcomes import (
     Failed,
     Handled,
     Instead,
+    NotKnown,
     Outcome,
     Refused,
     Reject,
@@ -37,6 +38,7 @@ from sagapost.inbox.declared.outcomes import (
     RetryLater,
     Snooze,
     Snoozed,
+    Unknown,
 )
 from sagapost.inbox.handling.execution import Execution, decode
 from sagapost.inbox.handling.faults import text_of
@@ -133,6 +135,8 @@ class Transactions:
                 case Instead():
                     progress.stage = "claim"
                     return self._run_instead(connection, outer, message, cause, attempt, progress)
+                case NotKnown():
+                    return Unknown(cause.reason)
                 case Snooze():
                     return Snoozed(cause.until, cause.after, cause.reason)
                 case Retry():

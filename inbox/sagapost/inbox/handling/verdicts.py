@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -20,6 +21,7 @@ from sagapost.inbox.declared.outcomes import (
     RetryLater,
     Snoozed,
     TooOld,
+    Unknown,
 )
 from sagapost.inbox.declared.settings import RetryPolicy
 from sagapost.inbox.handling.faults import clean, text_of, traceback_of
@@ -27,6 +29,9 @@ from sagapost.inbox.handling.guarded import GuardError
 from sagapost.inbox.kept.parking import BEHIND, Parked
 
 __all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
+
+_SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=1)
+"""Between two looks at what waits for another version: as long as it has waited already, within these."""
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
@@ -43,10 +48,13 @@ def policy_for(message: Message, error: BaseException | None, default: RetryPoli
     return default
 
 
-def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: datetime) -> Parked | None:
+def verdict(
+    message: Message, outcome: Outcome, default: RetryPolicy, *, now: datetime, unknown_for: timedelta
+) -> Parked | None:
     """Return how the message is to be parked; None: it is done.
 
     :param now: by the database's clock; times of day in schedules are reckoned from it.
+    :param unknown_for: see `ConsumerSettings`.
     """
     match outcome:
         case Handled() | Duplicate() | BusinessFailed():
@@ -60,6 +68,9 @@ def verdict(message: Message, outcome: Outcome, default: RetryPolicy, *, now: da
             # Nothing failed: the count of attempts stays as it was.
             wait = after if until is None else max(until - now, timedelta(0))
             return Parked("waiting", "snoozed", clean(reason), None, message.attempts, wait)
+        case Unknown(reason=reason):
+            waited = timedelta(0) if message.since is None else now - message.since
+            return _for_another_version("unknown-name", clean(reason), message.attempts, waited, unknown_for)
         case Rejected(reason=reason):
             return Parked("dead", "rejected", clean(reason), None, message.attempts + 1)
         case Refused(reason=category, error=sentence, traceback=detail):
@@ -77,14 +88,30 @@ def undecodable(content: Malformed) -> Parked:
     return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
 
 
-def unhandled(consumer: str, event_type: str) -> Parked:
-    """Return how an event is parked that no handler takes."""
-    return Parked(
-        "dead",
-        "unknown-type",
-        f"No handler of inbox {consumer!r} takes events of type {event_type!r}. Declare one and redrive, or "
-        "discard it.",
+def unhandled(
+    consumer: str, event_type: str, *, attempts: int, waited: timedelta, unknown_for: timedelta, removed: bool
+) -> Parked:
+    """Return how an event is parked that no handler of this version takes.
+
+    It keeps its place in the order of its key while a version that takes it may be on its way. If older versions took
+    it and this one does not, or once it is a dead letter, nothing waits for it.
+    """
+    sentence = (
+        f"No handler of inbox {consumer!r} in this version takes events of type {event_type!r}. Deploy one that does, "
+        f"or redrive it then; or discard it, and remove the queue's binding."
     )
+    parked = _for_another_version("unknown-type", sentence, attempts, waited, unknown_for)
+    return replace(parked, in_line=parked.state == "waiting" and not removed)
+
+
+def _for_another_version(
+    reason: ParkReason, sentence: str, attempts: int, waited: timedelta, unknown_for: timedelta
+) -> Parked:
+    """Return how a message is parked that waits for a version that knows it: nothing has failed."""
+    if waited >= unknown_for:
+        return Parked("dead", reason, sentence, attempts=attempts)
+    again = min(max(waited, _SOONEST), _LATEST, unknown_for - waited)
+    return Parked("waiting", reason, sentence, attempts=attempts, retry_in=again)
 
 
 def killer(crashes: int, attempts: int = 0) -> Parked:

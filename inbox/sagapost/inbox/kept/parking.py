@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, null, or_, select, update
 
 from sagapost.core.broker import Malformed
-from sagapost.core.databases import Moments
+from sagapost.core.databases import Moments, aware
 from sagapost.core.envelope import Event
 from sagapost.inbox.arriving.message import Message, Parking
 from sagapost.inbox.declared.outcomes import ParkReason
@@ -40,6 +40,8 @@ class Parked:
     attempts: int = 0
     retry_in: timedelta | None = None
     """Set if, and only if, the state is `waiting`."""
+    in_line: bool = True
+    """Whether later messages of its ordering key wait for it, in an ordered inbox."""
 
 
 BEHIND = Parked("behind", "behind", "An earlier message of its ordering key is parked.")
@@ -56,6 +58,8 @@ class Due:
     content: Event | Malformed
     attempts: int
     crashes: int
+    since: datetime
+    """When it was parked, by the database's clock."""
 
 
 class ParkingLot:
@@ -94,7 +98,7 @@ class ParkingLot:
         if not fresh and unclaimed:
             return None
         key = message.event.partitionkey
-        if parked.state != "dead" and self._ordered and key is not None:
+        if parked.state != "dead" and parked.in_line and self._ordered and key is not None:
             if self.order.is_blocked(connection, key):
                 parked = replace(parked, state="behind", retry_in=None)
             elif parked.state == "behind":
@@ -122,6 +126,7 @@ class ParkingLot:
     def park_again(self, connection: Connection, place: Parking, parked: Parked) -> bool:
         """Record how a round ended; False if somebody else has claimed or removed the message meanwhile."""
         waiting = parked.state == "waiting"
+        columns = self._table.c
         statement = (
             update(self._table)
             .where(*self._mine(place))
@@ -133,9 +138,26 @@ class ParkingLot:
                 attempts=parked.attempts,
                 claimed=0,
                 next_attempt_at=self._moments.after(parked.retry_in or timedelta(0)) if waiting else None,
+                ordered=columns.ordered if parked.in_line else 0,
             )
         )
         return connection.execute(statement).rowcount == 1
+
+    def hurry(self, connection: Connection, types: Collection[str]) -> int:
+        """Make due what has waited for a version that knows it, now that one has started; return how many."""
+        columns = self._table.c
+        known = and_(columns.reason == "unknown-type", columns.type.in_(types))
+        statement = (
+            update(self._table)
+            .where(
+                columns.consumer == self._consumer,
+                columns.state == WAITING,
+                columns.claimed == 0,
+                or_(columns.reason == "unknown-name", known),
+            )
+            .values(next_attempt_at=self._moments.now())
+        )
+        return connection.execute(statement).rowcount
 
     # --- out ---
 
@@ -183,6 +205,7 @@ class ParkingLot:
                 restore(row.envelope, row.data),
                 row.attempts,
                 row.crashes,
+                aware(row.parked_at),
             )
             for row in rows
         ]
@@ -282,7 +305,7 @@ class ParkingLot:
             "traceback": shown(parked.traceback),
             "attempts": parked.attempts,
             "next_attempt_at": at,
-            "ordered": int(self._ordered),
+            "ordered": int(self._ordered and parked.in_line),
             "topic": shown(topic),
             "envelope": envelope_of(content),
             **shown_columns(content),

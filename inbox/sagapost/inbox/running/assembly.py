@@ -24,6 +24,7 @@ from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
 from sagapost.inbox.kept.parking import ParkingLot
 from sagapost.inbox.kept.screening import Screening
+from sagapost.inbox.kept.versions import Versions
 from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.retention import Pruner, Retention
 from sagapost.inbox.running.retries import Retries
@@ -75,7 +76,8 @@ def assemble(
     )
     screening = Screening(database, dedup, observer, consumer=inbox.name)
     suspects = Suspects(database, attempts, observer, consumer=inbox.name)
-    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening)
+    versions = Versions(tables, moments, consumer=number, takes=inbox.takes)
+    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions)
     workers = Workers(
         dispatcher,
         Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered),

@@ -140,6 +140,7 @@ class Consumer:
         )
         # Ages are judged by the database's clock from the first message on.
         await self._until_available(parts.pruner.read_clock)
+        await self._until_available(parts.dispatcher.announce)
         refusal: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:

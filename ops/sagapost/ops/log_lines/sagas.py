@@ -26,6 +26,9 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
         case sagas.CompensationFailed(saga=saga, compensation=name, attempts=attempts, retry_in=retry_in, error=error):
             text = f"{name} failed: {error}; attempt {attempts}, next in {retry_in:.1f} s"
             return Line(WARNING, text, extra | {"correlationid": saga, "compensation": name})
+        case sagas.CompensationNotKnown(saga=saga, compensation=name, reason=reason):
+            text = f"the saga waits for another version: {reason}"
+            return Line(WARNING, text, extra | {"correlationid": saga, "compensation": name})
         case sagas.SagaStuck(saga=saga, compensation=name, attempts=attempts, error=error):
             text = f"the saga is stuck at {name} after {attempts} attempts: {error}; an operator decides"
             return Line(ERROR, text, extra | {"correlationid": saga, "compensation": name})

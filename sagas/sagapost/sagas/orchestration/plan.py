@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.codec import decode_data, encode_data
 from sagapost.core.errors import ConfigurationError
+from sagapost.inbox.declared.outcomes import NotKnown
 from sagapost.sagas.orchestration.declaration import Build, IslandStep
 from sagapost.sagas.rollbacks import Rollbacks
 
@@ -45,13 +46,13 @@ class IslandPlan:
     def step_named(self, name: str) -> IslandStep:
         """Return a step.
 
-        :raises ConfigurationError: if it is not declared any more.
+        :raises NotKnown: if this version does not declare it.
         """
         step = self.find_step(name)
         if step is None:
-            raise ConfigurationError(
-                f"A run of the island {self.name!r} has the step {name!r}, which is not declared any more. "
-                "Keep declaring it until no run is in flight that has it; what it waits for is tried again until then."
+            raise NotKnown(
+                f"A run of the island {self.name!r} has the step {name!r}, which this version does not declare. "
+                "Keep declaring it until no run is in flight that has it; what it waits for waits until then."
             )
         return step
 
