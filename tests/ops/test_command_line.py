@@ -173,6 +173,7 @@ ARGUMENTS = {
     "saga watch": ["4711"],
     "saga rollback": ["4711", "--reason", "x"],
     "saga retry": ["4711", "--reason", "x"],
+    "saga check": ["nowhere:inbox"],
     "saga manifest": ["nowhere:inbox"],
     "saga map": ["nowhere.json"],
     "saga lint": ["--rules"],

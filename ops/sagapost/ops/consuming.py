@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+import anyio
 from sqlalchemy import Table, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,6 +17,7 @@ from sagapost.core.schema import SchemaPart
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.declared.observations import ConsumerStopped
 from sagapost.inbox.declared.settings import ConsumerSettings
+from sagapost.inbox.handling.faults import kind_of
 from sagapost.inbox.kept.database import HOUSEKEEPING
 from sagapost.inbox.running.consumer import Consumer
 from sagapost.ops import database
@@ -23,13 +26,33 @@ from sagapost.ops.daemon import Requirement, Worker
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of
 from sagapost.sagas import Compensator, CompensatorSettings, Sagas
+from sagapost.sagas.choreography import Severity
+from sagapost.sagas.inflight import check_in_flight
 from sagapost.sagas.manifests import sagas_of
+from sagapost.sagas.observations import InFlightNotKnown
 
-__all__ = ["consumers", "inboxes_there", "make_consumer_engine", "require_one_outbox"]
+_log = logging.getLogger("sagapost.sagas")
+
+_LONGEST_LOOK = 30
+"""Seconds that a look at what is in flight may take at start."""
+
+__all__ = ["consumers", "inboxes_there", "make_consumer_engine", "parts_of", "require_one_outbox"]
 
 
 def inboxes_there(composition: Composition, inboxes: Sequence[Inbox]) -> Requirement:
     """The database answers and holds this release's tables for each inbox and what it publishes through."""
+    needed = parts_of(inboxes)
+
+    async def check() -> None:
+        async with database.connect(composition.loaded) as connection:
+            for versions, parts in needed.items():
+                await database.check(connection, versions, parts)
+
+    return Requirement("database", check)
+
+
+def parts_of(inboxes: Sequence[Inbox]) -> dict[Table, list[SchemaPart]]:
+    """Return what inboxes need of a database: the parts, by the table that says of which version they are."""
     needed: dict[Table, list[SchemaPart]] = {}
     for inbox in inboxes:
         sagas = sagas_of(inbox)
@@ -40,13 +63,7 @@ def inboxes_there(composition: Composition, inboxes: Sequence[Inbox]) -> Require
         ):
             if tables is not None and tables.part not in needed.setdefault(tables.versions, []):
                 needed[tables.versions].append(tables.part)
-
-    async def check() -> None:
-        async with database.connect(composition.loaded) as connection:
-            for versions, parts in needed.items():
-                await database.check(connection, versions, parts)
-
-    return Requirement("database", check)
+    return needed
 
 
 def require_one_outbox(composition: Composition, inboxes: Sequence[Inbox]) -> None:
@@ -85,7 +102,7 @@ def _compensators(composition: Composition, inboxes: Sequence[Inbox], engine: As
 
     def worker(sagas: Sagas) -> Worker:
         def make() -> CompensatorService:
-            return CompensatorService(sagas, engine, observer)
+            return CompensatorService(sagas, engine, observer, inboxes)
 
         return Worker(f"compensator {sagas.service}", make, drain)
 
@@ -153,13 +170,38 @@ class ConsumerService:
 class CompensatorService:
     """One service's compensator, for one run."""
 
-    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer) -> None:
+    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer, inboxes: Sequence[Inbox]) -> None:
+        self._sagas = sagas
+        self._engine = engine
+        self._observer = observer
+        self._inboxes = inboxes
         self._compensator = Compensator(sagas, engine, observer=observer)
 
     async def run(self) -> int:
         """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
-        await self._compensator.run()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._name_what_is_not_known)
+            await self._compensator.run()
+            tasks.cancel_scope.cancel()
         return 0
+
+    async def _name_what_is_not_known(self) -> None:
+        """Name what is in flight and has no name in this code: help for whoever reads the log, and nothing else."""
+        try:
+            with anyio.move_on_after(_LONGEST_LOOK):
+                async with self._engine.connect() as connection:
+                    report = await connection.run_sync(lambda sync: check_in_flight(sync, self._inboxes, deep=False))
+        except Exception as error:
+            _log.info("what is in flight could not be compared with the code at start: %s", kind_of(error))
+            return
+        for found in report.findings:
+            if found.service == self._sagas.service and found.severity is Severity.ERROR:
+                saga = found.sagas[0] if found.sagas else None
+                self._observer.notify(
+                    InFlightNotKnown(
+                        found.service, found.kind, found.subject, found.count, saga, found.message, found.remedy
+                    )
+                )
 
     def stop(self) -> None:
         """See `Service.stop`."""

@@ -12,6 +12,7 @@ __all__ = [
     "SagaStuck",
     "CompensationNotKnown",
     "CompensationUnderWay",
+    "InFlightNotKnown",
     "LedgerUnavailable",
     "SagaObservation",
     "SagaRolledBack",
@@ -72,6 +73,19 @@ class SagaStuck(SagaObservation):
     compensation: str
     attempts: int
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightNotKnown(SagaObservation):
+    """At its start a process found something recorded that its code has no name for; see `sagapost saga check`."""
+
+    kind: str
+    subject: str
+    count: int
+    saga: str | None
+    """One of those it belongs to."""
+    message: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)

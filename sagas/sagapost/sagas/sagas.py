@@ -29,12 +29,30 @@ _F = TypeVar("_F", bound=CompensationFunction)
 _H = TypeVar("_H", bound=Callable[..., Any])
 
 
+class DeclaredIslandStep(Protocol):
+    """One step of an island, as its service knows it."""
+
+    undo: Callable[[Any], Any] | None
+    """What makes the command that undoes it."""
+
+
 class DeclaredIsland(Protocol):
     """An orchestrated part, as its service knows it."""
 
     @property
     def name(self) -> str:
         """Its name within the service."""
+        ...
+
+    def find_step(self, name: str, /) -> DeclaredIslandStep | None:
+        """Return a step; None if it is not declared."""
+        ...
+
+    def load(self, data: Any, /) -> Any:
+        """Return a run's state as the user's class.
+
+        :raises DecodingError: if what is recorded does not fit it.
+        """
         ...
 
     def drawn(self) -> list[Step]:

@@ -49,6 +49,7 @@ COMMANDS = (
             Late("differences", "tracking:differences", "Compare events with the manifests"),
             Late("rollback", "tracking:rollback", "Ask every service to undo its part of a saga"),
             Late("retry", "tracking:retry", "Ask every service to try stuck compensations again"),
+            Late("check", "check:check", "Hold what is in flight against the code that is to run"),
             Late("manifest", "manifest:manifest", "Write a service's manifest"),
             Late("map", "choreography:draw", "Draw the choreography"),
             Late("lint", "choreography:lint", "Look for mistakes in the choreography"),

@@ -29,6 +29,9 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
         case sagas.CompensationNotKnown(saga=saga, compensation=name, reason=reason):
             text = f"the saga waits for another version: {reason}"
             return Line(WARNING, text, extra | {"correlationid": saga, "compensation": name})
+        case sagas.InFlightNotKnown(kind=kind, subject=subject, count=count, saga=saga):
+            text = f"{kind} {subject}: {event.message} ({count}, for instance of saga {saga}). {event.remedy}"
+            return Line(WARNING, text, extra | {"subject": subject, "count": count})
         case sagas.SagaStuck(saga=saga, compensation=name, attempts=attempts, error=error):
             text = f"the saga is stuck at {name} after {attempts} attempts: {error}; an operator decides"
             return Line(ERROR, text, extra | {"correlationid": saga, "compensation": name})

@@ -9,7 +9,7 @@ import msgspec
 
 from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, sayings
 
-__all__ = ["Declared", "Route", "Stop"]
+__all__ = ["Declared", "Route", "Stop", "read_declared"]
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -101,6 +101,12 @@ class Route:
             for manifest in self.choreography.services
             if manifest.source == source
         )
+
+
+def read_declared(declared: bytes) -> Route:
+    """Return what a tracker's database keeps, prepared."""
+    known = msgspec.json.decode(declared, type=Declared)
+    return Route.of(Choreography(known.manifests) if known.manifests else None, ends=known.ends)
 
 
 def _stop(manifest: Manifest, step: Step) -> Stop:

@@ -31,7 +31,7 @@ from sagapost.sagas.tracker.history import History
 from sagapost.sagas.tracker.intake import Arrival, Reader, halves, reason_of
 from sagapost.sagas.tracker.listing import SagaRow, saga_row
 from sagapost.sagas.tracker.observations import PassedOver
-from sagapost.sagas.tracker.route import Declared, Route
+from sagapost.sagas.tracker.route import Declared, Route, read_declared
 from sagapost.sagas.tracker.settings import TrackerSettings
 from sagapost.sagas.tracker.store import Kept, TrackerStore, Wanted, packed
 from sagapost.sagas.tracker.tables import TrackerTables
@@ -323,9 +323,8 @@ class Tracker:
         """Take the choreography that the rows were derived with, so that `show` says what the lists say."""
         declared = await self._run(self._store.declared)
         if declared is not None:
-            known = msgspec.json.decode(declared, type=Declared)
-            self.choreography = Choreography(known.manifests) if known.manifests else None
-            self._route = Route.of(self.choreography, ends=known.ends)
+            self._route = read_declared(declared)
+            self.choreography = self._route.choreography
             self._reader = Reader(Keys(self.settings.keys), self._route.starts)
 
     async def prune(self, *, chunk: int = 500) -> int:
