@@ -8,6 +8,7 @@ from datetime import timedelta
 import anyio
 import msgspec
 import pytest
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.envelope import Event
@@ -128,6 +129,9 @@ async def test_what_is_over_for_long_is_forgotten_and_stays_so(engine: AsyncEngi
     tracker.clock = VirtualClock(START + timedelta(days=8))
     assert await tracker.prune() == 6
     assert await tracker.fold(events) == 0
+    async with engine.connect() as connection:
+        observed = await connection.execute(select(func.count()).select_from(tracker.tables.observed))
+    assert observed.scalar_one() == 0, "what was observed outlives every saga"
     assert await tracker.counts() == {}
     assert await tracker.find("4700") == []
 

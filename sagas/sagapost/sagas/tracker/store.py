@@ -175,7 +175,8 @@ class TrackerStore:
         names += connection.execute(silent.with_for_update(skip_locked=True)).scalars()
         for start in range(0, len(names), _ENOUGH):
             part = names[start : start + _ENOUGH]
-            for table in (self.tables.keys, self.tables.actions, self.tables.sagas):
+            # What was observed goes with the saga it was observed in, and is noted anew when it is seen again.
+            for table in (self.tables.keys, self.tables.actions, self.tables.observed, self.tables.sagas):
                 connection.execute(delete(table).where(table.c.saga.in_(part)))
         return len(names)
 

@@ -102,7 +102,7 @@ class TrackerTables:
         )
         Index(conv(f"{prefix}tracker_keys_saga"), self.keys.c.saga)
 
-        # Every (who, what) that was ever observed; compared with what is declared.
+        # Every (who, what) that was observed in a saga that is kept; compared with what is declared.
         self.observed = Table(
             f"{prefix}tracker_observed",
             self.metadata,

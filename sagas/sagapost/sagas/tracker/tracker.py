@@ -243,6 +243,10 @@ class Tracker:
             fresh = [{"value": value, "saga": saga, "name": name} for saga, name, value in known]
             if fresh:
                 store.note_keys(connection, fresh)
+        # It is forgotten with its saga; of one that is forgotten already there is nothing to note.
+        for place, (saga, _) in list(batch.observed.items()):
+            if not (saga in changed or saga in loaded or saga in cached):
+                del batch.observed[place]
         if batch.observed:
             store.note_observed(
                 connection,
@@ -337,6 +341,8 @@ class Tracker:
             total += gone
             if gone < chunk:
                 self._cache.clear()
+                # Whoever forgets a saga, here or in another process, forgets what was observed in it.
+                self._observed.clear()
                 return total
 
     def _forget(self, connection: Connection, ended: datetime, silent: datetime, chunk: int) -> int:
