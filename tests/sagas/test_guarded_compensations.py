@@ -237,3 +237,29 @@ async def test_pitfall_35_an_old_compensator_uses_up_no_tries_of_what_it_does_no
     state, intent, _, error = (await shop.ledger())["never"]
     assert (state, intent) == ("stuck", "stuck")
     assert "have another one" in error
+
+
+async def test_a_compensation_has_one_idempotency_key_for_all_its_tries(shop: Shop) -> None:
+    """A gateway that charged back and did not answer is asked again under the same key; each step has its own."""
+    keys: list[tuple[int, str]] = []
+
+    @shop.sagas.compensation()
+    async def charge_back(ctx: CompensationContext) -> None:
+        keys.append((ctx.attempt, ctx.idempotency_key))
+        if ctx.attempt == 1:
+            raise TimeoutError
+
+    async with shop.sessions.begin() as session:
+        for _ in range(2):
+            await shop.sagas.record(session, "s1", charge_back, {}, step_event=None)
+        await shop.sagas.begin_rollback(session, "s1", reason="it failed", cause=None)
+    compensator = Compensator(shop.sagas, shop.engine, settings=SETTINGS, observer=shop.seen)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(compensator.run)
+        await shop.seen.until(obs.SagaRolledBack)
+        compensator.stop()
+    assert [attempt for attempt, _ in keys] == [1, 2, 1, 2]
+    (_, first), (_, again), (_, second), (_, second_again) = keys
+    assert first == again
+    assert second == second_again
+    assert first != second

@@ -272,6 +272,7 @@ class Compensator:
             cause=claimed.rollback_cause,
             step_event=intent.step_event,
             attempt=intent.attempts + 1,
+            intent=intent.id,
         )
         saga = _context_of(claimed)
         result = transaction.call(intent.name, Isolated(_call(declaration, context, intent, saga)))

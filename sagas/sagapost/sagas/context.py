@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, Unpack
+from uuid import UUID, uuid5
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,6 +20,9 @@ from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tasks import CHOICES, Outcome, open_task
 
 __all__ = ["CompensationContext", "StepContext"]
+
+_KEYS = UUID("7b1c4a52-6d0e-5c39-9f5e-2f1f0c8e6a4d")
+"""The namespace of idempotency keys; never to be changed."""
 
 E = TypeVar("E")
 P = ParamSpec("P")
@@ -170,7 +174,7 @@ class CompensationContext:
     after the function returns. It must not commit, roll back or close it.
     """
 
-    __slots__ = ("_sagas", "attempt", "cause", "reason", "saga", "session", "step_event")
+    __slots__ = ("_sagas", "attempt", "cause", "idempotency_key", "reason", "saga", "session", "step_event")
 
     def __init__(
         self,
@@ -182,6 +186,7 @@ class CompensationContext:
         cause: str | None,
         step_event: str | None,
         attempt: int,
+        intent: int,
     ) -> None:
         self.session = session
         self.saga = saga
@@ -194,6 +199,8 @@ class CompensationContext:
         """The id of the event whose handling is being undone."""
         self.attempt = attempt
         """1 for the first try."""
+        self.idempotency_key = str(uuid5(_KEYS, f"{sagas.service}\n{saga}\n{intent}"))
+        """For another system that is called: one for each recorded step, the same at each try."""
         self._sagas = sagas
 
     async def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:
