@@ -70,7 +70,7 @@ class Gateway(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.end_headers()
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, format: str, *_: object) -> None: ...  # noqa: A002 the name is the server's
 
 
 @contextmanager

@@ -78,7 +78,11 @@ class Version:
         inbox.on(Placed)(sagas.step(compensation=compensation, deadlines=deadlines)(self._handler("placed")))
         if self.upcasts:
             old = struct("Old", "shop.placed.v1", order=str)
-            inbox.upcast(old, to=Placed)(lambda was: Placed(was.order))
+
+            def convert(was: Any) -> Any:
+                return Placed(was.order)
+
+            inbox.upcast(old, to=Placed)(convert)
         for type_ in (self.paid, *self.more):
             if type_ is not None:
                 inbox.on(type_)(self._handler(type_))

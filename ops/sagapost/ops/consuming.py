@@ -188,7 +188,7 @@ class CompensatorService:
     async def _name_what_is_not_known(self) -> None:
         """Name what is in flight and has no name in this code: help for whoever reads the log, and nothing else."""
         try:
-            with anyio.move_on_after(_LONGEST_LOOK):
+            with anyio.fail_after(_LONGEST_LOOK):
                 async with self._engine.connect() as connection:
                     report = await connection.run_sync(lambda sync: check_in_flight(sync, self._inboxes, deep=False))
         except Exception as error:

@@ -12,7 +12,7 @@ __all__ = ["pages"]
 _PAGE = 1_000
 
 
-def pages(connection: Connection, statement: Select[Any], number: Column[Any]) -> Iterator[Any]:
+def pages(connection: Connection, statement: Select[*tuple[Any, ...]], number: Column[Any]) -> Iterator[Any]:
     """Yield the rows of a statement, a page at a time.
 
     :param number: the column that tells them apart and orders them; it is among what is selected.
