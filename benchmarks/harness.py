@@ -73,7 +73,7 @@ class Bench:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def wants(self, *names: str) -> bool:
-        """Tell whether any of these figures is asked for."""
+        """Return whether any of these figures is asked for."""
         return not self.only or not self.only.isdisjoint(names)
 
     def pick(self, quick: int, full: int) -> int:

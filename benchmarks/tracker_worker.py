@@ -26,7 +26,7 @@ from sagapost.sagas.tracker.observations import Folded
 
 BATCH = 1_000
 AT_ONCE = 400
-"""Sagas that are under way at the same time."""
+"""Sagas that are in progress at the same time."""
 
 FLOW = (
     ("orders", "order-placed"),
@@ -41,7 +41,7 @@ def choreography() -> Choreography:
     overdue = DeclaredDeadline(name="fulfil", event="order-overdue", after_seconds=3600)
     take = Step(
         name="take_payment",
-        hears=("order-placed",),
+        handles=("order-placed",),
         emits=("payment-taken",),
         compensation=Compensation(name="refund", emits=("payment-refunded",)),
     )
@@ -53,9 +53,9 @@ def choreography() -> Choreography:
                 starts=("order-placed",),
                 ends=("order-completed",),
                 steps=(
-                    Step(name="watch", hears=("order-placed",), sets=(overdue,), changes_nothing=True),
+                    Step(name="watch", handles=("order-placed",), sets=(overdue,), changes_nothing=True),
                     Step(
-                        name="complete", hears=("goods-dispatched",), emits=("order-completed",), cancels=("fulfil",)
+                        name="complete", handles=("goods-dispatched",), emits=("order-completed",), cancels=("fulfil",)
                     ),
                 ),
             ),
@@ -63,7 +63,7 @@ def choreography() -> Choreography:
             Manifest(
                 service="warehouse",
                 source="https://warehouse.example",
-                steps=(Step(name="dispatch", hears=("payment-taken",), emits=("goods-dispatched",)),),
+                steps=(Step(name="dispatch", handles=("payment-taken",), emits=("goods-dispatched",)),),
             ),
         )
     )

@@ -15,7 +15,7 @@ warehouse = Service("warehouse", source="https://warehouse.example")
 
 @orders.on(GoodsDispatched)
 async def done(_dispatched: GoodsDispatched, ctx: Context) -> None:
-    print("orders hears of its saga again:", ctx.event.correlationid)
+    print("orders learns of its saga again:", ctx.event.correlationid)
 
 
 @payment.on(OrderPlaced, emits=[PaymentTaken])

@@ -1,4 +1,4 @@
-"""What the services of these examples say. In a real system each declares its own view of what it hears."""
+"""What the services of these examples say. In a real system each declares its own view of what it handles."""
 
 from __future__ import annotations
 

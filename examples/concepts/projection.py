@@ -12,12 +12,12 @@ from sagapost.sagas.testing import Rehearsal
 
 
 def state(events: list[Event], choreography: Choreography) -> str:
-    said = {event.type for event in events}
+    published = {event.type for event in events}
     expected = sorted(
         f"{manifest.service}.{step.name}"
-        for type_ in said
+        for type_ in published
         for manifest, step in choreography.next_steps(type_)
-        if not said & set(step.emits)
+        if not published & set(step.emits)
     )
     return f"waits for {', '.join(expected)}" if expected else "completed"
 

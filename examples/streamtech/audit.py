@@ -60,7 +60,7 @@ class Audit:
             found.append(f"{self.doubled} units or reservations too many: an event took effect twice.")
         if self.ghosts:
             found.append(f"{self.ghosts} orders were rolled back and left something.")
-        # One event for each order, which both services hear, and one answer to it.
+        # One event for each order, which both services handle, and one answer to it.
         if (self.published, self.handled) != (2 * self.orders, 3 * self.orders):
             found.append(
                 f"{2 * self.orders} events were due, {self.published} published; to be handled {3 * self.orders} "
@@ -92,8 +92,8 @@ async def audit(
     for reservation in reserved.values():
         taken[reservation.item] += reservation.quantity
     gone = sum(abs(placed.stock - available - taken[item]) for item, available in shelves.items())
-    hearers = Counter([*orders.service.inbox.queue.topics, *warehouse.service.inbox.queue.topics])
-    heard = {order for order in placed.undone if str(order) in witness.keys}
+    consumers = Counter([*orders.service.inbox.queue.topics, *warehouse.service.inbox.queue.topics])
+    known = {order for order in placed.undone if str(order) in witness.keys}
     return Audit(
         orders=len(placed.orders),
         confirmed=len(confirmed),
@@ -101,15 +101,15 @@ async def audit(
         undone=len(placed.undone),
         published=len(witness.copies),
         handled=handled,
-        # The witness hears each copy once; so does each service that listens to its type.
-        suppressed=sum(witness.copies[id_] * hearers[type_] for id_, type_ in witness.types.items())
+        # The witness takes each copy once; so does each service whose queue is bound to its type.
+        suppressed=sum(witness.copies[id_] * consumers[type_] for id_, type_ in witness.types.items())
         - handled
         - parked
         - in_queues,
         waiting=waiting + parked + in_queues,
         lost=frozenset((placed.orders - confirmed - cancelled) | ((confirmed ^ reserved.keys()) & placed.orders)),
         doubled=gone + len(reserved.keys() - placed.orders - placed.undone),
-        ghosts=len(heard | ((status.keys() | reserved.keys()) & placed.undone)),
+        ghosts=len(known | ((status.keys() | reserved.keys()) & placed.undone)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Everything that was said, as heard at the broker."""
+"""Every event that was published, as it arrived at the broker."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class Chronicle:
 
     @property
     def events(self) -> list[Event]:
-        """What was said, in the order in which it was heard."""
+        """The events, in the order of arrival."""
         return list(self._heard.values())

@@ -109,7 +109,7 @@ async def withdraw_verification(ctx: CompensationContext, *, customer_id: UUID) 
 
 @service.on(CustomerVerified, deadlines=[PATIENCE], changes_nothing=True)
 async def wait_for_enrolments(verified: CustomerVerified, ctx: StepContext) -> None:
-    """The other half must follow; the service hears its own event to say how long it waits."""
+    """The other half must follow; the service handles its own event to say how long it waits."""
     await ctx.deadline(PATIENCE, EnrolmentOverdue(verified.customer_id))
 
 

@@ -15,7 +15,7 @@ from sagapost.core.broker import Broker
 from sagapost.sagas.tracker import SagaView
 
 Tracked: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, SagaView]]]
-"""Says where these sagas are; leaves out those of which nothing was heard."""
+"""Says where these sagas are; leaves out those of which no event came."""
 
 
 class Deployment(Protocol):
@@ -29,7 +29,7 @@ class Deployment(Protocol):
         ...
 
     def tracking(self) -> AbstractAsyncContextManager[Tracked]:
-        """Hear whatever is said inside the block, and yield what a tracker makes of it."""
+        """Hear whatever is published inside the block, and yield what a tracker makes of it."""
         ...
 
     def check(self) -> None:
@@ -41,7 +41,7 @@ class Deployment(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Let every service finish what it has in hand, and end."""
+        """Let every service finish what it has in flight, and end."""
         ...
 
     async def in_queue(self, name: str) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from examples.streamtech import bank
 from examples.streamtech.chronicle import Chronicle
 from examples.streamtech.deployment import Tracked
-from examples.streamtech.services import COUNTER, choreography, install, unheard
+from examples.streamtech.services import COUNTER, choreography, install, unhandled
 from sagapost import Service
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.sqlite import SQLiteOutboxStore
@@ -49,7 +49,7 @@ class Embedded:
 
     @asynccontextmanager
     async def tracking(self) -> AsyncGenerator[Tracked]:
-        """Listen, and fold what was heard when asked."""
+        """Listen, and fold what was handled when asked."""
         chronicle, declared = Chronicle(self.broker), choreography(self.services)
 
         async def tracked(_sagas: Collection[str]) -> Mapping[str, SagaView]:
@@ -102,7 +102,7 @@ async def embedded(
         await stack.enter_async_context(bank.opened(f"sqlite+aiosqlite:///{folder / 'bank'}.db"))
         workers: list[Worker] = []
         engines: dict[str, AsyncEngine] = {}
-        relay_settings = RelaySettings(poll_interval=look_every, routing=Routing(optional=unheard(services)))
+        relay_settings = RelaySettings(poll_interval=look_every, routing=Routing(optional=unhandled(services)))
         for service in services:
             url = f"sqlite+aiosqlite:///{folder / service.name}.db"
             engine = engines[service.name] = create_async_engine(url)

@@ -53,7 +53,7 @@ class Record(Base):
     what: Mapped[str] = mapped_column(String(200))
 
 
-# --- what the service says ---
+# --- what the service publishes ---
 
 
 @event("orders.order-placed.v1")
@@ -98,7 +98,7 @@ class OrderGivenUp(msgspec.Struct):
     order_id: UUID
 
 
-# --- what it hears: only the fields it needs ---
+# --- what it handles: only the fields it needs ---
 
 
 @event("warehouse.stock-reserved.v1")

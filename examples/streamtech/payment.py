@@ -49,7 +49,7 @@ class Payment(Base):
     state: Mapped[State] = mapped_column(Enum(State, native_enum=False), default=State.TAKEN)
 
 
-# --- what the service hears, and what it says ---
+# --- what the service handles, and what it publishes ---
 
 
 @event("orders.order-placed.v1")

@@ -2,7 +2,7 @@
 
 `sagapost relay` and `sagapost consume` are started with settings from the environment. The servers are private to this
 run; so are the processes, which a guard ends should this one be killed. A tracker, `sagapost track` with a database of
-its own, hears everything.
+its own, handles everything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from examples.streamtech import bank
 from examples.streamtech.deployment import Tracked
-from examples.streamtech.services import COUNTER, choreography, install, path_of, unheard
+from examples.streamtech.services import COUNTER, choreography, install, path_of, unhandled
 from sagapost import Service
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Broker
@@ -150,7 +150,7 @@ class ServiceProcesses:
             self.kill(role)
 
     def stop(self, role: str) -> None:
-        """SIGTERM: the process finishes what it has in hand.
+        """SIGTERM: the process finishes what it has in flight.
 
         :raises DemoError: if it does not end well.
         """
@@ -197,7 +197,7 @@ class Processes:
 
     @asynccontextmanager
     async def tracking(self) -> AsyncGenerator[Tracked]:
-        """Ask the tracker's database; it has heard everything anyway."""
+        """Ask the tracker's database; it has handled everything anyway."""
 
         async def tracked(sagas: Collection[str]) -> Mapping[str, SagaView]:
             shown = {saga: await self._tracker.show(saga) for saga in sagas}
@@ -287,7 +287,7 @@ async def processes(
             await install(engine, service)
             settings = {
                 "SAGAPOST_DATABASE_URL": url,
-                "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(services))),
+                "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unhandled(services))),
                 "SAGAPOST_RELAY_LEASE_TTL": "2s",
                 "SAGAPOST_RELAY_POLL_INTERVAL": "200ms",
                 "SAGAPOST_CONSUMER_POLL_INTERVAL": "200ms",

@@ -69,16 +69,16 @@ def path_of(service: Service) -> str:
     return f"{_MODULES[service]}:service"
 
 
-def unheard(services: Iterable[Service]) -> frozenset[str]:
+def unhandled(services: Iterable[Service]) -> frozenset[str]:
     """Return the event types that none of these services listens to, for `SAGAPOST_RELAY_OPTIONAL`.
 
-    The relay holds an event that no queue is bound for until somebody listens. Here nobody will: what they say beside
-    the events of their own business is for a tracker.
+    The relay holds an event that no queue is bound for until one is. Here none will be: what they publish besides the
+    events of their own business is for a tracker.
     """
     deployed = tuple(services)
-    heard = {topic for service in deployed for topic in service.inbox.queue.topics}
+    handled = {topic for service in deployed for topic in service.inbox.queue.topics}
     lifecycle = {event_type_of(getattr(events, name)) for name in events.__all__}
-    return frozenset((choreography(deployed).said().keys() | lifecycle) - heard)
+    return frozenset((choreography(deployed).emitted().keys() | lifecycle) - handled)
 
 
 async def install(engine: AsyncEngine, service: Service) -> None:

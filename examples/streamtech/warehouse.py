@@ -71,7 +71,7 @@ class Courier(Base):
     room: Mapped[int]
 
 
-# --- what the service hears, and what it says ---
+# --- what the service handles, and what it publishes ---
 
 
 @event("orders.order-placed.v1")

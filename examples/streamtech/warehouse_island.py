@@ -1,7 +1,7 @@
 """Warehouse with an island: packing and dispatch are led by a coordinator, inside a saga that nobody leads.
 
-Deployed in place of `warehouse`, on the same tables. The other services hear and say what they always did: to them
-the island is one step. It begins when an order is paid for, and ends with the parcel on its way or an item missing.
+Deployed in place of `warehouse`, on the same tables. The others handle and publish what they always did: to them the
+island is one step. It begins when an order is paid for, and ends with the parcel on its way or an item missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A queue of the demo's own that hears every event: what was really published, as the broker saw it."""
+"""A queue of the demo's own that handles every event: what was really published, as the broker saw it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Witness:
         self.types: dict[str, str] = {}
         """Type of each event, by its id."""
         self.keys: set[str] = set()
-        """Ordering keys heard; in this example an event's key is the order's id."""
+        """Ordering keys handled; in this example an event's key is the order's id."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until `end`; started once the queue is there, so that nothing published later is missed."""

@@ -126,7 +126,7 @@ async def run(
         recoveries=tuple(arrivals.recovery(fault, at=at, rate=rate * _RECOVERED) for fault, at in faults.done),
         kills=faults.kills + Counter({"a message": stage.consumers.died}),
         left=left,
-        # A process that was still starting had nothing in hand, and no handler for SIGTERM yet.
+        # A process that was still starting had nothing in flight, and no handler for SIGTERM yet.
         ended=tuple(code for code in ended if code not in {0, -signal.SIGTERM}),
         seconds=time.monotonic() - started,
     )

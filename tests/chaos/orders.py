@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from examples.streamtech import orders, warehouse
-from examples.streamtech.services import COUNTER, unheard
+from examples.streamtech.services import COUNTER, unhandled
 from sagapost.adapters.rabbitmq import RabbitMQBroker
 from tests.processes.command import environment
 from tests.processes.nursery import Child, Nursery
@@ -92,7 +92,7 @@ class _Roles:
             "SAGAPOST_BROKER_URL": self.amqp,
             # Short leases: a killed relay's successor takes over within a second.
             "SAGAPOST_RELAY_LEASE_TTL": "1s",
-            "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unheard(COUNTER))),
+            "SAGAPOST_RELAY_OPTIONAL": ",".join(sorted(unhandled(COUNTER))),
         }
         with (self.logs / f"{self.name}-{role}.log").open("ab") as log:
             self.running[role] = self.nursery.start(

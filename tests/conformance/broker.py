@@ -570,7 +570,7 @@ class BrokerConformance:
                 await self._assert_nothing_more(broker, subscription, topic)
 
     async def test_stop_ends_the_iteration_and_leaves_settling_open(self, broker: Broker) -> None:
-        """After `stop` the iteration hands out what was received and ends; what is in hand can still be acked."""
+        """After `stop` the iteration hands out what was received and ends; what is in flight can still be acked."""
         topic = word()
         queue = Queue(word(), frozenset({topic}))
         async with broker.publisher() as publisher:

@@ -38,7 +38,7 @@ async def stock_up(stage: Stage) -> None:
 
 
 async def place(stage: Stage, rng: random.Random, kill: anyio.Event) -> None:
-    """Place orders; say when it is time for each kill: never before there is work in hand."""
+    """Place orders; say when it is time for each kill: never before there is work in flight."""
     for number in range(ORDERS):
         async with stage.session("orders") as session, session.begin():
             await orders.place_order(

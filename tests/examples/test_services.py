@@ -77,7 +77,7 @@ async def test_an_order_over_the_stock_is_cancelled_and_takes_nothing(shop: Embe
 
 async def test_an_item_nobody_knows_is_an_answer_and_no_error(shop: Embedded) -> None:
     """The warehouse says that there is none; nothing is parked."""
-    assert (await order(shop, "unheard-of", 1)).status is orders.Status.CANCELLED
+    assert (await order(shop, "unhandled-of", 1)).status is orders.Status.CANCELLED
     async with AsyncSession(shop.engine("warehouse")) as session:
         assert (await session.execute(select(warehouse.service.inbox.tables.parked.c.id))).all() == []
 
@@ -92,10 +92,10 @@ async def test_the_database_refuses_negative_stock(shop: Embedded) -> None:
 
 
 def test_the_services_speak_of_the_same_events() -> None:
-    """Each declares its own view of an event; names match, so that what one hears another one says."""
+    """Each declares its own view of an event; names match, so that what one handles another one publishes."""
     for services in (FULFILMENT, ISLAND, ENROLMENT):
         declared = choreography(services)
-        assert declared.heard().keys() <= declared.said().keys()
+        assert declared.handled().keys() <= declared.emitted().keys()
 
 
 def test_the_maps_are_current() -> None:
@@ -106,7 +106,7 @@ def test_the_maps_are_current() -> None:
 
 
 def test_the_lint_has_nothing_to_say() -> None:
-    """No step without its undoing, no event that nobody hears, no wait without a deadline, no saga without an end."""
+    """No step without compensation, no event that nobody handles, no wait without a deadline, no saga without end."""
     for services in (FULFILMENT, ISLAND, ENROLMENT):
         assert lint(choreography(services)) == []
 

@@ -35,7 +35,7 @@ async def _kill_and_recover(victim: Victim, step: str) -> None:
     orders = [*BEHIND, *ORDERS] if step == obs.GroupParked.__name__ else ORDERS
     await victim.prepare(orders, [an_event({"x": 1}, type="nobody.takes-this.v1")], copies=2)
     if step == obs.AttemptBegun.__name__:
-        # Reached only by what was in hand when a process died before.
+        # Reached only by what was in flight when a process died before.
         assert await victim.run(die_at=obs.Written.__name__) == -signal.SIGKILL
     assert await victim.run(die_at=step) == -signal.SIGKILL, f"the scenario never came to {step}"
     assert await victim.run() == 0

@@ -73,7 +73,7 @@ class Hearing:
             self.restarts += 1
 
     async def finished(self, engine: AsyncEngine, orders: int) -> bool:
-        """Tell whether every order has come to an end here; also with too many effects, which is then found."""
+        """Return whether every order has come to an end here; also with too many effects, which is then found."""
         dead = sum(map(refused, range(orders)))
         effects = await self.service.count(engine, self.service.effects)
         return effects >= orders - dead and await self.service.count(engine, self.service.tables.parked) == dead

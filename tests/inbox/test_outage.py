@@ -287,7 +287,7 @@ async def test_stop_finishes_what_runs_and_gives_back_the_rest(engine: AsyncEngi
 async def test_what_waits_for_a_lock_when_stopped_has_the_drain_budget(
     postgresql_engine: AsyncEngine, broker: MemoryBroker
 ) -> None:
-    """A replica nobody hears of any more holds the dedup key: the database answers, so that is no outage."""
+    """A replica nobody learns of any more holds the dedup key: the database answers, so that is no outage."""
     service, engine = Service(), postgresql_engine
     writing(service)
     await service.install(engine)
@@ -385,7 +385,7 @@ async def test_a_round_that_is_called_off_counts_nothing(postgresql_engine: Asyn
 
 
 async def test_bytes_in_hand_are_bounded(engine: AsyncEngine, broker: MemoryBroker) -> None:
-    """Large messages: what is in hand stays within the bound and one message, whatever the prefetch would allow."""
+    """Large messages: what is in flight stays within the bound and one message, whatever the prefetch would allow."""
     service = Service()
     most = 0
     seen = Recorder()

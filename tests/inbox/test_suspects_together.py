@@ -196,7 +196,7 @@ async def test_a_failure_among_the_followers_holds_those_behind_it(engine: Async
 
 
 async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: AsyncEngine, broker: MemoryBroker) -> None:
-    """A message whose predecessor is still parked, in hand elsewhere, would overtake it."""
+    """A message whose predecessor is still parked, in flight elsewhere, would overtake it."""
     service = Service(ordered=True)
 
     @service.inbox.on(OrderPlaced)
@@ -240,7 +240,7 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
 
 
 async def test_what_a_process_died_of_and_other_retries_take_turns(engine: AsyncEngine, broker: MemoryBroker) -> None:
-    """Many that were in hand are due before many that were not: each kind goes on, the former one at a time."""
+    """Many that were in flight are due before many that were not: each kind goes on, the former one at a time."""
     service = Service()
     broken = True
     in_work: set[str] = set()

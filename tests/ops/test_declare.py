@@ -84,7 +84,7 @@ def test_what_was_declared_is_listed_and_a_conflict_is_named(path: str, tmp_path
     ids=["memory", "no handlers", "unreachable", "no such inbox"],
 )
 def test_what_is_wrong_is_said(path: str, tmp_path: Path, url: str, inbox: str | None, code: int, words: str) -> None:
-    """In one line, with the exit code that tells whether to try again."""
+    """In one line, with the exit code that says whether to try again."""
     (tmp_path / "empty.py").write_text(EMPTY)
     ran = invoke("declare", inbox or path, cwd=tmp_path, SAGAPOST_BROKER_URL=url)
     assert ran.returncode == code, ran.stderr

@@ -29,7 +29,7 @@ quick = settings(max_examples=40, deadline=None)
 
 
 def leaks(text: str) -> bool:
-    """Tell whether the beginning or the end of a password is in the text."""
+    """Return whether the beginning or the end of a password is in the text."""
     return FIRST in text or LAST in text
 
 

@@ -17,19 +17,21 @@ runner = CliRunner()
 
 @pytest.fixture
 def manifests(tmp_path: Path) -> list[str]:
-    """Two services; what the second says, nobody hears."""
+    """Two services; what the second publishes, nobody handles."""
     parts = [
         Manifest(
             service="orders",
             source="https://orders.example",
             starts=("order-placed",),
             ends=("order-confirmed",),
-            steps=(Step(name="confirm", hears=("stock-reserved",), emits=("order-confirmed",), changes_nothing=True),),
+            steps=(
+                Step(name="confirm", handles=("stock-reserved",), emits=("order-confirmed",), changes_nothing=True),
+            ),
         ),
         Manifest(
             service="warehouse",
             source="https://warehouse.example",
-            steps=(Step(name="reserve", hears=("order-placed",), emits=("stock-reserved", "stock-low")),),
+            steps=(Step(name="reserve", handles=("order-placed",), emits=("stock-reserved", "stock-low")),),
         ),
     ]
     paths: list[str] = []
@@ -68,7 +70,7 @@ def test_map_draws_in_every_format(manifests: list[str], format_: str, begins: s
 
 
 def test_lint_fails_on_errors_and_names_them(manifests: list[str]) -> None:
-    """A build that runs the lint stops at an event nobody hears."""
+    """A build that runs the lint stops at an event nobody handles."""
     result = runner.invoke(app, ["saga", "lint", *manifests, "--json"])
     assert result.exit_code == 1
     findings = msgspec.json.decode(result.stdout)

@@ -91,7 +91,7 @@ async def test_one_trace_from_the_request_to_the_last_handler(site: Site) -> Non
     def tell(_: dict[str, Any], ctx: SyncContext) -> None:
         with site.provider.get_tracer("mine").start_as_current_span("inside"):
             pass
-        ctx.publish({"n": 2}, type="nobody-hears.v1")
+        ctx.publish({"n": 2}, type="nobody-handles.v1")
 
     tracer = site.provider.get_tracer("web")
     async with AsyncSession(site.engine) as session, session.begin():

@@ -22,7 +22,7 @@ from sagapost.outbox.dead_letters import DeadLetters
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.settings import DeadLetterPolicy
-from tests.relay.shop import EVERYTHING, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, Watch, numbers, received, running
 
 SOON = Backoff(base=timedelta(milliseconds=20), cap=timedelta(milliseconds=20))
 
@@ -99,7 +99,7 @@ async def test_redrive_keeps_the_order_of_the_key(shop: Shop, policy: DeadLetter
             assert await shop.dead.redrive(connection, position=first.position) == would
         await shop.say(4)
         await watch.until(lambda: watch.settled == 4)
-    assert numbers(await heard(broker, 4)) == [1, 2, 3, 4]
+    assert numbers(await received(broker, 4)) == [1, 2, 3, 4]
     assert await shop.left() == (0, 0)
 
 
@@ -114,7 +114,7 @@ async def test_discard_lets_the_followers_go_on(shop: Shop) -> None:
         async with shop.engine.begin() as connection:
             assert [letter.type for letter in await shop.dead.discard(connection, key="k")] == ["shop.said.v1"]
         await watch.until(lambda: watch.settled == 1)
-    assert numbers(await heard(broker, 1)) == [2]
+    assert numbers(await received(broker, 1)) == [2]
     assert await shop.left() == (0, 0)
 
 

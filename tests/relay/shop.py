@@ -21,7 +21,7 @@ from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 
-__all__ = ["EVERYTHING", "FAST", "SOON", "Shop", "Watch", "heard", "numbers", "running"]
+__all__ = ["EVERYTHING", "FAST", "SOON", "Shop", "Watch", "received", "numbers", "running"]
 
 EVERYTHING = Queue("everything", frozenset({"#"}))
 SOON = Backoff(base=timedelta(milliseconds=20), cap=timedelta(milliseconds=20))
@@ -101,7 +101,7 @@ async def running(*relays: Relay) -> AsyncGenerator[None, None]:
             relay.stop()
 
 
-async def heard(broker: Broker, count: int, queue: Queue = EVERYTHING) -> list[Event]:
+async def received(broker: Broker, count: int, queue: Queue = EVERYTHING) -> list[Event]:
     """Consume `count` events."""
     events: list[Event] = []
     with anyio.fail_after(20):

@@ -27,7 +27,7 @@ from sagapost.core.outbox_store import Claims, LeaseToken, OutboxRow, OutboxStor
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
 from sagapost.outbox.relay import observations as obs
-from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, running
+from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, received, running
 
 ALL: Claims = {Partition(p): LeaseToken(1) for p in range(32)}
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -274,7 +274,7 @@ async def test_pitfall_32_an_unreadable_row_is_held_with_its_key_and_then_dead(
         await shop.say(2, key="other")
         await watch.until(lambda: watch.settled == 1)
         await watch.until(lambda: watch.count(obs.Buried) == 1)
-    assert Counter(event.partitionkey for event in await heard(broker, 1)) == Counter(["other"])
+    assert Counter(event.partitionkey for event in await received(broker, 1)) == Counter(["other"])
     assert await connection.fetchval("SELECT last_error FROM outbox_dead") == (
         "the row cannot be read as an event: its extensions are no JSON object of strings: "
         "Expected `str`, got `int` - at `$[...]`"
@@ -293,7 +293,7 @@ async def test_pitfall_32_a_row_that_was_repaired_flows(shop: Shop, connection: 
         await watch.until(lambda: watch.count(obs.Held) >= 2)
         await connection.execute("UPDATE outbox SET extensions = NULL WHERE type = 'strange'")
         await watch.until(lambda: watch.settled == 2)
-    assert [event.type for event in await heard(broker, 2)] == ["strange", "shop.said.v1"]
+    assert [event.type for event in await received(broker, 2)] == ["strange", "shop.said.v1"]
 
 
 async def test_pitfall_32_a_held_row_that_its_table_refuses_to_keep_is_buried(
@@ -376,7 +376,7 @@ async def test_plain_sql_needs_no_more_than_the_documented_columns(shop: Shop, c
     assert len(slots) == 1
     async with running(shop.relay(broker, watch)):
         await watch.until(lambda: watch.settled == 3)
-    first, second, third = await heard(broker, 3)
+    first, second, third = await received(broker, 3)
     assert (first.data, third.data) == (b'{"n":1}', b'{"n":2}')
     assert (second.type, second.source, second.datacontenttype) == (
         "orders.order-placed.v1",

@@ -415,7 +415,7 @@ def test_blocking_a_held_key_keeps_its_head_in_mind() -> None:
 
 
 def test_a_lost_connection_forgets_what_is_not_confirmed() -> None:
-    """Confirmed rows stay in hand until deleted, so that they are not sent twice."""
+    """Confirmed rows stay in flight until deleted, so that they are not sent twice."""
     bench, sent, unsent = Bench(), make_row(1), make_row(2)
     bench.admit(sent, unsent)
     bench.send(1)

@@ -25,7 +25,7 @@ from tests.faults.proxy import FaultProxy
 from tests.inbox.harness import Service
 from tests.inbox.harness import running as consuming
 from tests.processes.shared import run_module
-from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, numbers, received, running
 from tests.relay.victim import Plan
 from tests.servers.brokers import RabbitMQServer
 from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
@@ -79,11 +79,11 @@ async def test_pitfall_03_the_duplicate_has_the_id_of_the_first(shop: Shop, amqp
             await shop.say(1, 2, 3)
             await watch.until(lambda: sum(e.rows for e in watch.events if isinstance(e, obs.Sent)) == 4)
             # The broker has taken them in when another consumer has them.
-            first = await heard(RabbitMQBroker(amqp_url), 4)
+            first = await received(RabbitMQBroker(amqp_url), 4)
             await proxy.cut()
             await proxy.heal()
             await watch.until(lambda: watch.settled == 4, within=60)
-    again = await heard(RabbitMQBroker(amqp_url), 3)
+    again = await received(RabbitMQBroker(amqp_url), 3)
     assert [event.id for event in again] == [event.id for event in first[1:]]
     assert numbers(again) == [1, 2, 3]
     assert watch.count(obs.Held) == 0
@@ -108,7 +108,7 @@ async def test_pitfall_13_a_broker_gone_without_a_word_is_noticed_and_left(shop:
             await watch.until(lambda: watch.settled == 50, within=60)
         assert watch.lost("broker") >= 1
         assert watch.count(obs.Held) == 0
-    assert numbers(await heard(direct, 50)) == list(range(50))
+    assert numbers(await received(direct, 50)) == list(range(50))
 
 
 @pytest.mark.parametrize("forbidden", ["topic", "exchange", "everything"])
@@ -160,7 +160,7 @@ async def test_pitfall_33_a_refused_event_is_held_with_the_reason_and_the_others
             assert await _waiting(amqp_url, EVERYTHING.name) == 309
     finally:
         await anyio.to_thread.run_sync(rabbitmq.delete_user, user)
-    arrived = numbers(await heard(direct, 309))
+    arrived = numbers(await received(direct, 309))
     for n in (100, 200, 300):
         assert [m for m in arrived if m in {1000 + n, 2000 + n, 3000 + n}] == [1000 + n, 2000 + n, 3000 + n]
 
@@ -203,7 +203,7 @@ async def test_pitfall_01_a_binding_removed_under_load_loses_nothing(shop: Shop,
             await watch.until(lambda: watch.count(obs.Held) >= keys)
         await broker.declare(second)
         await watch.until(lambda: watch.settled == total, within=60)
-    later = numbers(await heard(broker, total - len(arrived), second))
+    later = numbers(await received(broker, total - len(arrived), second))
     assert Counter(arrived + later) == Counter(range(total))
     for key in range(keys):
         of_key = [n for n in arrived + later if n % keys == key]

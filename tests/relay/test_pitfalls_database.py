@@ -25,7 +25,7 @@ from sagapost.outbox.relay import Relay
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.tables import doorbell_channel
 from tests.faults.proxy import FaultProxy
-from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, numbers, received, running
 from tests.servers.databases import execute
 from tests.servers.fixtures import OwnPostgreSQL
 
@@ -75,7 +75,7 @@ async def test_pitfall_05_wrong_clocks_change_no_order(shop: Shop) -> None:
             for hours in (-1, 0, 1):
                 tasks.start_soon(host, timedelta(hours=hours))
         await watch.until(lambda: watch.settled == 3 * turns)
-    events = await heard(broker, 3 * turns)
+    events = await received(broker, 3 * turns)
     assert numbers(events) == list(range(1, 3 * turns + 1))
     assert [event.time for event in events] != sorted(event.time for event in events)
 
@@ -90,7 +90,7 @@ async def test_pitfall_08_a_row_that_somebody_locks_keeps_its_place(shop: Shop) 
         await operator.execute("SELECT FROM outbox ORDER BY position LIMIT 1 FOR UPDATE")
         await shop.say(4, 5)
         await watch.until(lambda: sum(e.rows for e in watch.events if isinstance(e, obs.Confirmed)) == 5)
-        assert numbers(await heard(broker, 5)) == [1, 2, 3, 4, 5]
+        assert numbers(await received(broker, 5)) == [1, 2, 3, 4, 5]
         await operator.execute("ROLLBACK")
         await watch.until(lambda: watch.settled == 5)
     assert not broker.waiting(EVERYTHING.name)
@@ -144,7 +144,7 @@ async def test_pitfall_14_a_database_gone_without_a_word_is_noticed_and_left(sho
             await watch.until(lambda: isinstance(watch.events[-1], obs.Idle), within=60)
             await shop.say(3)
             await watch.until(lambda: watch.settled == 3, within=60)
-    assert numbers(await heard(broker, 3)) == [1, 2, 3]
+    assert numbers(await received(broker, 3)) == [1, 2, 3]
 
 
 async def test_pitfall_15_a_saturated_loop_starves_no_heartbeat(shop: Shop) -> None:
@@ -168,7 +168,7 @@ async def test_pitfall_15_a_saturated_loop_starves_no_heartbeat(shop: Shop) -> N
             await watch.until(lambda: watch.settled == 1_000, within=120)
             done.set()
     assert watch.count(obs.LeaseLost) == 0
-    assert Counter(numbers(await heard(broker, 1_000))) == Counter(range(1_000))
+    assert Counter(numbers(await received(broker, 1_000))) == Counter(range(1_000))
     assert not broker.waiting(EVERYTHING.name)
 
 
@@ -266,5 +266,5 @@ async def test_pitfall_25_work_goes_on_after_each_restart_of_the_database(own_po
         assert isinstance(opened, int)
         assert opened <= RELAY_CONNECTIONS
     await shop.engine.dispose()
-    assert numbers(await heard(broker, 40)) == list(range(40))
+    assert numbers(await received(broker, 40)) == list(range(40))
     assert not broker.waiting(EVERYTHING.name)

@@ -18,7 +18,7 @@ from sagapost.outbox.relay import RelaySettings
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.settings import DeadLetterPolicy
 from sagapost.outbox.tables import doorbell_channel
-from tests.relay.shop import EVERYTHING, SOON, Shop, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, SOON, Shop, Watch, numbers, received, running
 from tests.servers.fixtures import OwnRabbitMQ
 
 
@@ -33,7 +33,7 @@ async def test_a_late_commit_of_a_low_position_is_delivered(shop: Shop) -> None:
         await watch.until(lambda: watch.settled == 2)
         await transaction.commit()
         await watch.until(lambda: watch.settled == 3)
-    assert numbers(await heard(broker, 3)) == [2, 3, 1]
+    assert numbers(await received(broker, 3)) == [2, 3, 1]
 
 
 async def test_a_transaction_left_open_elsewhere_holds_nothing_back(shop: Shop) -> None:
@@ -60,7 +60,7 @@ async def test_rows_restored_from_another_cluster_are_delivered(shop: Shop) -> N
     await broker.declare(EVERYTHING)
     async with running(shop.relay(broker, watch)):
         await watch.until(lambda: watch.settled == 2)
-    assert numbers(await heard(broker, 2)) == [1, 2]
+    assert numbers(await received(broker, 2)) == [1, 2]
 
 
 async def test_followers_of_an_unroutable_row_wait_and_others_flow(shop: Shop) -> None:
@@ -77,7 +77,7 @@ async def test_followers_of_an_unroutable_row_wait_and_others_flow(shop: Shop) -
         assert await shop.one("SELECT count(*) FROM outbox WHERE attempts > 0 AND last_error IS NOT NULL") == 1
         await broker.declare(Queue(listening.name, frozenset({"shop.said.v1", "shop.whispered.v1"})))
         await watch.until(lambda: watch.settled == 6)
-    events = await heard(broker, 6, listening)
+    events = await received(broker, 6, listening)
     assert [n for n in numbers(events) if n < 10] == [1, 2, 3, 4]
     assert watch.count(obs.Overtaken) == 0
 
@@ -98,7 +98,7 @@ async def test_a_message_rejected_on_a_route_that_works(shop: Shop, *, serial: b
         await watch.until(lambda: watch.count(obs.Held) >= 2)
         rejecting.clear()
         await watch.until(lambda: watch.settled == 5)
-    order = numbers(await heard(broker, 5))
+    order = numbers(await received(broker, 5))
     assert sorted(order) == [0, 1, 2, 3, 4]
     if serial:
         assert order == [0, 1, 2, 3, 4]
@@ -118,7 +118,7 @@ async def test_an_outage_of_the_broker_burns_no_attempts(shop: Shop) -> None:
         assert await shop.one("SELECT sum(attempts) FROM outbox") == 0
         broker.come_up()
         await watch.until(lambda: watch.settled == 2)
-    assert numbers(await heard(broker, 2)) == [1, 2]
+    assert numbers(await received(broker, 2)) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_followers_of_a_dead_letter_do_what_was_chosen(
         await watch.until(lambda: watch.count(obs.Buried) == 1)
         await shop.say(10, key="other")
         await watch.until(lambda: watch.settled == len(published))
-    assert sorted(numbers(await heard(broker, len(published)))) == published
+    assert sorted(numbers(await received(broker, len(published)))) == published
     assert await shop.one("SELECT count(*) FROM outbox_dead") == dead
     assert await shop.one("SELECT count(*) FROM outbox") == 4 - len(published) - dead
 
@@ -196,7 +196,7 @@ async def test_partitions_are_shared_and_a_graceful_restart_of_each_relay_double
         await watch.until(lambda: watch.settled == total, within=60)
         for relay in relays:
             relay.stop()
-    events = await heard(broker, total)
+    events = await received(broker, total)
     assert Counter(numbers(events)).most_common(1)[0][1] == 1
     for key in range(keys):
         of_key = [n for n in numbers(events) if n % keys == key]
@@ -217,7 +217,7 @@ async def test_an_unroutable_message_stays_with_its_reason_and_flows_once_a_queu
         assert watch.settled == 0
         await broker.declare(EVERYTHING)
         await watch.until(lambda: watch.settled == 2)
-    assert numbers(await heard(broker, 2)) == [1, 2]
+    assert numbers(await received(broker, 2)) == [1, 2]
 
 
 async def test_no_transaction_is_open_while_the_broker_is_paused(shop: Shop, own_rabbitmq: OwnRabbitMQ) -> None:

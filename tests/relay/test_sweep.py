@@ -18,7 +18,7 @@ from sagapost.core.broker import Queue
 from sagapost.core.outbox_store import Claims, OutboxSweeper, Position
 from sagapost.outbox.relay import Relay
 from sagapost.outbox.relay import observations as obs
-from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, heard, numbers, running
+from tests.relay.shop import EVERYTHING, FAST, Shop, Watch, numbers, received, running
 
 SHOP = Queue(EVERYTHING.name, frozenset({"shop.#"}))
 SWEEPING = replace(FAST, sweep_interval=timedelta(seconds=1))
@@ -61,7 +61,7 @@ async def test_pitfall_39_a_sweep_finds_what_no_cursor_can_see(shop: Shop, *, bu
             await watch.until(lambda: watch.count(obs.Missed) >= 1)
             done.set()
         await watch.until(lambda: watch.settled == written + 3)
-    got = numbers(await heard(broker, written + 3))
+    got = numbers(await received(broker, written + 3))
     assert Counter(got) == Counter([*range(written), *RESTORED_NUMBERS])
     assert [n for n in got if n >= RESTORED_NUMBERS[0]] == RESTORED_NUMBERS
     assert not broker.waiting(EVERYTHING.name)
@@ -111,7 +111,7 @@ async def test_pitfall_39_a_sweep_repeats_nothing_that_is_in_flight_or_held(shop
         assert watch.count(obs.Missed) == 0
         broker.release_confirms()
         await watch.until(lambda: watch.settled >= 3)
-    assert Counter(numbers(await heard(broker, 3))) == Counter([3, 4, 5])
+    assert Counter(numbers(await received(broker, 3))) == Counter([3, 4, 5])
     assert not broker.waiting(EVERYTHING.name)
     assert await shop.one("SELECT count(*) FROM outbox") == 2
 
@@ -126,7 +126,7 @@ async def test_pitfall_39_a_relay_goes_on_after_its_leases_were_truncated(shop: 
         await shop.one("TRUNCATE outbox_leases")
         await shop.say(2)
         await watch.until(lambda: watch.settled == 2)
-    assert numbers(await heard(broker, 2)) == [1, 2]
+    assert numbers(await received(broker, 2)) == [1, 2]
 
 
 async def test_pitfall_41_positions_go_on_behind_what_waits(shop: Shop) -> None:
@@ -142,4 +142,4 @@ async def test_pitfall_41_positions_go_on_behind_what_waits(shop: Shop) -> None:
         assert await shop.one("""SELECT max(position) FROM outbox""") == 4
         broker.release_confirms()
         await watch.until(lambda: watch.settled == 4)
-    assert numbers(await heard(broker, 4)) == [1, 2, 3, 4]
+    assert numbers(await received(broker, 4)) == [1, 2, 3, 4]

@@ -25,14 +25,14 @@ def healthy() -> list[Manifest]:
             steps=(
                 Step(
                     name="watch",
-                    hears=("order-placed",),
+                    handles=("order-placed",),
                     sets=(DeclaredDeadline(name="fulfil", event="order-overdue", after_seconds=3600),),
                     changes_nothing=True,
                 ),
-                Step(name="complete", hears=("goods-dispatched",), emits=("order-completed",), cancels=("fulfil",)),
+                Step(name="complete", handles=("goods-dispatched",), emits=("order-completed",), cancels=("fulfil",)),
                 Step(
                     name="cancel",
-                    hears=("payment-declined", "item-missing", "order-overdue"),
+                    handles=("payment-declined", "item-missing", "order-overdue"),
                     emits=("order-cancelled",),
                     compensates=("order-placed",),
                     cancels=("fulfil",),
@@ -46,13 +46,13 @@ def healthy() -> list[Manifest]:
             steps=(
                 Step(
                     name="take_payment",
-                    hears=("order-placed",),
+                    handles=("order-placed",),
                     emits=("payment-taken",),
                     fails_with=("payment-declined",),
                     likely_to_fail=True,
                     compensation=Compensation(name="refund_payment", emits=("payment-refunded",)),
                 ),
-                Step(name="roll_back", hears=("order-cancelled",), rolls_back=True, changes_nothing=True),
+                Step(name="roll_back", handles=("order-cancelled",), rolls_back=True, changes_nothing=True),
             ),
             ends=("payment-refunded",),
         ),
@@ -62,12 +62,12 @@ def healthy() -> list[Manifest]:
             steps=(
                 Step(
                     name="dispatch",
-                    hears=("payment-taken",),
+                    handles=("payment-taken",),
                     emits=("goods-dispatched",),
                     fails_with=("item-missing",),
                     compensation=Compensation(name="recall"),
                 ),
-                Step(name="roll_back", hears=("order-cancelled",), rolls_back=True, changes_nothing=True),
+                Step(name="roll_back", handles=("order-cancelled",), rolls_back=True, changes_nothing=True),
             ),
         ),
     ]

@@ -37,7 +37,7 @@ SAGA = "order-4711"
 
 @event("warehouse.order-packed.v1")
 class OrderPacked(msgspec.Struct):
-    """What the step under test hears."""
+    """What the step under test handles."""
 
     order_id: str
 

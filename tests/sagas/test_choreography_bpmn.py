@@ -62,9 +62,9 @@ def test_a_compensation_task_is_in_no_sequence() -> None:
 
 
 def test_what_a_compensation_says_comes_from_the_compensation() -> None:
-    """A refund is said by the undoing, not by the step that took the money."""
-    heard = Step(name="tell", hears=("payment-refunded",), changes_nothing=True)
-    root = root_of([*healthy(), Manifest(service="mail", source="https://mail.example", steps=(heard,))])
+    """A refund is published by the undoing, not by the step that took the money."""
+    handled = Step(name="tell", handles=("payment-refunded",), changes_nothing=True)
+    root = root_of([*healthy(), Manifest(service="mail", source="https://mail.example", steps=(handled,))])
     names = {element.get("id"): element.get("name") for element in root.iter() if element.get("id")}
     refunds = [flow for flow in root.iter(f"{BPMN}messageFlow") if flow.get("name") == "payment-refunded"]
     assert [names[flow.get("sourceRef")] for flow in refunds] == ["refund_payment"]

@@ -48,7 +48,7 @@ class Planted:
 def _without_deadline() -> list[Manifest]:
     orders, *others = healthy()
     steps = tuple(
-        msgspec.structs.replace(step, cancels=(), hears=tuple(e for e in step.hears if e != "order-overdue"))
+        msgspec.structs.replace(step, cancels=(), handles=tuple(e for e in step.handles if e != "order-overdue"))
         for step in orders.steps
         if step.name != "watch"
     )
@@ -56,15 +56,15 @@ def _without_deadline() -> list[Manifest]:
 
 
 def _without_ends() -> list[Manifest]:
-    heard = Step(name="archive", hears=("order-completed", "order-cancelled", "payment-refunded"))
-    archive = Manifest(service="archive", source="https://archive.example", steps=(heard,))
+    handled = Step(name="archive", handles=("order-completed", "order-cancelled", "payment-refunded"))
+    archive = Manifest(service="archive", source="https://archive.example", steps=(handled,))
     return [*(msgspec.structs.replace(manifest, ends=()) for manifest in healthy()), archive]
 
 
 def _failure_without_end() -> list[Manifest]:
     """The payment asks for a second card and never says how that went."""
     payment = healthy()[1]
-    ask = Step(name="ask_again", hears=("card-refused",), changes_nothing=True)
+    ask = Step(name="ask_again", handles=("card-refused",), changes_nothing=True)
     steps = tuple(
         msgspec.structs.replace(step, fails_with=("payment-declined", "card-refused"))
         if step.name == "take_payment"
@@ -77,14 +77,14 @@ def _failure_without_end() -> list[Manifest]:
 def _with_points_before_packing() -> list[Manifest]:
     award = Step(
         name="award_points",
-        hears=("payment-taken",),
+        handles=("payment-taken",),
         emits=("points-awarded",),
         compensation=Compensation(name="revoke_points"),
     )
-    roll_back = Step(name="roll_back", hears=("order-cancelled",), rolls_back=True, changes_nothing=True)
+    roll_back = Step(name="roll_back", handles=("order-cancelled",), rolls_back=True, changes_nothing=True)
     loyalty = Manifest(service="loyalty", source="https://loyalty.example", steps=(award, roll_back))
-    manifests = replace_step("warehouse", "dispatch", hears=("goods-packed",), likely_to_fail=True)
-    pack = Step(name="pack", hears=("points-awarded",), emits=("goods-packed",), changes_nothing=True)
+    manifests = replace_step("warehouse", "dispatch", handles=("goods-packed",), likely_to_fail=True)
+    pack = Step(name="pack", handles=("points-awarded",), emits=("goods-packed",), changes_nothing=True)
     return [*manifests, loyalty, Manifest(service="packing", source="https://packing.example", steps=(pack,))]
 
 
@@ -105,20 +105,20 @@ def _step_after_the_cancelling() -> list[Manifest]:
         Manifest(
             service="invoices",
             source="https://invoices.example",
-            steps=(Step(name="invoice", hears=("order-completed",), emits=("invoice-sent",)),),
+            steps=(Step(name="invoice", handles=("order-completed",), emits=("invoice-sent",)),),
         ),
     ]
 
 
 PLANTED = [
     Planted(
-        "an event nobody hears",
+        "an event nobody handles",
         lambda: replace_step("payment", "take_payment", emits=("payment-taken", "fraud-suspected")),
         {("SP001", "fraud-suspected")},
     ),
     Planted(
         "a handler nobody feeds",
-        lambda: replace_step("warehouse", "dispatch", hears=("payment-taken", "stock-counted")),
+        lambda: replace_step("warehouse", "dispatch", handles=("payment-taken", "stock-counted")),
         {("SP002", "dispatch")},
     ),
     Planted(
@@ -136,7 +136,7 @@ PLANTED = [
     ),
     Planted(
         "a cycle through a failure",
-        lambda: replace_step("payment", "take_payment", hears=("order-placed", "item-missing")),
+        lambda: replace_step("payment", "take_payment", handles=("order-placed", "item-missing")),
         {("SP006", "take_payment")},
     ),
     Planted(
@@ -171,7 +171,7 @@ PLANTED = [
     ),
     Planted(
         "a compensation nothing triggers",
-        lambda: replace_step("payment", "roll_back", hears=("order-completed",)),
+        lambda: replace_step("payment", "roll_back", handles=("order-completed",)),
         {("SP010", "take_payment")},
     ),
     Planted(
@@ -181,7 +181,7 @@ PLANTED = [
     ),
     Planted("a step no deadline waits for", _step_after_the_cancelling, {("SP012", "invoice")}),
     Planted(
-        "an end nobody says",
+        "an end nobody publishes",
         lambda: replace_manifest("orders", ends=("order-completed", "order-cancelled", "order-canceled")),
         {("SP013", "order-canceled")},
     ),
@@ -213,7 +213,7 @@ def test_a_handler_of_a_pattern_needs_no_sayer() -> None:
     tracker = Manifest(
         service="tracker",
         source="https://tracker.example",
-        steps=(Step(name="fold", hears=("#",), changes_nothing=True),),
+        steps=(Step(name="fold", handles=("#",), changes_nothing=True),),
     )
     assert lint(Choreography([*healthy(), tracker])) == []
 
@@ -257,7 +257,7 @@ def test_acceptances_are_read_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "emitted"),
     [
         ("[[accept]", "is no file of acceptances"),
         ('[[accept]]\ncode = "SP004"\n', "reason"),
@@ -266,11 +266,11 @@ def test_acceptances_are_read_from_a_file(tmp_path: Path) -> None:
         ('[[accept]]\ncode = "SP004"\nreason = "x"\nstep = "y"\n', "step"),
     ],
 )
-def test_a_broken_file_of_acceptances_is_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_a_broken_file_of_acceptances_is_refused(tmp_path: Path, content: str, emitted: str) -> None:
     """A decision without a reason, or about a rule that does not exist, is not taken for one."""
     path = tmp_path / "accepted.toml"
     path.write_text(content)
-    with pytest.raises(ConfigurationError, match=said) as caught:
+    with pytest.raises(ConfigurationError, match=emitted) as caught:
         read_acceptances(path)
     assert "accepted.toml" in str(caught.value)
 
@@ -279,7 +279,7 @@ def test_a_broken_file_of_acceptances_is_refused(tmp_path: Path, content: str, s
 
 
 @pytest.mark.parametrize(
-    ("said", "heard", "problems"),
+    ("emitted", "handled", "problems"),
     [
         (
             {"type": "object", "properties": {"a": {"type": "string"}, "b": {}}},
@@ -305,7 +305,7 @@ def test_a_broken_file_of_acceptances_is_refused(tmp_path: Path, content: str, s
     ],
 )
 def test_schemas_conflict_only_where_the_hearer_would_break(
-    said: dict[str, Any], heard: dict[str, Any], problems: int
+    emitted: dict[str, Any], handled: dict[str, Any], problems: int
 ) -> None:
-    """A hearer that knows less is fine; one that needs more, or something else, is not."""
-    assert len(conflicts(said, heard)) == problems
+    """A consumer that knows less is fine; one that needs more, or something else, is not."""
+    assert len(conflicts(emitted, handled)) == problems

@@ -81,7 +81,7 @@ def test_the_manifest_says_what_the_decorators_say() -> None:
     assert manifest.steps == (
         Step(
             name="take_payment",
-            hears=("orders.order-placed.v1",),
+            handles=("orders.order-placed.v1",),
             emits=("payment.payment-taken.v1",),
             fails_with=("payment.payment-declined.v1",),
             compensation=Compensation(name="refund_payment", emits=("payment.payment-refunded.v1",)),
@@ -91,7 +91,7 @@ def test_the_manifest_says_what_the_decorators_say() -> None:
         ),
         Step(
             name="roll_back",
-            hears=("warehouse.item-missing.v1",),
+            handles=("warehouse.item-missing.v1",),
             rolls_back=True,
             changes_nothing=True,
             summary="Undoes what this service did in the saga.",

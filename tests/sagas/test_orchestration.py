@@ -43,7 +43,7 @@ async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 
 
 async def test_steps_run_in_order_and_parallel_ones_together(service: Warehouse) -> None:
-    """Each stage begins when all of the one before have answered; answers are noted in the state; the end is said."""
+    """Each stage begins when all of the one before answered; answers are noted in the state; the end is published."""
     island = Fulfilment(service)
     async with island:
         await island.pay()
@@ -72,7 +72,7 @@ async def test_a_step_can_be_left_out(on_sqlite: Warehouse) -> None:
 
 
 async def test_a_failure_undoes_what_was_done_in_reverse_order(service: Warehouse) -> None:
-    """The parallel sibling that is done, and the step before, are undone, newest first; then the failure is said."""
+    """The parallel sibling that is done and the step before are undone, newest first; then comes the failure."""
     island = Fulfilment(service)
     island.refuses(f.Insure, lambda command: f.InsuranceDenied(command.order_id))
     async with island:
@@ -93,7 +93,7 @@ async def test_a_failure_undoes_what_was_done_in_reverse_order(service: Warehous
 
 
 async def test_the_first_step_that_fails_leaves_nothing_to_undo(on_sqlite: Warehouse) -> None:
-    """The failure of the business is said, and no command of undoing is sent."""
+    """The failure of the business is published, and no command of undoing is sent."""
     service = on_sqlite
     island = Fulfilment(service)
     island.refuses(f.PickItems, lambda command: f.ItemMissing(command.order_id))
@@ -215,7 +215,7 @@ async def test_an_answer_from_a_screen_finds_the_step_that_waits(on_sqlite: Ware
 
 
 async def test_a_rollback_of_the_saga_undoes_the_island_first(service: Warehouse) -> None:
-    """The ledger waits for the island's last undoing before it goes on to older steps; no failure is said."""
+    """The ledger waits for the island's last undoing before it goes on to older steps; no failure is published."""
     island = Fulfilment(service)
     older: list[list[str]] = []
 
@@ -463,11 +463,11 @@ def test_the_map_shows_the_island_within_its_service() -> None:
     steps = {step.name: step for step in manifest_of(inbox).steps}
     assert set(steps) == {"fulfilment.pick", "fulfilment.end", "fulfilment.undo"}
     first = steps["fulfilment.pick"]
-    assert (first.hears, first.emits) == (("payment.order-paid.v1",), ("warehouse.pick-items.v1",))
+    assert (first.handles, first.emits) == (("payment.order-paid.v1",), ("warehouse.pick-items.v1",))
     assert first.compensation is not None
     assert first.compensation.emits == ("warehouse.put-items-back.v1",)
     assert first.sets[0].after_seconds == 1800
-    assert steps["fulfilment.end"].hears == ("warehouse.items-picked.v1",)
+    assert steps["fulfilment.end"].handles == ("warehouse.items-picked.v1",)
     assert steps["fulfilment.end"].emits == ("warehouse.order-shipped.v1",)
-    assert "warehouse.item-missing.v1" in steps["fulfilment.undo"].hears
+    assert "warehouse.item-missing.v1" in steps["fulfilment.undo"].handles
     assert steps["fulfilment.undo"].fails_with == ("warehouse.shipping-failed.v1",)

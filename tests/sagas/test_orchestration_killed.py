@@ -61,11 +61,11 @@ async def _until_all_ended(service: Warehouse, orders: list[str], cancelled: lis
         while True:
             ended = {row.saga for row in await service.rows(runs) if row.state in {"completed", "rolled_back"}}
             over = {row.saga for row in await service.rows(states) if row.state == "rolled_back"}
-            heard = {row.saga for row in await service.rows(states)}
+            handled = {row.saga for row in await service.rows(states)}
             # A cancelled order may never have been started.
             if (
                 over == set(cancelled)
-                and heard == set(orders)
+                and handled == set(orders)
                 and ended >= set(orders) - over
                 and not await service.rows(outbox.outbox)
                 and not await service.rows(outbox.scheduled)

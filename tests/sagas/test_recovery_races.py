@@ -115,7 +115,7 @@ async def test_each_deadline_fires_once_with_several_relays_or_was_cancelled(ser
             for order in orders[::2]:
                 tasks.start_soon(cancel, order)
         await seen.until(obs.Handled, len(orders) + len(orders) - len(cancelled))
-        # What a relay still had in hand would come now.
+        # What a relay still had in flight would come now.
         await service.send(an_event(OrderPacked("last"), saga="last"))
         await seen.until(obs.Handled, len(orders) + len(orders) - len(cancelled) + 1)
     assert Counter(fired) == Counter(order for order in orders if order not in cancelled)

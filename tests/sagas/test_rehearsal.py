@@ -319,7 +319,7 @@ async def test_what_is_not_declared_is_seen() -> None:
         await stage.say(Placed("4711"))
         await stage.run()
         assert stage.undeclared == [
-            "warehouse says warehouse.dispatched.v1 when it hears payment.taken.v1, and does not declare it"
+            "warehouse publishes warehouse.dispatched.v1 when it handles payment.taken.v1, and does not declare it"
         ]
         assert "payment.declined.v1" in stage.unsaid
 

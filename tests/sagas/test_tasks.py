@@ -124,7 +124,7 @@ async def test_an_escalated_step_is_undone_and_its_task_shows_what_to_decide(ser
 
 
 async def test_an_outcome_publishes_the_prepared_event_with_what_the_person_filled_in(service: Warehouse) -> None:
-    """The event is in the saga, caused by the event the step had heard, under its key; the record is signed."""
+    """The event is in the saga, caused by the event the step had handled, under its key; the record is signed."""
     escalating(service)
     number = await escalated(service, key="4711")
     with pytest.raises(ConfigurationError, match="asks for courier; given: none"):

@@ -99,7 +99,7 @@ def freeze(root: psutil.Process) -> list[psutil.Process]:
     """
     frozen: dict[int, psutil.Process] = {}
     found = [root]
-    # Again until nothing new turns up: a fork may have been under way while its parent was being stopped.
+    # Again until nothing new turns up: a fork may have been in progress while its parent was being stopped.
     while found:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -37,7 +37,7 @@ def sweep(folder: Path) -> None:
     for process in _inhabitants(folder):
         if process.pid in postmasters:
             end(process, signal.SIGQUIT, _POSTMASTER_SECONDS)
-    # In rounds, for a worker that has not heard of the end yet may be starting something at this moment.
+    # In rounds, for a worker that has not learned of the end yet may be starting something at this moment.
     for _ in range(_ROUNDS):
         processes = _inhabitants(folder)
         for process in processes:

@@ -156,7 +156,7 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A consumer's queue: durable, named after the consumer, bound to the topics it listens to.
+    """A consumer's queue: durable, named after the consumer, bound to the topics of its handlers.
 
     `topics` are exact routing keys or patterns in which `*` is one dot-separated word and `#` any number of them.
     `ordered`: only one of several connected consumers receives at a time, and another takes over when it goes.
@@ -206,7 +206,7 @@ class Subscription(Protocol):
 
     Iteration ends when `stop()` was called and what was received by then has been handed out.
     What is still unsettled when the subscription closes goes back to its place in the queue. A consumer of an ordered
-    queue is replaced when it closes, not before, so what it has in hand after `stop()` is not overtaken.
+    queue is replaced when it closes, not before, so what it has in flight after `stop()` is not overtaken.
 
     :raises BrokerUnavailableError: from iteration, if the connection is lost, the queue is deleted, or the broker
         cancels the consumer. Unsettled deliveries will be delivered again.
@@ -232,7 +232,7 @@ class Subscription(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Receive nothing new; deliveries in hand can still be settled. Idempotent."""
+        """Receive nothing new; deliveries in flight can still be settled. Idempotent."""
         ...
 
 

@@ -38,7 +38,7 @@ def event(name: str) -> Callable[[_T], _T]:
 
 
 def has_event_type(cls: type) -> bool:
-    """Tell whether `cls` itself (not a base class) was named with `@event`."""
+    """Return whether `cls` itself (not a base class) was named with `@event`."""
     return _ATTRIBUTE in vars(cls)
 
 

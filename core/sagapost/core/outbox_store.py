@@ -355,7 +355,7 @@ class Doorbell(Protocol):
         ...
 
     async def wait(self, timeout: float) -> bool:
-        """Sleep until rung or `timeout` seconds passed; tell whether it rang."""
+        """Sleep until rung or `timeout` seconds passed; return whether it rang."""
         ...
 
     async def disarm(self) -> None:

@@ -62,7 +62,7 @@ class Supplement(ExecutableDDLElement):
     """Whether events go wrong without it, and not only slower."""
 
     def present(self, connection: Connection) -> bool:
-        """Tell whether there is nothing to create."""
+        """Return whether there is nothing to create."""
         raise NotImplementedError
 
 

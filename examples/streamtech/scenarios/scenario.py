@@ -16,7 +16,7 @@ from sagapost import Service
 from sagapost.sagas.tracker import SagaView
 
 _HEARSAY = 10.0
-"""Seconds until everything that was published is heard."""
+"""Seconds until everything that was published is handled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ async def run(scenario: Scenario, deployment: Deployment, say: Callable[[str], N
 async def tracked(
     deployment: Deployment, tracker: Tracked, *, earlier: Collection[str] = ()
 ) -> tuple[Mapping[str, SagaView], list[str]]:
-    """Ask a tracker once nothing more is said; return the sagas, and where the services have something else."""
+    """Ask a tracker once nothing more is published; return the sagas, and where the services have something else."""
     views: Mapping[str, SagaView] = {}
     different: list[str] = []
     with anyio.move_on_after(_HEARSAY):

@@ -120,7 +120,7 @@ class Stage:
         raise TimeoutError(f"{what}: expected {wanted!r}, and after {PATIENCE:.0f} s it is {answer!r}")
 
     async def ends(self, expected: Facts, ask: Ask) -> None:
-        """Wait until the services' own data says what is expected; what it says in the end is judged later."""
+        """Wait until the services' own data says what is expected; what it publishes in the end is judged later."""
         self.expected.update(expected)
         found: Facts = {}
         with anyio.move_on_after(PATIENCE):

@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     OK = 0
     """Done; for `relay` and `consume`: asked to stop, and everything in flight was settled within the budget."""
     UNEXPECTED = 1
-    """A failure nobody planned for; the log holds the traceback. Starting again may help."""
+    """An unexpected error; the log holds the traceback. Starting again may help."""
     CONFIGURATION = 2
     """A setting, an argument, a declared queue or an optional package is wrong or missing; a person must act."""
     REFUSED = 3

@@ -61,7 +61,7 @@ def run_process(
         _log.critical("%s", error)
         return exit_code_of(error)
     except Exception:
-        _log.critical("failed in a way nobody planned for", exc_info=True)
+        _log.critical("unexpected error", exc_info=True)
         return ExitCode.UNEXPECTED
 
 

@@ -90,7 +90,7 @@ def capture(publisher: _Publisher, sessions: object) -> None:
 
 
 def captures(sessions: type[Session]) -> bool:
-    """Tell whether every session of this class publishes what is recorded in it."""
+    """Return whether every session of this class publishes what is recorded in it."""
     return hasattr(sessions, _CAPTURE)
 
 

@@ -16,7 +16,7 @@ class AsyncpgConnection(Protocol):
     """What is used of `asyncpg.Connection`, and of the proxy a pool hands out."""
 
     def is_in_transaction(self) -> bool:
-        """Tell whether a transaction is open."""
+        """Return whether a transaction is open."""
         ...
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:

@@ -20,7 +20,7 @@ AUTOCOMMIT_REMEDY = (
 
 
 def is_autocommit(bind: Engine | Connection) -> bool:
-    """Tell whether every statement on `bind` is a transaction of its own."""
+    """Return whether every statement on `bind` is a transaction of its own."""
     level = bind.get_execution_options().get("isolation_level")
     if level is None:
         # create_engine(isolation_level=...) is kept on the dialect only, under this name.

@@ -43,7 +43,7 @@ class CreateDoorbell(Supplement):
         self.channel = channel
 
     def present(self, connection: Connection) -> bool:
-        """Tell whether there is nothing to create."""
+        """Return whether there is nothing to create."""
         if not kit_of(connection).notifies:
             return True
         outbox = {"outbox": quoting.format_table(self.outbox), "name": self.name}

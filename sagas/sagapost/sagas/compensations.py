@@ -32,7 +32,7 @@ def _holds_no_number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Returned by a compensation that is under way: keep what it did, and call it again after a while.
+    """Returned by a compensation that is in progress: keep what it did, and call it again after a while.
 
     Counts as no attempt. Older steps wait, since order is reverse order.
     """

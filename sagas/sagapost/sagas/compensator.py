@@ -284,7 +284,7 @@ class Compensator:
     async def _mark(
         self, session: AsyncSession, ledger: Ledger, turn: _Turn, intent: Intent, result: NotYet | None
     ) -> None:
-        """Write down, in the compensation's own transaction, that it is done, or under way."""
+        """Write down, in the compensation's own transaction, that it is done, or in progress."""
         sagas, saga, attempts = self._sagas, turn.saga, intent.attempts + 1
         await session.execute(ledger.lock(saga))
         if result is not None:
@@ -400,7 +400,7 @@ async def _call(
         result.close()
     raise HandlerError(
         f"The compensation {intent.name!r} returned a {type(result).__name__}. Return nothing when it is done, or "
-        "NotYet(after=timedelta(...)) while it is under way; raise if it failed. Its transaction was rolled back."
+        "NotYet(after=timedelta(...)) while it is in progress; raise if it failed. Its transaction was rolled back."
     )
 
 

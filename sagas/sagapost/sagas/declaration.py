@@ -15,7 +15,7 @@ __all__ = ["StepDeclaration", "type_names"]
 
 @dataclass(frozen=True, slots=True)
 class StepDeclaration:
-    """What a step says about itself beyond what its handler says."""
+    """What a step publishes about itself beyond what its handler says."""
 
     compensation: CompensationFunction | None
     fails_with: tuple[type | str, ...]

@@ -37,7 +37,7 @@ def manifest_of(inbox: Inbox, sagas: Sagas | None = None) -> parts.Manifest:
         steps.append(
             parts.Step(
                 name="roll_back",
-                hears=found.rollback_events,
+                handles=found.rollback_events,
                 rolls_back=True,
                 changes_nothing=True,
                 summary="Undoes what this service did in the saga.",
@@ -81,7 +81,7 @@ def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
         compensation = parts.Compensation(name=name, emits=sagas.compensations[name].emits)
     return parts.Step(
         name=getattr(handler.function, "__name__", handler.name),
-        hears=tuple(sorted({*handler.accepts, *handler.patterns})),
+        handles=tuple(sorted({*handler.accepts, *handler.patterns})),
         emits=tuple(sorted(handler.emits - apart)),
         fails_with=failures,
         compensation=compensation,

@@ -58,7 +58,7 @@ class Participant:
         return aware(now)
 
     async def tell(self, session: AsyncSession, payload: object, saga: str) -> Event | None:
-        """Publish a lifecycle event, where somebody listens."""
+        """Publish a lifecycle event, where a tracker runs."""
         if not self.announce:
             return None
         return await self.outbox.publish(session, payload, correlationid=saga, key=saga)

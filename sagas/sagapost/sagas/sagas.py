@@ -69,7 +69,7 @@ class Sagas(Rollbacks):
     :param starts: events the service publishes outside handlers, which begin a saga; for the map.
     :param ends: events after which a saga is over; for the map and the tracker.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a
-        tracker listens: events that no queue is bound for are held in the outbox.
+        tracker runs: events that no queue is bound for are held in the outbox.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class RollBack:
     """Start the rollback of the saga.
 
     :param event: the failure event that tells the other services; default: `RollbackRequested`, which every service
-        hears that has `Sagas.rolls_back_on`.
+        handles that has `Sagas.rolls_back_on`.
     :param force: also after the point of no return.
     """
 
@@ -223,7 +223,7 @@ async def end_task(sagas: Participant, session: AsyncSession, saga: str, task: i
 
 
 async def has_open_task(sagas: Participant, session: AsyncSession, saga: str, name: str) -> bool:
-    """Tell whether the saga waits for a decision of this name."""
+    """Return whether the saga waits for a decision of this name."""
     table = sagas.tables.tasks
     found: int = (
         await session.execute(

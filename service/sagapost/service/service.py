@@ -71,7 +71,7 @@ class Service:
     :param starts: events it publishes outside handlers, which begin a saga; for the map.
     :param ends: events after which a saga is over; for the map and the tracker.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a
-        tracker listens: events that no queue is bound for are held in the outbox.
+        tracker runs: events that no queue is bound for are held in the outbox.
     :param replaces: a service of the same name that this one is deployed in the place of, on the same tables; for
         programs and tests that know both. A process runs one of them.
     :param max_bytes: largest encoded payload of an event.
@@ -167,7 +167,7 @@ class Service:
         deadlines, cancels = tuple(options.get("deadlines", ())), tuple(options.get("cancels", ()))
         require_deadlines((*deadlines, *cancels), where=f"{self.name}.on()")
         rolls_back, pivots = options.get("rolls_back", False), options.get("pivots", False)
-        heard = self.inbox.on(
+        handled = self.inbox.on(
             *events,
             payload=payload,
             topics=options.get("topics"),
@@ -190,7 +190,7 @@ class Service:
 
         def declare(function: Callable[..., Any], /) -> Callable[..., Any]:
             check_signature(function, classes)
-            heard(described(function))
+            handled(described(function))
             if rolls_back:
                 self.rolls_back_on(*events)
             if pivots:

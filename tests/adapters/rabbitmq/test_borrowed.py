@@ -59,7 +59,7 @@ async def test_answers_reach_their_messages(
 async def test_a_lost_connection_leaves_the_unanswered_unknown(
     script: ScriptedBroker, connection: aio_pika.abc.AbstractConnection
 ) -> None:
-    """Publisher and subscription hear of it, and nobody opens the connection again."""
+    """Publisher and subscription learn of it, and nobody opens the connection again."""
     broker = RabbitMQBroker(connection=connection)
     async with broker.publisher() as publisher, broker.subscribe(Queue("q"), prefetch=5) as subscription:
         confirmation = await publisher.send(outgoing("t", 1, 2))

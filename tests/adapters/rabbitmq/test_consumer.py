@@ -148,7 +148,7 @@ async def test_a_channel_closed_over_an_unacked_delivery_says_why(script: Script
 
 @pytest.mark.parametrize("queue", [QUEUE, ORDERED])
 async def test_stop_cancels_only_where_order_is_not_at_stake(script: ScriptedBroker, queue: Queue) -> None:
-    """An ordered consumer stays the active one until it closes, or its successor would overtake what is in hand."""
+    """An ordered consumer stays the active one until it closes, or its successor would overtake what is in flight."""
     script.mute.add("Basic.Cancel")
     async with connect(script, connect_timeout=timedelta(seconds=1)).subscribe(queue, prefetch=10) as subscription:
         await deliver(script, 1, 2)
@@ -166,7 +166,7 @@ async def test_stop_cancels_only_where_order_is_not_at_stake(script: ScriptedBro
 
 
 async def test_stop_survives_cancellation(script: ScriptedBroker) -> None:
-    """Cancelled while it waits for the broker's answer, the channel stays whole: what is in hand can be acked."""
+    """Cancelled while it waits for the broker's answer, the channel stays whole: what is in flight can be acked."""
     async with connect(script).subscribe(QUEUE, prefetch=10) as subscription:
         await deliver(script, 1)
         (one,) = await take(subscription, 1)

@@ -306,7 +306,7 @@ async def test_an_inquiry_is_taken_up_by_the_next_who_waits(script: ScriptedBrok
 
 
 async def test_a_connection_lost_during_an_inquiry_leaves_the_rest_unknown(script: ScriptedBroker) -> None:
-    """Whoever waits hears of it although no channel was open, and so does the watch."""
+    """Whoever waits learns of it although no channel was open, and so does the watch."""
     async with connect(script).publisher() as publisher:
         await connected(script, publisher)
         batch = outgoing("t", *range(3))

@@ -179,7 +179,7 @@ async def test_pitfall_32_what_nobody_foresaw_is_found_half_by_half(
 
 
 async def test_what_is_wrong_with_the_database_is_no_fault_of_an_event(engine: AsyncEngine) -> None:
-    """Without its table nothing can be folded: that is said, and no event is passed over for it."""
+    """Without its table nothing can be folded: that is published, and no event is passed over for it."""
     tracker, seen = Tracker(engine, CHOREOGRAPHY, settings=SETTINGS), Seen()
     await tracker.install()
     async with engine.begin() as connection:

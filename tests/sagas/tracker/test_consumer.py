@@ -1,4 +1,4 @@
-"""The tracker as a consumer: it hears everything, and killed at any point it loses nothing and doubles no action."""
+"""The tracker as a consumer: it handles everything, and killed at any point it loses nothing and doubles no action."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def until_folded(tracker: Tracker, events: Sequence[Event]) -> None:
 
 
 async def test_what_is_published_is_folded_and_a_stop_drains(engine: AsyncEngine) -> None:
-    """Every topic is heard; after the stop `run` returns with everything acknowledged."""
+    """Every topic is handled; after the stop `run` returns with everything acknowledged."""
     broker, tracker = MemoryBroker(), Tracker(engine, CHOREOGRAPHY, settings=TrackerSettings(keys=("order_id",)))
     await tracker.install()
     consumer, events = TrackerConsumer(tracker, broker), many(20)

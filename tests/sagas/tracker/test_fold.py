@@ -1,4 +1,4 @@
-"""The fold: what it says of a saga, and that order and repetition of arrivals make no difference."""
+"""The fold: what it publishes of a saga, and that order and repetition of arrivals make no difference."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_saga_that_goes_well_is_completed_when_its_end_was_said() -> None:
 def test_pitfall_38_a_saga_is_completed_when_every_expected_branch_has_ended() -> None:
     """The end was published, and a parallel branch has not answered: it runs on until that has, and then it ended."""
     services = healthy()
-    points = Step(name="award", hears=("order-placed",), emits=("points-awarded",))
+    points = Step(name="award", handles=("order-placed",), emits=("points-awarded",))
     services.append(Manifest(service="loyalty", source="https://loyalty.example", steps=(points,)))
     story = Story()
     story.completed()

@@ -1,4 +1,4 @@
-"""An operator's request to try again what was given up, as services hear it."""
+"""An operator's request to try again what was given up, as services handle it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ async def a_tracker(engine: AsyncEngine, settings: TrackerSettings = SETTINGS) -
 
 
 def many(count: int) -> list[Event]:
-    """Sagas of every kind: completed, undone, under way."""
+    """Sagas of every kind: completed, undone, in progress."""
     events: list[Event] = []
     for n in range(count):
         story = Story(f"saga-{n:03}", start=START - timedelta(minutes=n))

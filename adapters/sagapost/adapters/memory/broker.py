@@ -251,7 +251,7 @@ class MemoryBroker:
         return Confirmed()
 
     def _route(self, topic: str, payload: Event | Incoming) -> int:
-        queues = [queue for queue in self._queues.values() if queue.hears(topic)]
+        queues = [queue for queue in self._queues.values() if queue.is_bound_to(topic)]
         for queue in queues:
             queue.put(StoredMessage(next(self._arrivals), topic, payload))
         return len(queues)

@@ -31,8 +31,8 @@ class MemoryQueue:
         for topic in topics:
             self.patterns.setdefault(topic, TopicPattern(topic))
 
-    def hears(self, topic: str) -> bool:
-        """Tell whether a message published under `topic` lands here."""
+    def is_bound_to(self, topic: str) -> bool:
+        """Return whether a message published under `topic` lands here."""
         return topic in self.patterns or any(pattern.matches(topic) for pattern in self.patterns.values())
 
     def put(self, message: StoredMessage) -> None:

@@ -17,7 +17,7 @@ class TopicPattern:
         self._words = pattern.split(".")
 
     def matches(self, topic: str) -> bool:
-        """Tell whether `topic` is covered by the pattern."""
+        """Return whether `topic` is covered by the pattern."""
         return topic == self.pattern or _match(self._words, topic.split("."))
 
 

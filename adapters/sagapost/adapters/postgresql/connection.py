@@ -63,13 +63,13 @@ class Link:
     async def listen(self, channel: str, callback: Callable[..., None]) -> None:
         """Listen on a channel. Idempotent on one connection; to be repeated on the next.
 
-        The callback is also called when the connection ends: nothing more will be heard on it.
+        The callback is also called when the connection ends: nothing more will be received on it.
         """
         async with self._lock:
             try:
                 with anyio.fail_after(self._timeout):
                     connection = await self.connected()
-                    # Through a pooler nothing is heard, and the server would go on telling whoever has its connection.
+                    # Through a pooler nothing is received, and the server would notify whoever has its connection.
                     if not self._server.is_pooled:
                         await connection.add_listener(channel, callback)
                     connection.add_termination_listener(callback)

@@ -20,7 +20,7 @@ class PostgreSQLDoorbell:
     """`Doorbell` by LISTEN/NOTIFY.
 
     asyncpg reads the listening connection whenever data arrives, so unread notifications never pile up in the server.
-    The end of the connection counts as a ring: a relay that slept on would hear nothing until its next poll.
+    The end of the connection counts as a ring: a relay that slept on would receive nothing until its next poll.
     """
 
     def __init__(self, link: Link, tables: OutboxTables, relay: RelayId) -> None:

@@ -29,7 +29,7 @@ class PostgreSQLOutboxStore:
 
     :param url: of libpq, a provider or SQLAlchemy; several connections of its own are opened as needed (fetch, settle,
         control, and one that listens). A pooler in transaction mode is recognised and served, at two more round
-        trips for each call. Nothing can be heard through it: give `direct_url` for the listening connection, or live
+        trips for each call. No NOTIFY comes through it: give `direct_url` for the listening connection, or live
         with polling.
     :param call_timeout: seconds until a database call counts as failed and its connection is dropped.
     :raises ConfigurationError: if a URL cannot be read; it names the part that is wrong.

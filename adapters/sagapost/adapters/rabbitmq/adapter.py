@@ -33,7 +33,7 @@ class RabbitMQSettings:
         "The topic exchange that events are published to and queues are bound to.",
         example="sagapost",
         unit="name, at most 127 characters",
-        danger="Services that are to hear each other must agree on it.",
+        danger="Services that consume each other's events must agree on it.",
         variable="exchange",
         refuse=_refuse_exchange,
     )

@@ -37,7 +37,7 @@ class RabbitMQBroker:
     once it has reconnected. Heartbeat, TLS and name are those it was made with, `max_buffered_bytes` does not apply,
     and a broker that blocks publishers (a resource alarm) then blocks the acknowledgements of its consumers as well:
     lend publishers and consumers a connection each. It costs about three times the CPU of one of our own.
-    `exchange`: the durable topic exchange; services that are to hear each other must agree on it.
+    `exchange`: the durable topic exchange; services that consume each other's events must agree on it.
     `queue_type`: of the queues that are declared. Classic queues live on one node and count no deliveries.
     `heartbeat`: a silent peer is given up after two of them (default 10 s, so within 25 s).
     `connect_timeout`: for connecting, and for each call the broker answers at once.

@@ -216,7 +216,7 @@ class ConfirmLedger:
         self.ack(tag, multiple=multiple)
 
     def returned(self, event_id: str, exchange: str, topic: str, reason: str) -> bool:
-        """Take a returned message (its ack follows); tell whether it is one of ours.
+        """Take a returned message (its ack follows); return whether it is one of ours.
 
         Returns carry no number. Within what is in flight the event id tells them apart, and for one event on its
         way to several places so do exchange and topic, on which alone it depends whether a message is routed.

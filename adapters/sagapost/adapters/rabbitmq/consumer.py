@@ -175,13 +175,13 @@ class RabbitMQSubscription:
         self._stopping = True
         if self._queue.ordered:
             # Once cancelled, a single active consumer is replaced at once, and its successor would overtake the
-            # deliveries still in hand here. So stay, take no more, and let closing hand over.
+            # deliveries still in flight here. So stay, take no more, and let closing hand over.
             self._stopped = True
             self._wake.set()
             return
         # Deliveries on their way come before the broker's answer, so it must be read; the prefetch bounds them.
         self._link.hold_reading(False)
-        # A cancelled RPC makes the driver close the channel, and with it deliveries in hand could not be settled.
+        # A cancelled RPC makes the driver close the channel, and with it deliveries in flight could not be settled.
         assert self._source is not None  # noqa: S101 - nobody has a subscription before it consumes; for the checker
         with anyio.CancelScope(shield=True):
             try:

@@ -120,7 +120,7 @@ class Link(ABC):
     def write(self, data: bytes) -> None:
         """Append whole frames to what is to be written. Frames of one call stay together.
 
-        On a connection that is being closed it does nothing: whoever waits for answers hears of its end.
+        On a connection that is being closed it does nothing: whoever waits for answers learns of its end.
         """
 
     @property
@@ -132,7 +132,7 @@ class Link(ABC):
     async def drain(self, timeout: float) -> bool:
         """Wait until the peer has taken enough of what was written; False: not within `timeout` seconds.
 
-        A lost connection counts as drained: whoever waits for answers hears of it elsewhere.
+        A lost connection counts as drained: whoever waits for answers learns of it elsewhere.
         """
 
     @abstractmethod
@@ -235,7 +235,7 @@ def number_of(channel: aio_pika.Channel) -> int:
 
 
 async def quietly(closing: Awaitable[object]) -> None:
-    """Await a goodbye that may fail: what it is said to may be gone."""
+    """Await a goodbye that may fail: its receiver may be gone."""
     try:
         await closing
     except DRIVER_ERRORS:

@@ -3,7 +3,7 @@
 ::
 
     Unavailable    the database, or this connection to it, cannot serve now; a later attempt on a fresh one may
-    ReadOnly       this server takes no writes (a standby, a fail-over under way); a fresh connection may find another
+    ReadOnly       this server takes no writes (a standby, a fail-over); a fresh connection may find another
     Conflict       the transaction was undone, or made to wait too long, for the sake of another one; run it again
     MissingTable   a table, column or schema is not there
     Refused        reached, and said no: credentials, privileges, no such database, a certificate; a person must act
@@ -57,7 +57,7 @@ class ReadOnly:
     """This server takes no writes; another connection may reach one that does."""
 
     code: str
-    why: str = "it takes no writes: a standby, or a fail-over under way"
+    why: str = "it takes no writes: a standby, or a fail-over in progress"
 
 
 @dataclass(frozen=True, slots=True)

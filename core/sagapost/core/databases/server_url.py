@@ -74,7 +74,7 @@ class ServerUrl:
         return f"{','.join(map(str, self.hosts)) or f'local socket:{_PORT}'}/{self.database or ''}"
 
     def to_sqlalchemy(self, driver: str) -> URL:
-        """Return the URL for SQLAlchemy to show; whatever else there is to say is said to the driver."""
+        """Return the URL for SQLAlchemy to show; whatever else there is to say is passed to the driver."""
         first = self.hosts[0] if len(self.hosts) == 1 else None
         return URL.create(
             f"postgresql+{driver}",

@@ -46,7 +46,7 @@ class Message:
     recorded: bool = False
     """Its attempt is on record in `inbox_attempts`, to be deleted with the outcome."""
     suspect: bool = False
-    """Parked, and in hand when a process died: it is handled alone."""
+    """Parked, and in flight when a process died: it is handled alone."""
     losses: int = 0
     """How often in a row its connection was lost while its handlers ran or committed. Once is an outage."""
     since: datetime | None = None
@@ -56,7 +56,7 @@ class Message:
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was in hand when a connection or a process ended, by the broker's word."""
+        """Whether it was in flight when a connection or a process ended, by the broker's word."""
         return self.delivery is not None and self.delivery.delivery_count > 0
 
 

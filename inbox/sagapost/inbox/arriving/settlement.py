@@ -78,7 +78,7 @@ class Settlement:
         await self._idle.wait()
 
     async def until_below(self, bytes_: int) -> None:
-        """Wait until no more than this many bytes are in hand."""
+        """Wait until no more than this many bytes are in flight."""
         while self.bytes_in_hand > bytes_:
             self._freed = anyio.Event()
             await self._freed.wait()

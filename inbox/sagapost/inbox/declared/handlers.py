@@ -75,7 +75,7 @@ class Call:
 
 
 def is_async(function: HandlerFunction) -> bool:
-    """Tell whether a handler is asynchronous.
+    """Return whether a handler is asynchronous.
 
     :raises ConfigurationError: if it is no function of two positional arguments, or a generator.
     """

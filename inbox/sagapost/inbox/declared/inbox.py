@@ -256,5 +256,5 @@ class Inbox:
 
 
 def is_pattern(topic: str) -> bool:
-    """Tell whether a topic has wildcards: words that are `*` or `#`."""
+    """Return whether a topic has wildcards: words that are `*` or `#`."""
     return any(word in {"*", "#"} for word in topic.split("."))

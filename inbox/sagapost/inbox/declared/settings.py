@@ -173,11 +173,11 @@ class ConsumerSettings:
     )
     max_crashes: int = setting(
         3,
-        "How often a message may be in hand when the process dies before it is parked as its killer; and how often in "
+        "How often a message may be in flight when the process dies before it is parked as poison; and how often in "
         "a row its connection to the database may be lost under it before that is a failure of its own.",
         example="3",
         unit="crashes",
-        danger="2: whatever was in hand during two power failures is parked.",
+        danger="2: whatever was in flight during two power failures is parked.",
         low=2,
         high=100,
     )

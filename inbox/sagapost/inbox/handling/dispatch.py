@@ -121,7 +121,7 @@ class Dispatcher:
         if not message.recorded:
             await link.give_back()
             unended = await self._suspects.begin(message)
-            # The first time it was in hand is not on record: nothing made it suspect then.
+            # The first time it was in flight is not on record: nothing made it suspect then.
             if unended + 2 > self._settings.max_crashes:
                 await self._park(message, killer(unended + 1))
                 return
@@ -155,7 +155,7 @@ class Dispatcher:
         return self._clock.now() - self.clock_ahead
 
     def too_old(self, message: Message) -> TooOld | None:
-        """Tell whether a message is from before the dedup window, by the database's clock."""
+        """Return whether a message is from before the dedup window, by the database's clock."""
         if self._now() - message.event.time <= self._settings.retention:
             return None
         return TooOld(
@@ -210,7 +210,7 @@ class Dispatcher:
     async def claim_due(self, *, limit: int, suspects: bool) -> list[Message]:
         """Claim parked messages that are due, and put those aside that nothing can be done with.
 
-        :param suspects: whether one may be claimed that was in hand when a process died; it comes alone.
+        :param suspects: whether one may be claimed that was in flight when a process died; it comes alone.
         """
         # The lease outlasts any transaction; it matters only if this process dies.
         lease = self._settings.handler_timeout + self._settings.database_timeout

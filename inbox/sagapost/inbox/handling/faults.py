@@ -42,7 +42,7 @@ def kind_of(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error in a line: its class and what it says, without the values a statement was given."""
+    """Return an error in a line: its class and its text, without the values a statement was given."""
     if isinstance(error, StatementError):
         return clean(f"{kind_of(error)}: {_said_by_the_database(error)}")
     said = _made(error)

@@ -1,4 +1,4 @@
-"""Messages that were in hand when a connection or a process ended: on record while they are handled, few at a time."""
+"""Messages that were in flight when a connection or a process ended: recorded while handled, few at a time."""
 
 from __future__ import annotations
 

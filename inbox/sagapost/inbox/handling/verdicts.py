@@ -115,7 +115,7 @@ def _for_another_version(
 
 
 def killer(crashes: int, attempts: int = 0) -> Parked:
-    """Return how a message is parked that was in hand so often when the process died."""
+    """Return how a message is parked that was in flight so often when the process died."""
     return Parked(
         "dead",
         "killed-process",

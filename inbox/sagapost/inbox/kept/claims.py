@@ -81,7 +81,7 @@ class Claims:
         return self._lot.order.is_blocked(connection, key, before)
 
     def _has_gap(self, connection: Connection, parked: Mapping[Parking, Message]) -> bool:
-        """Tell whether a message that was not taken out goes before one that was."""
+        """Return whether a message that was not taken out goes before one that was."""
         last: dict[str, int] = {}
         for place, message in parked.items():
             if key := message.event.partitionkey:

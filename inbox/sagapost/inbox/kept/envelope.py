@@ -55,7 +55,7 @@ def restore(envelope: str, data: bytes) -> Event | Malformed:
 
 
 def is_malformed(envelope: str) -> bool:
-    """Tell whether an envelope is that of a message which could not be read as an event."""
+    """Return whether an envelope is that of a message which could not be read as an event."""
     return "malformed" in json.loads(envelope)
 
 

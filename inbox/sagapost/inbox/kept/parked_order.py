@@ -61,7 +61,7 @@ class ParkedOrder:
         self._firsts = select(self._keys.c.value, self._first.label("first"))
 
     def is_blocked(self, connection: Connection, key: str, before: int | None = None) -> bool:
-        """Tell whether a message of this ordering key is parked (and, with `before`, was so earlier)."""
+        """Return whether a message of this ordering key is parked (and, with `before`, was so earlier)."""
         columns = self._table.c
         conditions = [*self._holds, columns.partitionkey == shown(key)]
         if before is not None:
@@ -97,7 +97,7 @@ class ParkedOrder:
                 columns.ordered == ORDERED,
                 columns.partitionkey.in_(keys),
                 columns.state == "behind",
-                # Nobody had it in hand when a process died.
+                # Nobody had it in flight when a process died.
                 columns.crashes + columns.claimed == 0,
             )
             .order_by(columns.id)

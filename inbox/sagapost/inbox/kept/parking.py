@@ -166,8 +166,8 @@ class ParkingLot:
     ) -> list[Due]:
         """Claim messages that are due, oldest due first, each for one round of at most `lease`.
 
-        A message that was in hand when a process died comes alone, so that the innocent are told from the killer; and
-        only if `suspects` are asked for, because nothing else is in hand. Then it comes before all others; else they
+        A message that was in flight when a process died comes alone, so that a poison message is found; and
+        only if `suspects` are asked for, because nothing else is in flight. Then it comes before all others; else they
         do not wait for it.
 
         :param train: with messages that have not failed yet, some of those behind them: so many for each,

@@ -48,7 +48,7 @@ class Availability:
         self._attempt = 0
 
     async def lost_for(self, limit: timedelta) -> bool:
-        """Wait for an outage; tell whether it lasted this long (and lasts)."""
+        """Wait for an outage; return whether it lasted this long (and lasts)."""
         await self._lost.wait()
         began = self._lost_at
         if began is not None:

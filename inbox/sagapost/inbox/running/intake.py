@@ -102,7 +102,7 @@ class Intake:
             else:
                 self._workers.feed(arrival)
             if settlement.bytes_in_hand > limit:
-                # The adapter stops reading from its side; what is in hand must be settled first.
+                # The adapter stops reading from its side; what is in flight must be settled first.
                 await settlement.until_below(limit)
 
     async def _screen(self) -> None:

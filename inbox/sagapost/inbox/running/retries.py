@@ -21,11 +21,11 @@ _SWEEP_EVERY = 30
 
 
 class Retries:
-    """Looks for due messages and feeds them to the workers; takes no more while `limit` are in hand.
+    """Looks for due messages and feeds them to the workers; takes no more while `limit` are in flight.
 
-    Claiming more than can be worked on would only let the claims lapse. But those in hand are not waited for as one:
-    a message that is stuck (behind a lock, in a slow handler) holds up nobody else. What was in hand when a process
-    died has turns of its own, with nothing else in hand, so that neither waits for the other to be all done.
+    Claiming more than can be worked on would only let the claims lapse. But those in flight are not waited for as one:
+    a message that is stuck (behind a lock, in a slow handler) holds up nobody else. What was in flight when a process
+    died has turns of its own, with nothing else in flight, so that neither waits for the other to be all done.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Retries:
         self._stop = stop
         self._in_hand: set[Parking] = set()
         self._alone = False
-        """A suspect is in hand; nothing else may be until it has come to its end."""
+        """A suspect is in flight; nothing else may be until it has come to its end."""
         self._suspects_at = -math.inf
         """When a suspect is looked for."""
         self._others_first = False
@@ -106,7 +106,7 @@ class Retries:
         self._workers.feed(message)
 
     async def _wait(self) -> None:
-        """Wait until half of what may be in hand has ended, or all where a suspect has its turn.
+        """Wait until half of what may be in flight has ended, or all where a suspect has its turn.
 
         Or for the interval, if there is room for more.
         """

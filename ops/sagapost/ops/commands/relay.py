@@ -24,7 +24,7 @@ def relay(env_file: EnvFile = None, fail_fast: FailFast = None) -> None:
 def _plan(composition: Composition) -> Plan:
     if not composition.crosses_processes:
         raise ConfigurationError(
-            "SAGAPOST_BROKER_URL names the memory broker, which lives in one process: nobody would hear this relay. "
+            "SAGAPOST_BROKER_URL names the memory broker, which lives in one process: this relay could reach nobody. "
             "Use `sagapost consume --with-relay module:service`, or a broker such as "
             "SAGAPOST_BROKER_URL=amqp://orders:password@localhost:5672/"
         )

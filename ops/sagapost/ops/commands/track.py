@@ -48,7 +48,7 @@ def track(
     def plan(composition: Composition) -> Plan:
         if not composition.crosses_processes:
             raise ConfigurationError(
-                "SAGAPOST_BROKER_URL names the memory broker, which lives in one process: a tracker would hear "
+                "SAGAPOST_BROKER_URL names the memory broker, which lives in one process: a tracker would get "
                 "nobody. Use a broker such as SAGAPOST_BROKER_URL=amqp://tracker:password@localhost:5672/"
             )
         choreography = Choreography(read_manifest(path) for path in manifests) if manifests else None

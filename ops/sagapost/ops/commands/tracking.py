@@ -114,7 +114,7 @@ def watch(
 
 
 def differences(manifest: Manifests = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Compare what services were heard to say with what their manifests declare."""
+    """Compare what services published with what their manifests declare."""
     found = _ask(env_file, manifest, lambda tracker: tracker.differences())
     if as_json:
         write_json([asdict(item) for item in found])

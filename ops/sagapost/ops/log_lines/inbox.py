@@ -41,7 +41,7 @@ def _step_line(event: inbox.Step) -> Line | None:
         case inbox.Parked():
             return _parked_line(event, extra)
         case inbox.AttemptBegun(event_id=event_id, unended=unended) if unended:
-            text = f"a message was in hand {unended} times when a process ended; trying once more"
+            text = f"a message was in flight {unended} times when a process ended; trying once more"
             return Line(WARNING, text, extra | {"event_id": event_id, "unended": unended}, READABLE)
         case inbox.Ignored(event_id=event_id, event_type=event_type):
             extra |= {"event_id": event_id, "event_type": event_type}

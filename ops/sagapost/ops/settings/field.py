@@ -1,4 +1,4 @@
-"""A setting as the command line knows it: its variable, how its value is written, and what is said of it."""
+"""A setting as the command line knows it: its variable, how its value is written, and what may be shown of it."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class FetchStage:
         await self._parts.nudge.wait(self._until_due(seconds))
 
     async def _sleep(self, seconds: float) -> bool:
-        """Sleep until rung, nudged, or timed out; tell whether it rang."""
+        """Sleep until rung, nudged, or timed out; return whether it rang."""
         rung = False
 
         async def listen(scope: anyio.CancelScope) -> None:

@@ -171,7 +171,7 @@ class Gate:
             self._start(key, row, risky=risky)
 
     def _passes_hold(self, row: OutboxRow, now: float) -> bool:
-        """Tell whether no hold stands in the way of this row; a due head becomes the probe of its key."""
+        """Return whether no hold stands in the way of this row; a due head becomes the probe of its key."""
         name = _name(row)
         hold = self._holds.get(name)
         if hold is None:

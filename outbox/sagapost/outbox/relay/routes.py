@@ -39,7 +39,7 @@ class Routes:
         return Outgoing(row.event, row.topic)
 
     def proven(self, row: OutboxRow) -> bool:
-        """Tell whether messages may follow each other over this row's route without waiting for confirms."""
+        """Return whether messages may follow each other over this row's route without waiting for confirms."""
         return self._route(row) in self._proven
 
     def confirmed(self, row: OutboxRow) -> None:

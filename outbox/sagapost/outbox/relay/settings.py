@@ -22,7 +22,7 @@ behind it. `skip`: they go on without it.
 UnroutablePolicy: TypeAlias = Literal["wait", "bury"]
 """What becomes of an event that no queue is bound for.
 
-`wait`: it stays in the outbox, with its reason, and holds back the later events of its key until somebody listens;
+`wait`: it stays in the outbox, with its reason, and holds back the later events of its key until a queue is bound;
 being returned uses up at most half of its attempts. `bury`: it is refused like any other, in the end a dead letter.
 """
 
@@ -47,8 +47,8 @@ class Routing:
     )
     optional: frozenset[str] = setting(
         frozenset(),
-        "Event types that nobody has to hear. Where no queue is bound for one it counts as published and is gone; all "
-        "other events wait in the outbox until somebody listens.",
+        "Event types that need no consumer. Where no queue is bound for one it counts as published and is gone; all "
+        "other events wait in the outbox until a queue is bound for them.",
         example="orders.order-closed.v1,orders.order-viewed.v1",
         unit="event types, comma-separated",
         danger="An event of these types that was published while its queue did not exist is lost.",
@@ -168,12 +168,12 @@ class RelaySettings:
     )
     on_unroutable: UnroutablePolicy = setting(
         "wait",
-        "What becomes of an event that no queue is bound for: `wait` (stays in the outbox until somebody listens, and "
+        "What becomes of an event that no queue is bound for: `wait` (stays in the outbox until one is bound, and "
         "uses up at most half of its attempts by that), `bury` (a refusal like any other, in the end a dead letter). "
-        "Types that nobody has to hear belong into `SAGAPOST_RELAY_OPTIONAL`.",
+        "Types that need no consumer belong into `SAGAPOST_RELAY_OPTIONAL`.",
         example="bury",
         unit="word",
-        danger="`wait`: a type that nobody ever hears holds back its keys and, with more of them than "
+        danger="`wait`: a type that no queue is ever bound for holds back its keys and, with more of them than "
         "`SAGAPOST_RELAY_MAX_HELD_KEYS`, everything. `bury`: so do its dead letters, until an operator acts.",
     )
     reconnect: Backoff = nested(

@@ -35,7 +35,7 @@ class Acceptance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The step or event; None: every one of the service."""
 
     def covers(self, finding: Finding) -> bool:
-        """Tell whether it is about this finding."""
+        """Return whether it is about this finding."""
         return (
             finding.code == self.code
             and self.service in {None, finding.service}

@@ -74,7 +74,7 @@ def _operations(choreography: Choreography, names: Mapping[str, str]) -> dict[st
         for event in manifest.starts:
             add(manifest, "send", event, f"{manifest.service} starts a saga")
         for step in manifest.steps:
-            for event in step.hears:
+            for event in step.handles:
                 add(manifest, "receive", event, _receives(manifest, step))
             for event in sayings(step):
                 add(manifest, "send", event, f"{manifest.service}: {step.name} says {short_name(event)}")
@@ -112,7 +112,7 @@ def _message(choreography: Choreography, event: str, key: str, schemas: dict[str
 
 def _schema(choreography: Choreography, event: str) -> Mapping[str, Any] | None:
     """Return the shape of an event's data; the service that says it knows best."""
-    for manifest, _ in (*choreography.said().get(event, []), *choreography.heard().get(event, [])):
+    for manifest, _ in (*choreography.emitted().get(event, []), *choreography.handled().get(event, [])):
         if event in manifest.schemas:
             return manifest.schemas[event]
     return None

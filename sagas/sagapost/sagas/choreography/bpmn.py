@@ -1,7 +1,7 @@
 """The choreography as a BPMN 2.0 collaboration, with diagram coordinates so that modellers open it as a picture.
 
 One participant (pool) per service. Each step is a message start event, a task, and one message end event for each
-event it may say; message flows connect the end events of one pool with the start events of others. A deadline is a
+event it may publish; message flows connect the end events of one pool with the start events of others. A deadline is a
 timer catch event behind the task. What undoes a step is a compensation task, tied to it by a boundary event; a step
 that starts the rollback ends with a compensation end event. Schema: OMG BPMN 2.0.2, formal/2013-12-09.
 """
@@ -97,12 +97,12 @@ class _Writer:
     def _step(self, process: ET.Element, step: Step, y: int) -> int:
         """Message start events -> task -> one message end event per saying (by a gateway if several)."""
         says = tuple(dict.fromkeys((*step.emits, *step.fails_with, *(deadline.event for deadline in step.sets))))
-        rows = max(len(says), len(step.hears), 1)
+        rows = max(len(says), len(step.handles), 1)
         middle = y + (rows - 1) * _ROW // 2 + 18
         task = self._id()
         ET.SubElement(process, f"{{{_BPMN}}}task", {"id": task, "name": step.name})
         self._shapes.append((task, _TASK_X, middle - _TASK_H // 2, _TASK_W, _TASK_H, False))
-        for row, event in enumerate(step.hears):
+        for row, event in enumerate(step.handles):
             begin = self._id()
             caught = ET.SubElement(process, f"{{{_BPMN}}}startEvent", {"id": begin, "name": short_name(event)})
             ET.SubElement(

@@ -31,38 +31,38 @@ __all__ = [
     "step_nothing_waits_for",
     "type_conflict",
     "unfed",
-    "unheard",
+    "unhandled",
 ]
 
 Found = Iterator[tuple[str, str, str]]
 
 
-def unheard(choreography: Choreography) -> Found:
+def unhandled(choreography: Choreography) -> Found:
     """SP001."""
-    heard, ends = choreography.heard(), choreography.ends()
-    for event, sayers in choreography.said().items():
-        if event not in heard and event not in ends:
-            manifest, step = sayers[0]
-            who = "published outside handlers" if step is None else f"said by {step.name}"
+    handled, ends = choreography.handled(), choreography.ends()
+    for event, publishers in choreography.emitted().items():
+        if event not in handled and event not in ends:
+            manifest, step = publishers[0]
+            who = "published outside handlers" if step is None else f"published by {step.name}"
             yield (
                 manifest.service,
                 event,
-                f"{event} is {who} and nobody hears it. Handle it somewhere, declare it as an end of the saga "
-                "(ends=[...]), or stop saying it.",
+                f"{event} is {who} and nobody handles it. Handle it somewhere, declare it as an end of the saga "
+                "(ends=[...]), or stop publishing it.",
             )
 
 
 def unfed(choreography: Choreography) -> Found:
     """SP002."""
-    said = choreography.said()
+    emitted = choreography.emitted()
     for manifest, step in choreography.steps():
-        for event in step.hears:
-            if event not in said and not _is_pattern(event):
+        for event in step.handles:
+            if event not in emitted and not _is_pattern(event):
                 yield (
                     manifest.service,
                     step.name,
-                    f"{step.name} hears {event}, which nobody says. Declare it where it is published (emits=[...] or "
-                    "starts=[...]), or remove the handler.",
+                    f"{step.name} handles {event}, which nobody publishes. Declare it where it is published "
+                    "(emits=[...] or starts=[...]), or remove the handler.",
                 )
 
 
@@ -113,10 +113,10 @@ def no_end(choreography: Choreography) -> Found:
                     f"The saga that {event} starts never reaches a declared end, so it can never be seen as "
                     "completed. Declare its last events with ends=[...].",
                 )
-    heard = choreography.heard()
+    handled = choreography.handled()
     for manifest, step in choreography.steps():
         for event in (*step.fails_with, *(deadline.event for deadline in step.sets)):
-            if event not in heard:
+            if event not in handled:
                 continue
             after = reachable(choreography, event)
             reached = {event}.union(*(sayings(later) for _, later in after))
@@ -131,10 +131,10 @@ def no_end(choreography: Choreography) -> Found:
 
 def cycle(choreography: Choreography) -> Found:
     """SP006."""
-    heard = choreography.heard()
+    handled = choreography.handled()
     reported: set[frozenset[str]] = set()
     for manifest, step in choreography.steps():
-        path = path_back(step, heard)
+        path = path_back(step, handled)
         if path is None or frozenset(path) in reported:
             continue
         reported.add(frozenset(path))
@@ -148,15 +148,15 @@ def cycle(choreography: Choreography) -> Found:
 
 def type_conflict(choreography: Choreography) -> Found:
     """SP007."""
-    heard = choreography.heard()
-    for event, sayers in choreography.said().items():
-        for manifest in {m.service: m for m, _ in sayers}.values():
-            said = manifest.schemas.get(event)
-            for other in {m.service: m for m, _ in heard.get(event, [])}.values():
+    handled = choreography.handled()
+    for event, publishers in choreography.emitted().items():
+        for manifest in {m.service: m for m, _ in publishers}.values():
+            emitted = manifest.schemas.get(event)
+            for other in {m.service: m for m, _ in handled.get(event, [])}.values():
                 expected = other.schemas.get(event)
-                if said is None or expected is None or other.service == manifest.service:
+                if emitted is None or expected is None or other.service == manifest.service:
                     continue
-                for problem in conflicts(said, expected):
+                for problem in conflicts(emitted, expected):
                     yield (
                         other.service,
                         event,
@@ -166,7 +166,7 @@ def type_conflict(choreography: Choreography) -> Found:
 
 
 def cheaper_order(choreography: Choreography) -> Found:
-    """SP008: a step to be undone runs before, or beside, one that is likely to fail and does not hear its result."""
+    """SP008: a step to be undone runs before, or beside, one that is likely to fail and does not handle its result."""
     risky = [(manifest, step) for manifest, step in choreography.steps() if step.likely_to_fail]
     sagas = [[step for _, step in reachable(choreography, event)] for event in choreography.starts()]
     for manifest, step in choreography.steps():
@@ -252,12 +252,12 @@ def step_nothing_waits_for(choreography: Choreography) -> Found:
         for step in covered(choreography, owner, setter, deadline)
     ]
     if not waited:
-        # SP004 has said so.
+        # SP004 has reported it.
         return
     for manifest, step in choreography.steps():
         if step.changes_nothing or is_rollback(step, failures) or any(step is other for other in waited):
             continue
-        if all(event in choreography.ends() for event in step.hears):
+        if all(event in choreography.ends() for event in step.handles):
             continue
         yield (
             manifest.service,
@@ -269,15 +269,15 @@ def step_nothing_waits_for(choreography: Choreography) -> Found:
 
 def end_nobody_says(choreography: Choreography) -> Found:
     """SP013."""
-    said = choreography.said()
+    emitted = choreography.emitted()
     for manifest in choreography.services:
         for event in manifest.ends:
-            if event not in said:
+            if event not in emitted:
                 yield (
                     manifest.service,
                     event,
-                    f"{event} is declared as an end of the saga and nobody says it. Correct the name, or declare it "
-                    "where it is published (emits=[...]).",
+                    f"{event} is declared as an end of the saga and nobody publishes it. Correct the name, or declare "
+                    "it where it is published (emits=[...]).",
                 )
 
 

@@ -19,32 +19,32 @@ __all__ = [
 
 
 def undoes(step: Step) -> bool:
-    """Tell whether a step undoes what its service did: it starts the rollback, or is itself the undoing."""
+    """Return whether a step undoes what its service did: it starts the rollback, or is a compensation itself."""
     return step.rolls_back or bool(step.compensates)
 
 
 def is_rollback(step: Step, failures: frozenset[str]) -> bool:
-    """Tell whether a step belongs to a rollback: it undoes, or only failures set it off."""
-    return undoes(step) or all(event in failures for event in step.hears)
+    """Return whether a step belongs to a rollback: it undoes, or only failures set it off."""
+    return undoes(step) or all(event in failures for event in step.handles)
 
 
 def reachable(choreography: Choreography, *events: str) -> list[tuple[Manifest, Step]]:
     """Return every step that one of these events sets off, directly or not.
 
-    Where a service starts its rollback, what its compensations say follows too.
+    Where a service starts its rollback, what its compensations publish follows too.
     """
-    heard = choreography.heard()
+    handled = choreography.handled()
     found: dict[tuple[str, str], tuple[Manifest, Step]] = {}
     waiting, seen = list(events), set(events)
     while waiting:
-        for manifest, step in heard.get(waiting.pop(), []):
+        for manifest, step in handled.get(waiting.pop(), []):
             if (manifest.service, step.name) in found:
                 continue
             found[manifest.service, step.name] = (manifest, step)
-            for said in _follows(manifest, step):
-                if said not in seen:
-                    seen.add(said)
-                    waiting.append(said)
+            for emitted in _follows(manifest, step):
+                if emitted not in seen:
+                    seen.add(emitted)
+                    waiting.append(emitted)
     return list(found.values())
 
 
@@ -63,15 +63,15 @@ def steps_after(choreography: Choreography, step: Step) -> list[tuple[Manifest, 
 def covered(choreography: Choreography, owner: Manifest, setter: Step, deadline: DeclaredDeadline) -> list[Step]:
     """Return the steps that a deadline waits for: those between the setting and the cancelling, both included.
 
-    Steps that hear the same event as the one that sets it run beside it, and are waited for as well. Only steps of
+    Steps that handle the same event as the one that sets it run beside it, and are waited for as well. Only steps of
     the same service can cancel it.
     """
-    heard = choreography.heard()
+    handled = choreography.handled()
     found: list[Step] = [setter]
-    waiting = [*setter.hears, *setter.emits]
+    waiting = [*setter.handles, *setter.emits]
     seen = set(waiting)
     while waiting:
-        for manifest, step in heard.get(waiting.pop(), []):
+        for manifest, step in handled.get(waiting.pop(), []):
             if any(step is known for known in found):
                 continue
             found.append(step)
@@ -97,18 +97,18 @@ def failures_after(choreography: Choreography, manifest: Manifest, step: Step) -
 
 
 def needs(later: Step, step: Step) -> bool:
-    """Tell whether a step hears an earlier one's result directly, and so may need its effect."""
-    return bool(set(later.hears) & set(step.emits))
+    """Return whether a step handles an earlier one's result directly, and so may need its effect."""
+    return bool(set(later.handles) & set(step.emits))
 
 
-def path_back(step: Step, heard: dict[str, list[tuple[Manifest, Step]]]) -> list[str] | None:
+def path_back(step: Step, handled: dict[str, list[tuple[Manifest, Step]]]) -> list[str] | None:
     """Return the names of the steps on a shortest way from a step's results or failures back to itself."""
     waiting: list[tuple[Step, list[str]]] = [(step, [step.name])]
     seen: list[Step] = []
     while waiting:
         current, path = waiting.pop(0)
         for event in (*current.emits, *current.fails_with, *(deadline.event for deadline in current.sets)):
-            for _, following in heard.get(event, []):
+            for _, following in handled.get(event, []):
                 if following is step:
                     return path
                 if not any(following is known for known in seen):

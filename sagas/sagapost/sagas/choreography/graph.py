@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """An event on its way; `target` None: nobody hears it."""
+    """An event on its way; `target` None: nobody handles it."""
 
     source: str
     target: str | None
@@ -57,7 +57,7 @@ def short_name(event: str) -> str:
 
 
 def graph_of(choreography: Choreography) -> Graph:
-    """Turn manifests into a graph: one node a step, one edge an event from who says it to each who hears it."""
+    """Turn manifests into a graph: one node a step, one edge an event from who publishes it to each who handles it."""
     nodes: list[Node] = []
     ids: dict[tuple[str, str | None], str] = {}
 
@@ -77,22 +77,22 @@ def graph_of(choreography: Choreography) -> Graph:
         for step in manifest.steps:
             add(manifest, step)
 
-    heard = choreography.heard()
+    handled = choreography.handled()
     edges: list[Edge] = []
     for manifest in choreography.services:
         for event in manifest.starts:
-            edges += _flow(ids[manifest.service, None], event, EdgeKind.RESULT, heard, ids)
+            edges += _flow(ids[manifest.service, None], event, EdgeKind.RESULT, handled, ids)
         for step in manifest.steps:
             source = ids[manifest.service, step.name]
             for event in step.emits:
                 kind = EdgeKind.UNDO if step.compensates else EdgeKind.RESULT
-                edges += _flow(source, event, kind, heard, ids)
+                edges += _flow(source, event, kind, handled, ids)
             for event in step.fails_with:
-                edges += _flow(source, event, EdgeKind.FAILURE, heard, ids)
+                edges += _flow(source, event, EdgeKind.FAILURE, handled, ids)
             for deadline in step.sets:
-                edges += _flow(source, deadline.event, EdgeKind.DEADLINE, heard, ids)
+                edges += _flow(source, deadline.event, EdgeKind.DEADLINE, handled, ids)
             for event in step.compensation.emits if step.compensation is not None else ():
-                edges += _flow(source, event, EdgeKind.UNDO, heard, ids)
+                edges += _flow(source, event, EdgeKind.UNDO, handled, ids)
     return Graph(tuple(nodes), tuple(edges), tuple(m.service for m in choreography.services))
 
 
@@ -100,10 +100,10 @@ def _flow(
     source: str,
     event: str,
     kind: EdgeKind,
-    heard: dict[str, list[tuple[Manifest, Step]]],
+    handled: dict[str, list[tuple[Manifest, Step]]],
     ids: dict[tuple[str, str | None], str],
 ) -> list[Edge]:
-    hearers = heard.get(event, [])
-    if not hearers:
+    consumers = handled.get(event, [])
+    if not consumers:
         return [Edge(source, None, event, kind)]
-    return [Edge(source, ids[manifest.service, step.name], event, kind) for manifest, step in hearers]
+    return [Edge(source, ids[manifest.service, step.name], event, kind) for manifest, step in consumers]

@@ -35,10 +35,10 @@ class Compensation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One handler: what it hears, what it says, and how it is undone."""
+    """One handler: what it handles, what it publishes, and how it is undone."""
 
     name: str
-    hears: tuple[str, ...]
+    handles: tuple[str, ...]
     emits: tuple[str, ...] = ()
     fails_with: tuple[str, ...] = ()
     """Business failures: events that say the step could not be done, after which the saga is rolled back."""
@@ -90,28 +90,28 @@ class Choreography:
             for step in manifest.steps:
                 yield manifest, step
 
-    def said(self) -> dict[str, list[tuple[Manifest, Step | None]]]:
-        """Event type -> who says it; None stands for outside any handler."""
-        said: dict[str, list[tuple[Manifest, Step | None]]] = {}
+    def emitted(self) -> dict[str, list[tuple[Manifest, Step | None]]]:
+        """Event type -> who publishes it; None stands for outside any handler."""
+        emitted: dict[str, list[tuple[Manifest, Step | None]]] = {}
         for manifest in self.services:
             for event in manifest.starts:
-                said.setdefault(event, []).append((manifest, None))
+                emitted.setdefault(event, []).append((manifest, None))
             for step in manifest.steps:
                 for event in sayings(step):
-                    said.setdefault(event, []).append((manifest, step))
-        return said
+                    emitted.setdefault(event, []).append((manifest, step))
+        return emitted
 
-    def heard(self) -> dict[str, list[tuple[Manifest, Step]]]:
-        """Event type -> who hears it."""
-        heard: dict[str, list[tuple[Manifest, Step]]] = {}
+    def handled(self) -> dict[str, list[tuple[Manifest, Step]]]:
+        """Event type -> who handles it."""
+        handled: dict[str, list[tuple[Manifest, Step]]] = {}
         for manifest, step in self.steps():
-            for event in step.hears:
-                heard.setdefault(event, []).append((manifest, step))
-        return heard
+            for event in step.handles:
+                handled.setdefault(event, []).append((manifest, step))
+        return handled
 
     def events(self) -> list[str]:
-        """Every event type anybody says or hears."""
-        return sorted({*self.said(), *self.heard()})
+        """Every event type anybody publishes or handles."""
+        return sorted({*self.emitted(), *self.handled()})
 
     def starts(self) -> frozenset[str]:
         """Events that start a saga."""
@@ -128,14 +128,14 @@ class Choreography:
 
     def next_steps(self, event: str) -> list[tuple[Manifest, Step]]:
         """What is expected to happen after an event."""
-        return self.heard().get(event, [])
+        return self.handled().get(event, [])
 
 
 def sayings(step: Step) -> tuple[str, ...]:
-    """Return everything a step may say, each once: results, failures, deadlines, and what its undoing says."""
+    """Return everything a step may publish, each once: results, failures, deadlines, and that of its rollback."""
     compensation = step.compensation.emits if step.compensation is not None else ()
-    said = (*step.emits, *step.fails_with, *(deadline.event for deadline in step.sets), *compensation)
-    return tuple(dict.fromkeys(said))
+    emitted = (*step.emits, *step.fails_with, *(deadline.event for deadline in step.sets), *compensation)
+    return tuple(dict.fromkeys(emitted))
 
 
 def write_manifest(manifest: Manifest) -> bytes:

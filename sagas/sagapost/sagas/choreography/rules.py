@@ -21,19 +21,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "SP001",
         Severity.ERROR,
-        "event nobody hears",
-        "An event is said, no handler hears it, and it is not declared as an end of the saga. The saga stops there, "
+        "event nobody handles",
+        "An event is published, no service handles it, and it is not declared as an end of the saga: it stops there, "
         "and the relay holds the event, since no queue is bound for it.",
-        "Handle the event, declare it with ends=[...] if the saga is over then, or stop saying it. Accept it if "
+        "Handle the event, declare it with ends=[...] if the saga is over then, or stop publishing it. Accept it if "
         "somebody outside these manifests listens.",
-        checks.unheard,
+        checks.unhandled,
     ),
     Rule(
         "SP002",
         Severity.ERROR,
         "handler nobody feeds",
-        "A handler waits for an event that no service says. It never runs; often the name is misspelt, or the version "
-        "differs.",
+        "A handler waits for an event that no service publishes. It never runs; often its name is wrong, or the "
+        "version differs.",
         "Declare the event where it is published (emits=[...], starts=[...]), correct its name, or remove the "
         "handler. Accept it if the event comes from outside these manifests.",
         checks.unfed,
@@ -72,7 +72,7 @@ RULES: tuple[Rule, ...] = (
         "SP006",
         Severity.ERROR,
         "cycle",
-        "What a step says leads back to the same step. Each round publishes new events, so deduplication does not end "
+        "What a step publishes leads back to the step. Each round publishes new events, so deduplication does not end "
         "it: one event may go round for ever.",
         "Break the cycle, or give one of its events another type. Accept it if it is meant and something bounds it, "
         "such as a number of tries kept in a row; say in the reason what does.",
@@ -85,16 +85,16 @@ RULES: tuple[Rule, ...] = (
         "A service requires a field of an event that the sayer does not promise, or reads it as another type. Every "
         "such message is parked as undecodable.",
         "Align the classes; or publish the new shape as a new version of the event, with Inbox.upcast for the old. "
-        "Fields that the hearer does not know are no conflict.",
+        "Fields that the consumer does not know are no conflict.",
         checks.type_conflict,
     ),
     Rule(
         "SP008",
         Severity.ADVICE,
         "cheaper step order",
-        "A step that has to be undone runs before or beside one that is declared likely to fail and does not hear its "
+        "A step that has to be undone runs before or beside one that is likely to fail, and does not handle its "
         "result.",
-        "Let the step hear the result of the later one: what has not happened need not be undone. Accept it if the "
+        "Let the step handle the result of the later one: what has not happened need not be undone. Accept it if the "
         "effect must be early, for instance because it makes sure of something scarce.",
         checks.cheaper_order,
     ),
@@ -139,8 +139,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "SP013",
         Severity.WARNING,
-        "end nobody says",
-        "An event is declared as an end of the saga and no service says it.",
+        "end nobody publishes",
+        "An event is declared as an end of the saga and no service publishes it.",
         "Correct its name, or declare it where it is published. Accept it if it comes from outside these manifests.",
         checks.end_nobody_says,
     ),

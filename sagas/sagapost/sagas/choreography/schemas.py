@@ -38,52 +38,54 @@ def fields_of(schema: Schema) -> Mapping[str, Schema] | None:
     return None if isinstance(whole.get("additionalProperties"), Mapping) else fields
 
 
-def conflicts(said: Schema, heard: Schema) -> list[str]:
-    """Return what a hearer needs that a sayer does not promise; empty if the two fit.
+def conflicts(emitted: Schema, handled: Schema) -> list[str]:
+    """Return what a consumer needs that a publisher does not promise; empty if the two fit.
 
-    A hearer may know fewer fields than are said (tolerant reader). It must not require one that is not said, nor
+    A consumer may know fewer fields than are published (tolerant reader). It must not require one that is not, nor
     expect another type of one.
     """
-    return list(_compare(_resolve(said, said), said, _resolve(heard, heard), heard, ""))
+    return list(_compare(_resolve(emitted, emitted), emitted, _resolve(handled, handled), handled, ""))
 
 
-def _compare(said: Schema, said_root: Schema, heard: Schema, heard_root: Schema, path: str) -> Iterator[str]:
+def _compare(emitted: Schema, emitted_root: Schema, handled: Schema, handled_root: Schema, path: str) -> Iterator[str]:
     where = path or "the event"
-    types_said, types_heard = _types(said, said_root), _types(heard, heard_root)
-    if types_said and types_heard and not types_said <= _widened(types_heard):
-        yield f"{where} is said as {_names(types_said)} and expected as {_names(types_heard)}"
+    types_emitted, types_handled = _types(emitted, emitted_root), _types(handled, handled_root)
+    if types_emitted and types_handled and not types_emitted <= _widened(types_handled):
+        yield f"{where} is published as {_names(types_emitted)} and expected as {_names(types_handled)}"
         return
-    values_said, values_heard = _values(said), _values(heard)
-    unexpected = [value for value in values_said or () if values_heard is not None and value not in values_heard]
+    values_emitted, values_handled = _values(emitted), _values(handled)
+    unexpected = [
+        value for value in values_emitted or () if values_handled is not None and value not in values_handled
+    ]
     if unexpected:
-        yield f"{where} may be said as {', '.join(map(repr, unexpected))}, which the hearer does not know"
-    formats = said.get("format"), heard.get("format")
+        yield f"{where} may be published as {', '.join(map(repr, unexpected))}, which the consumer does not know"
+    formats = emitted.get("format"), handled.get("format")
     if None not in formats and formats[0] != formats[1]:
-        yield f"{where} is said as a {formats[0]} and expected as a {formats[1]}"
-    fields_said = cast("Mapping[str, Schema]", said.get("properties", {}))
-    fields_heard = cast("Mapping[str, Schema]", heard.get("properties", {}))
-    required_said = set(cast("list[str]", said.get("required", [])))
-    for name in cast("list[str]", heard.get("required", [])):
+        yield f"{where} is published as a {formats[0]} and expected as a {formats[1]}"
+    fields_emitted = cast("Mapping[str, Schema]", emitted.get("properties", {}))
+    fields_handled = cast("Mapping[str, Schema]", handled.get("properties", {}))
+    required_emitted = set(cast("list[str]", emitted.get("required", [])))
+    for name in cast("list[str]", handled.get("required", [])):
         inner = f"{path}.{name}" if path else name
-        if fields_said and name not in fields_said:
-            yield f"{inner} is required by the hearer and never said"
-        elif fields_said and name not in required_said and "default" not in fields_said[name]:
-            yield f"{inner} is required by the hearer and only sometimes said"
-    for name, expected in fields_heard.items():
-        if name in fields_said:
+        if fields_emitted and name not in fields_emitted:
+            yield f"{inner} is required by the consumer and never published"
+        elif fields_emitted and name not in required_emitted and "default" not in fields_emitted[name]:
+            yield f"{inner} is required by the consumer and only sometimes published"
+    for name, expected in fields_handled.items():
+        if name in fields_emitted:
             yield from _compare(
-                _resolve(fields_said[name], said_root),
-                said_root,
-                _resolve(expected, heard_root),
-                heard_root,
+                _resolve(fields_emitted[name], emitted_root),
+                emitted_root,
+                _resolve(expected, handled_root),
+                handled_root,
                 f"{path}.{name}" if path else name,
             )
-    if isinstance(said.get("items"), Mapping) and isinstance(heard.get("items"), Mapping):
+    if isinstance(emitted.get("items"), Mapping) and isinstance(handled.get("items"), Mapping):
         yield from _compare(
-            _resolve(said["items"], said_root),
-            said_root,
-            _resolve(heard["items"], heard_root),
-            heard_root,
+            _resolve(emitted["items"], emitted_root),
+            emitted_root,
+            _resolve(handled["items"], handled_root),
+            handled_root,
             f"{path}[]",
         )
 

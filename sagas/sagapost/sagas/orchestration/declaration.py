@@ -44,8 +44,8 @@ class IslandStep:
     when: Callable[[Any], bool] | None
     pivot: bool
     escalate: bool
-    hear: Callable[[Iterable[type]], None]
-    """Lets the inbox hear further events."""
+    handle: Callable[[Iterable[type]], None]
+    """Lets the inbox handle further events."""
     note: OnReply | None = field(default=None)
     undo: Build | None = field(default=None)
     undo_command: str | None = field(default=None)
@@ -71,7 +71,7 @@ class IslandStep:
             self.undo = function
             self.undo_command = event_type_of(sent_by(function))
             self.undone = types_of(classes)
-            self.hear(classes)
+            self.handle(classes)
             return function
 
         return declare

@@ -129,11 +129,11 @@ class Island(IslandPlan):
                 when=when,
                 pivot=pivot,
                 escalate=escalate,
-                hear=self._hear,
+                handle=self._handle,
             )
             self._joins = self._parallel
             self.steps.append(step)
-            self._hear((*replies, *failing, *not_now))
+            self._handle((*replies, *failing, *not_now))
             return step
 
         return declare
@@ -288,8 +288,8 @@ class Island(IslandPlan):
         moments = kit_of(session.get_bind()).moments(self.sagas.clock)
         return Runs(self.sagas.tables.islands, session, moments, service=self.sagas.service, island=self.name)
 
-    def _hear(self, classes: Iterable[type]) -> None:
-        """Let the inbox hear answers, each class once however many steps expect it."""
+    def _handle(self, classes: Iterable[type]) -> None:
+        """Let the inbox handle answers, each class once however many steps expect it."""
         fresh = [cls for cls in dict.fromkeys(classes) if cls not in self._heard]
         self._heard.update(fresh)
         if fresh:

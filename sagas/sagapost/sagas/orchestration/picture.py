@@ -28,7 +28,7 @@ def steps_of(island: IslandPlan) -> list[parts.Step]:
             drawn.append(
                 parts.Step(
                     name=f"{island.name}.{step.name}",
-                    hears=before,
+                    handles=before,
                     emits=(step.command,),
                     compensation=parts.Compensation(name=f"{island.name}.{step.name}.undo", emits=(undoing,))
                     if undoing is not None
@@ -42,7 +42,7 @@ def steps_of(island: IslandPlan) -> list[parts.Step]:
     drawn.append(
         parts.Step(
             name=f"{island.name}.end",
-            hears=before,
+            handles=before,
             emits=(island.completes_with,) if island.completes_with is not None else (),
             cancels=tuple(f"{island.name}.{step.name}" for step in island.steps if step.deadline is not None),
             changes_nothing=True,
@@ -51,12 +51,12 @@ def steps_of(island: IslandPlan) -> list[parts.Step]:
     )
     failed = dict.fromkeys(type_ for step in island.steps for type_ in (*step.failures, *step.retry_on, *step.undone))
     timeouts = [island.timeout_type] if any(step.deadline is not None for step in island.steps) else []
-    hears = (*failed, *timeouts)
-    if hears:
+    handles = (*failed, *timeouts)
+    if handles:
         drawn.append(
             parts.Step(
                 name=f"{island.name}.undo",
-                hears=hears,
+                handles=handles,
                 fails_with=(island.fails_with,) if island.fails_with is not None else (),
                 changes_nothing=True,
                 summary=f"Tries again where a step says so, else undoes the island {island.name} in reverse order.",

@@ -34,23 +34,23 @@ class Observed:
                 continue
             cause = types.get(event.causationid or "")
             if event.type not in _declared(manifests[service], cause):
-                when = f"when it hears {cause}" if cause is not None else "by itself"
-                found[f"{service} says {event.type} {when}, and does not declare it"] = None
+                when = f"when it handles {cause}" if cause is not None else "by itself"
+                found[f"{service} publishes {event.type} {when}, and does not declare it"] = None
         return list(found)
 
     def unsaid(self, choreography: Choreography) -> list[str]:
-        """Return the declared event types that were not said."""
+        """Return the declared event types that were not published."""
         said = {event.type for event in self.events}
-        return sorted(type_ for type_ in choreography.said() if type_ not in said)
+        return sorted(type_ for type_ in choreography.emitted() if type_ not in said)
 
 
 def _declared(manifest: Manifest, cause: str | None) -> set[str]:
-    """Return what a service may say when it hears `cause`; None: when nothing made it."""
+    """Return what a service may publish when it handles `cause`; None: when nothing made it."""
     undone = {event for step in manifest.steps if step.compensation is not None for event in step.compensation.emits}
     if cause is None:
         return {*manifest.starts, *undone}
-    return undone.union(*(sayings(step) for step in manifest.steps if _hears(step.hears, cause)))
+    return undone.union(*(sayings(step) for step in manifest.steps if _handles(step.handles, cause)))
 
 
-def _hears(topics: tuple[str, ...], type_: str) -> bool:
+def _handles(topics: tuple[str, ...], type_: str) -> bool:
     return any(topic_regex(topic).fullmatch(type_) for topic in topics)

@@ -292,7 +292,9 @@ class Rehearsal:
 
     def _route(self, event: Event, topic: str) -> None:
         self._letters += [
-            _Letter(service, event, topic, self._duplicates) for service in self._services if service.hears(topic)
+            _Letter(service, event, topic, self._duplicates)
+            for service in self._services
+            if service.is_bound_to(topic)
         ]
 
     def _choose(self) -> int:

@@ -127,8 +127,8 @@ class RehearsedService:
 
     # --- what the rehearsal does ---
 
-    def hears(self, topic: str) -> bool:
-        """Tell whether the service's queue is bound to a topic."""
+    def is_bound_to(self, topic: str) -> bool:
+        """Return whether the service's queue is bound to a topic."""
         return any(topic_regex(bound).fullmatch(topic) for bound in self.inbox.queue.topics)
 
     async def take_published(self) -> list[tuple[Event, str]]:

@@ -67,7 +67,7 @@ class Rule:
     :param name: names the rule in the record; a rule of a new name is applied anew.
     :param states: sagas in one of these. Of those that are over, only what ended within the last day.
     :param late: only those with a deadline that has passed.
-    :param silent_for: only those of which nothing was heard for so long.
+    :param silent_for: only those of which no event came for so long.
     :raises ConfigurationError: if the name is empty or too long, or the rule says nothing about when.
     """
 
@@ -93,7 +93,7 @@ class Rule:
         if self.late:
             parts.append("a deadline has passed")
         if self.silent_for:
-            parts.append(f"nothing was heard for {self.silent_for}")
+            parts.append(f"no event came for {self.silent_for}")
         return ": ".join([parts[0], ", ".join(parts[1:])])
 
 
@@ -147,7 +147,7 @@ class Watch:
         self._stop = anyio.Event()
 
     def stop(self) -> None:
-        """Let `run` return after the action in hand."""
+        """Let `run` return after the action in flight."""
         self._stop.set()
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""`TrackerConsumer`: hears every event and folds it, in batches, until stopped."""
+"""`TrackerConsumer`: handles every event and folds it, in batches, until stopped."""
 
 from __future__ import annotations
 

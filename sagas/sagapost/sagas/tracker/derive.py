@@ -125,7 +125,7 @@ def _read(entries: Sequence[Entry], route: Route) -> _Facts:
             cause = by_id.get(entry.cause) if entry.cause is not None else None
             if entry.type in stop.undone_by:
                 facts.undone.add(stop)
-            elif cause is not None and cause.type not in stop.hears:
+            elif cause is not None and cause.type not in stop.handles:
                 continue  # another step of the service, which says the same
             elif entry.type in stop.emits:
                 facts.done.setdefault(stop, entry)
@@ -206,7 +206,7 @@ def _rollbacks(facts: _Facts, route: Route) -> tuple[Rollback, ...]:
 
 
 def _unannounced(service: str, facts: _Facts, route: Route) -> Rollback:
-    """Judge the rollback of a service that says nothing about it by what its compensations say."""
+    """Judge the rollback of a service that says nothing about it by what its compensations publish."""
     stops = [stop for stop in route.stops.get(service, ()) if stop in facts.done and stop.undone_by]
     done = tuple(stop.name for stop in stops if stop in facts.undone)
     return Rollback(service, len(stops), done, len(done) == len(stops), None)
@@ -258,12 +258,12 @@ def _deadlines(facts: _Facts, route: Route) -> tuple[PendingDeadline, ...]:
     found: list[PendingDeadline] = []
     for stops in route.stops.values():
         cancelled = {
-            name for stop in stops for name in stop.cancels if any(type_ in facts.types for type_ in stop.hears)
+            name for stop in stops for name in stop.cancels if any(type_ in facts.types for type_ in stop.handles)
         }
         for stop in stops:
             for deadline in stop.sets:
                 began = facts.done.get(stop) or next(
-                    (facts.types[type_] for type_ in sorted(stop.hears) if type_ in facts.types), None
+                    (facts.types[type_] for type_ in sorted(stop.handles) if type_ in facts.types), None
                 )
                 if began is None or deadline.name in cancelled or deadline.event in facts.types:
                     continue

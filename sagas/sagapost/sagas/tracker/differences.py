@@ -26,11 +26,11 @@ class Difference:
     def __str__(self) -> str:
         match self.kind:
             case "unknown-service":
-                return f"{self.service} says {self.event}, and there is no manifest of it"
+                return f"{self.service} publishes {self.event}, and there is no manifest of it"
             case "undeclared":
-                return f"{self.service} says {self.event}, which its manifest does not declare"
+                return f"{self.service} publishes {self.event}, which its manifest does not declare"
             case "never-said":
-                return f"{self.service} declares {self.event} and has never said it"
+                return f"{self.service} declares {self.event} and has never published it"
 
 
 def differences(observed: Iterable[tuple[str, str, str]], route: Route) -> list[Difference]:

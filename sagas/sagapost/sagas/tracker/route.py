@@ -26,7 +26,7 @@ class Stop:
     service: str
     source: str
     name: str
-    hears: frozenset[str]
+    handles: frozenset[str]
     emits: frozenset[str]
     fails_with: frozenset[str]
     undone_by: frozenset[str]
@@ -53,9 +53,9 @@ class Route:
     said: dict[tuple[str, str], tuple[Stop, ...]] = field(default_factory=dict[tuple[str, str], tuple[Stop, ...]])
     """(source, type) -> the steps that may have said it."""
     after: dict[str, tuple[Stop, ...]] = field(default_factory=dict[str, tuple[Stop, ...]])
-    """Type -> the steps that hear it."""
+    """Type -> the steps that handle it."""
     rolls_back: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Type -> the services that undo their part when they hear it."""
+    """Type -> the services that undo their part when they handle it."""
     stops: dict[str, tuple[Stop, ...]] = field(default_factory=dict[str, tuple[Stop, ...]])
     """Service -> its steps."""
 
@@ -76,14 +76,14 @@ class Route:
             stops = [_stop(manifest, step) for step in manifest.steps if not step.rolls_back]
             route.stops[manifest.service] = tuple(stops)
             for stop in stops:
-                for type_ in stop.hears:
+                for type_ in stop.handles:
                     route.after[type_] = (*route.after.get(type_, ()), stop)
                 for type_ in stop.emits | stop.fails_with | stop.undone_by:
                     place = (stop.source, type_)
                     route.said[place] = (*route.said.get(place, ()), stop)
             for step in manifest.steps:
                 if step.rolls_back:
-                    for type_ in step.hears:
+                    for type_ in step.handles:
                         rolls.setdefault(type_, []).append(manifest.service)
         route.rolls_back = {type_: tuple(names) for type_, names in rolls.items()}
         return route
@@ -93,7 +93,7 @@ class Route:
         return self.services.get(source) or source.rstrip("/").rpartition("/")[2].partition(".")[0] or source
 
     def may_say(self, source: str, type_: str) -> bool:
-        """Tell whether a service's manifest has it that the service says this."""
+        """Return whether a service's manifest has it that the service says this."""
         if self.choreography is None:
             return True
         return any(
@@ -115,7 +115,7 @@ def _stop(manifest: Manifest, step: Step) -> Stop:
         service=manifest.service,
         source=manifest.source,
         name=step.name,
-        hears=frozenset(step.hears),
+        handles=frozenset(step.handles),
         emits=frozenset(step.emits) - deadlines,
         fails_with=frozenset(step.fails_with),
         undone_by=frozenset(step.compensation.emits) if step.compensation is not None else frozenset(),

@@ -103,5 +103,5 @@ def _post(url: str, key: str, body: bytes) -> str | None:
         error.close()
         return f"HTTP {error.code}"
     except Exception as error:
-        # No connection, no HTTP in answer, a host name that is none, a redirect to nowhere: said by its class alone.
+        # No connection, no HTTP in answer, a host name that is none, a redirect to nowhere: named by its class alone.
         return type(error).__name__
