@@ -45,7 +45,7 @@ def check(
     """
     loaded = load(required=("database_url",), env_file=env_file)
     choreography = Choreography(read_manifest(path) for path in manifests or ())
-    report = anyio.run(_look, loaded, load_inboxes(inboxes), frozenset(choreography.heard()))
+    report = anyio.run(_look, loaded, load_inboxes(inboxes), frozenset(choreography.handled()))
     if as_json:
         write_json({"looked_at": report.looked_at, "findings": [_as_json(each) for each in report.findings]})
     else:

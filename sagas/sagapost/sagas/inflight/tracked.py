@@ -74,4 +74,4 @@ def _says(route: Route, expected: ExpectedStep) -> set[str]:
 
 def _says_after(manifest: Manifest, type_: str) -> set[str]:
     """Return what the code says when it is told this."""
-    return {said for step in manifest.steps if type_ in step.hears for said in sayings(step)}
+    return {emitted for step in manifest.steps if type_ in step.handles for emitted in sayings(step)}
