@@ -56,7 +56,7 @@ def ask_gateway(requested: ChargeRequested, key: str) -> None:
 class Gateway(BaseHTTPRequestHandler):
     requests = 0
     charges: ClassVar[dict[str, int]] = {}
-    heard = threading.Event()
+    received = threading.Event()
 
     def do_POST(self) -> None:
         asked = msgspec.json.decode(self.rfile.read(int(self.headers["Content-Length"])))
@@ -66,7 +66,7 @@ class Gateway(BaseHTTPRequestHandler):
             return
         Gateway.charges.setdefault(self.headers["Idempotency-Key"], asked["cents"])
         if Gateway.requests == 2:
-            Gateway.heard.wait(10)  # charged, and nobody hears of it in time
+            Gateway.received.wait(10)  # charged, and nobody learns of it in time
         self.send_response(HTTPStatus.OK)
         self.end_headers()
 
@@ -81,7 +81,7 @@ def a_gateway() -> Generator[str, None, None]:
     try:
         yield f"127.0.0.1:{server.server_port}"
     finally:
-        Gateway.heard.set()
+        Gateway.received.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -20,7 +20,7 @@ Claim: TypeAlias = Literal["claimed", "seen", "behind"]
 
 @dataclass(frozen=True, slots=True)
 class ClaimedGroup:
-    """What the open transaction has made of several messages; whoever is neither was seen before."""
+    """What the open transaction has made of several messages; messages in neither set are duplicates."""
 
     own: set[bytes] = field(default_factory=set[bytes])
     """Dedup keys of those to be handled now."""

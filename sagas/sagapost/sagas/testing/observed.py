@@ -17,19 +17,19 @@ class Observed:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self._sayers: list[str | None] = []
+        self._publishers: list[str | None] = []
 
     def note(self, event: Event, service: str | None) -> None:
         """Remember an event."""
         self.events.append(event)
-        self._sayers.append(service)
+        self._publishers.append(service)
 
     def undeclared(self, choreography: Choreography) -> list[str]:
         """Return a sentence for each saying that no declaration covers."""
         manifests = {manifest.service: manifest for manifest in choreography.services}
         types = {event.id: event.type for event in self.events}
         found: dict[str, None] = {}
-        for event, service in zip(self.events, self._sayers, strict=True):
+        for event, service in zip(self.events, self._publishers, strict=True):
             if service is None or event.type.startswith(_OWN):
                 continue
             cause = types.get(event.causationid or "")
