@@ -82,8 +82,8 @@ RULES: tuple[Rule, ...] = (
         "SP007",
         Severity.ERROR,
         "type conflict",
-        "A service requires a field of an event that the publisher does not promise, or reads it as another type. Every "
-        "such message is parked as undecodable.",
+        "A service requires a field of an event that the publisher does not promise, or reads it as another type. "
+        "Every such message is parked as undecodable.",
         "Align the classes; or publish the new shape as a new version of the event, with Inbox.upcast for the old. "
         "Fields that the consumer does not know are no conflict.",
         checks.type_conflict,
