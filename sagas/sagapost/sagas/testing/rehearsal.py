@@ -93,7 +93,7 @@ class Rehearsal:
     a random order that keeps what the broker keeps, the order within one key of one queue.
 
     :param start: the virtual time at which it begins; default: now.
-    :param seed: shuffle what may arrive in any order, reproducibly.
+    :param seed: shuffle what may arrive in any order, and when each service undoes its steps, reproducibly.
     :param duplicates: deliver every message twice, the second time after everything that was on its way.
     :param strict: a handler that raises something unexpected fails `run`. False: it is parked and tried again in
         virtual time, as in production.
@@ -111,6 +111,8 @@ class Rehearsal:
     ) -> None:
         self.clock = VirtualClock(start)
         self._random = random.Random(seed) if seed is not None else None  # noqa: S311 not for secrets
+        # Apart, so that what is undone when changes no order of messages.
+        self._undoing = random.Random(f"undoing {seed}") if seed is not None else None  # noqa: S311 not for secrets
         self._duplicates = duplicates
         self._strict = strict
         self._limit = limit
@@ -215,6 +217,8 @@ class Rehearsal:
         """
         delivered: Counter[str] = Counter()
         while await self._collect() or self._letters or await self._settle():
+            if self._undoing is not None and self._undoing.random() < 0.5 and await self._compensate():
+                continue
             if self._letters:
                 letter = self._letters.pop(self._choose())
                 await self._deliver(letter)
@@ -324,11 +328,21 @@ class Rehearsal:
 
     async def _settle(self) -> bool:
         """Compensate and retry what is due; True if there was something."""
+        if await self._compensate():
+            return True
         for service in self._services:
-            if await service.compensate():
-                return True
             if await service.settle_parked():
                 await self._complain(service)
+                return True
+        return False
+
+    async def _compensate(self) -> bool:
+        """Carry out one compensation that is due, of any service; True if there was one."""
+        services = list(self._services)
+        if self._undoing is not None:
+            self._undoing.shuffle(services)
+        for service in services:
+            if await service.compensate():
                 return True
         return False
 
