@@ -242,6 +242,15 @@ class DatabaseKit(ABC):
         del table
         return None
 
+    def end_stranded(self, tables: Sequence[Table], *, silent_for: timedelta) -> Executable | None:
+        """Return a statement that ends stranded transactions of this role which wrote to `tables`; its rows: how many.
+
+        Stranded: the server is in the middle of a statement and has waited so long for its client to go on, which no
+        client that is alive lets it do. None where a lost client is always noticed.
+        """
+        del tables, silent_for
+        return None
+
     @abstractmethod
     def begin_writing(self, connection: Connection) -> None:
         """Begin a transaction that writes, where the driver would begin one too late. Nothing elsewhere."""

@@ -16,8 +16,10 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
+    Interval,
     Select,
     Table,
+    Text,
     any_,
     bindparam,
     func,
@@ -216,6 +218,31 @@ class PostgreSQL(DatabaseKit):
     def advance_sequence(self, table: Table, other: Table) -> str:
         """See `DatabaseKit.advance_sequence`. It needs the right UPDATE on the sequence only where it has to act."""
         return _lagging(table, other, found="setval(seq, highest)")
+
+    def end_stranded(self, tables: Sequence[Table], *, silent_for: timedelta) -> Executable:
+        """See `DatabaseKit.end_stranded`.
+
+        asyncpg prepares a statement with Parse and Flush, and executes it with Bind and Sync. A client that is lost in
+        between leaves its transaction `active`, waiting for `ClientRead`: no idle_in_transaction_session_timeout is
+        running then, cancel requests and statement_timeout are held back until the next byte arrives, and TCP
+        notices after two hours or, behind a proxy, never. Only pg_terminate_backend ends it, which a role may call
+        for its own connections. pg_locks tells by the lock that every INSERT takes on its table who wrote to it.
+        """
+        return text(
+            """
+            SELECT pg_terminate_backend(a.pid)
+            FROM pg_catalog.pg_stat_activity a
+            WHERE a.usename = current_user AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+              AND a.state = 'active' AND a.wait_event = 'ClientRead'
+              AND a.state_change < clock_timestamp() - :silent_for
+              AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+                          WHERE l.pid = a.pid AND l.granted AND l.mode = 'RowExclusiveLock'
+                            AND l.relation = ANY (SELECT to_regclass(name) FROM unnest(:tables) name))
+            """
+        ).bindparams(
+            bindparam("silent_for", silent_for, type_=Interval()),
+            bindparam("tables", [self.quote(table) for table in tables], type_=ARRAY(Text)),
+        )
 
     def begin_writing(self, connection: Connection) -> None:
         """See `DatabaseKit.begin_writing`: the driver does it."""

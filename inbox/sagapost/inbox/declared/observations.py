@@ -45,6 +45,7 @@ __all__ = [
     "Step",
     "StoreLost",
     "StoreReady",
+    "StrandedEnded",
     "Written",
 ]
 
@@ -274,6 +275,13 @@ class PrunedKeys(Consuming):
 
     rows: int
     attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StrandedEnded(Consuming):
+    """Transactions were ended whose client was lost in the middle of a statement; what they held can be claimed."""
+
+    connections: int
 
 
 @dataclass(frozen=True, slots=True)

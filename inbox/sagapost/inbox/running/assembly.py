@@ -24,6 +24,7 @@ from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
 from sagapost.inbox.kept.parking import ParkingLot
 from sagapost.inbox.kept.screening import Screening
+from sagapost.inbox.kept.stranded import Stranded
 from sagapost.inbox.kept.versions import Versions
 from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.retention import Pruner, Retention
@@ -91,6 +92,14 @@ def assemble(
         dispatcher,
         workers,
         availability,
+        # The limit of every transaction of ours, and as much again as a call may take.
+        Stranded(
+            database,
+            tables,
+            observer,
+            consumer=inbox.name,
+            silent_for=settings.handler_timeout + settings.database_timeout,
+        ),
         interval=settings.poll_interval,
         limit=database.concurrency,
         ordered=inbox.ordered,

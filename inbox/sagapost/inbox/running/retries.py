@@ -11,6 +11,7 @@ import anyio
 from sagapost.core.errors import StoreUnavailableError
 from sagapost.inbox.arriving.message import Arrival, Message, Parking
 from sagapost.inbox.handling.dispatch import Dispatcher
+from sagapost.inbox.kept.stranded import Stranded
 from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.workers import Workers
 
@@ -33,6 +34,7 @@ class Retries:
         dispatcher: Dispatcher,
         workers: Workers,
         availability: Availability,
+        stranded: Stranded,
         *,
         interval: timedelta,
         limit: int,
@@ -42,6 +44,7 @@ class Retries:
         self._dispatcher = dispatcher
         self._workers = workers
         self._availability = availability
+        self._stranded = stranded
         self._interval = interval.total_seconds()
         self._limit = limit
         self._ordered = ordered
@@ -67,6 +70,7 @@ class Retries:
             # Before the look: what ends during it is news.
             self._news = anyio.Event()
             try:
+                await self._stranded.look()
                 if self._ordered and anyio.current_time() >= sweep_at:
                     await self._dispatcher.promote_all()
                     sweep_at = anyio.current_time() + _SWEEP_EVERY * self._interval

@@ -96,6 +96,9 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
             return lost(extra | {"database": address}, reason, attempt, retry_in)
         case inbox.PrunedKeys(rows=rows):
             return Line(DEBUG, f"{rows} dedup keys from before the window deleted", extra | {"rows": rows}, READABLE)
+        case inbox.StrandedEnded(connections=connections):
+            text = f"{connections} transactions ended that a lost client had left in the middle of a statement"
+            return Line(WARNING, text, extra | {"connections": connections})
         case inbox.Redriven(messages=messages, actor=actor):
             return Line(INFO, f"{messages} parked messages redriven by {actor}", extra | {"actor": actor})
         case inbox.Discarded(messages=messages, actor=actor):
