@@ -95,6 +95,15 @@ async def test_the_second_host_is_tried(postgresql_url: str) -> None:
     assert Server(both).address == f"{LOOPBACK}:{dead},{url.host}:{url.port}/{url.database}"
 
 
+async def test_a_statement_is_one_round_trip_where_there_is_no_pooler(postgresql_url: str) -> None:
+    """Without a pooler in between, nothing is wrapped in a transaction: BEGIN and COMMIT are a trip each."""
+    server = Server(postgresql_url)
+    connection = await server.connect("test")
+    async with server.undivided(connection):
+        assert not connection.is_in_transaction()
+    await connection.close()
+
+
 async def test_what_the_url_tells_the_server(postgresql_url: str) -> None:
     """`application_name` and `options` arrive, whatever name we would give by ourselves."""
     url = f"{postgresql_url}?application_name=shop&options=-csearch_path%3Dsales"

@@ -69,13 +69,14 @@ async def scene(postgresql: PostgreSQLServer, request: pytest.FixtureRequest) ->
 @pytest.mark.parametrize("generic", [False, True], ids=["custom", "generic"])
 async def test_deleting_goes_along_the_primary_key(scene: Scene, *, generic: bool) -> None:
     """What the broker confirmed: a probe for each row, and no look at the others."""
-    ids = [
+    event_ids = [
         str(record[0])
         for record in await scene.database.sql.fetch(
             "SELECT event_id FROM outbox WHERE position = ANY($1::bigint[]) ORDER BY position", scene.given
         )
     ]
-    explained = await scene.explain(scene.settle._delete, scene.given, *ALL, PARTITIONS, ids, generic=generic)
+    positions, ids = (f"{{{','.join(map(str, each))}}}" for each in (scene.given, event_ids))
+    explained = await scene.explain(scene.settle._delete, positions, *ALL, PARTITIONS, ids, generic=generic)
     assert WALK in explained.indexes
     assert "outbox" not in explained.scanned
     assert explained.buffers < FEW

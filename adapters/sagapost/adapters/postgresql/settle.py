@@ -31,14 +31,7 @@ class Settlement:
                 JOIN unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
                   ON l.partition = claim.partition AND l.token = claim.token
             )"""
-        # Only the number of rows and the leases that held come back, not a row each.
-        self._delete = f"""{held}, gone AS (
-                DELETE FROM {outbox} o USING unnest($1::bigint[], $5::text[]) AS published(position, event_id)
-                WHERE o.position = published.position AND o.event_id = published.event_id::uuid
-                  AND o.slot % $4::int IN (SELECT partition FROM held)
-                RETURNING 1
-            )
-            SELECT count(*), (SELECT array_agg(partition) FROM held) FROM gone"""
+        self._delete = _deletion(held, outbox)
         self._record = f"""{held}
             UPDATE {outbox} o
             SET attempts = CASE WHEN f.counts OR o.attempts = 0 THEN least(o.attempts::int + 1, 32767)
@@ -84,10 +77,15 @@ class Settlement:
     async def delete_published(self, rows: Mapping[Partition, Sequence[Published]], claims: Claims) -> int:
         """See `OutboxSettlement.delete_published`."""
         partitions, tokens = _arrays({p: claims[p] for p in rows if p in claims})
-        positions = [position for group in rows.values() for position, _ in group]
-        ids = [event_id for group in rows.values() for _, event_id in group]
+        positions = ",".join([str(position) for group in rows.values() for position, _ in group])
+        ids = ",".join([event_id for group in rows.values() for _, event_id in group])
         record = await self._link.fetchrow(
-            self._delete, positions, partitions, tokens, await self._leases.partition_count(), ids
+            self._delete,
+            f"{{{positions}}}",
+            partitions,
+            tokens,
+            await self._leases.partition_count(),
+            f"{{{ids}}}",
         )
         deleted, held = (0, None) if record is None else (record[0], record[1])
         lost = frozenset(rows) - frozenset(held or ())
@@ -165,3 +163,18 @@ class Settlement:
 
 def _arrays(claims: Claims) -> tuple[list[int], list[int]]:
     return [int(p) for p in claims], [int(t) for t in claims.values()]
+
+
+def _deletion(held: str, outbox: str) -> str:
+    """Return the statement that deletes what is published.
+
+    Only the number of rows and the leases that held come back, not a row each. Positions and ids go out as the text of
+    an array: asyncpg asks of each element of a list, in Python, whether it is a list itself.
+    """
+    return f"""{held}, gone AS (
+            DELETE FROM {outbox} o USING unnest($1::text::bigint[], $5::text::uuid[]) AS published(position, event_id)
+            WHERE o.position = published.position AND o.event_id = published.event_id
+              AND o.slot % $4::int IN (SELECT partition FROM held)
+            RETURNING 1
+        )
+        SELECT count(*), (SELECT array_agg(partition) FROM held) FROM gone"""
