@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import anyio.lowlevel
 
@@ -13,9 +13,6 @@ from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError
 from sagapost.core.life import Signal
-
-if TYPE_CHECKING:
-    from sagapost.adapters.memory.queue import MemoryQueue
 
 __all__ = ["MemoryDelivery", "MemorySubscription", "StoredMessage"]
 
@@ -64,10 +61,32 @@ class MemoryDelivery:
         return len(payload.data if isinstance(payload, Event) else payload.body)
 
 
+class _Queue(Protocol):
+    """What a subscription asks of its queue."""
+
+    name: str
+
+    def give_back(self, message: StoredMessage) -> None:
+        """Put a message that was handed out back in its place."""
+        ...
+
+    def bury(self, message: StoredMessage) -> None:
+        """Move a message to the queue's dead letters."""
+        ...
+
+    def leave(self, subscription: MemorySubscription) -> None:
+        """Hand nothing more to a subscriber."""
+        ...
+
+    def dispatch(self) -> None:
+        """Hand out what waits."""
+        ...
+
+
 class MemorySubscription:
     """Deliveries from one queue, at most `prefetch` of them unsettled."""
 
-    def __init__(self, queue: MemoryQueue, *, prefetch: int, stranger_policy: StrangerPolicy) -> None:
+    def __init__(self, queue: _Queue, *, prefetch: int, stranger_policy: StrangerPolicy) -> None:
         self.queue = queue
         self.prefetch = prefetch
         self.stranger_policy = stranger_policy

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from sagapost.adapters.cloudevents import read_message
+from sagapost.adapters.cloudevents import StrangerPolicy, read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 
-if TYPE_CHECKING:
-    from sagapost.adapters.rabbitmq.consumer import RabbitMQSubscription
-
 __all__ = ["RabbitMQDelivery"]
+
+
+class _Receiver(Protocol):
+    """The subscription that a message was handed to."""
+
+    @property
+    def stranger_policy(self) -> StrangerPolicy:
+        """How foreign messages are read."""
+        ...
 
 
 class RabbitMQDelivery:
@@ -27,7 +33,7 @@ class RabbitMQDelivery:
         properties: bytes,
         body: bytes,
         redelivered: bool,
-        subscription: RabbitMQSubscription,
+        subscription: _Receiver,
     ) -> None:
         self.tag = tag
         self.topic = topic
