@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import zlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -146,7 +148,15 @@ def test_structured_data_is_unpacked(members: dict[str, object], data: bytes, me
         (b"{", "application/cloudevents+json", "not valid JSON"),
         (b"\xff", "application/cloudevents+json", "not valid JSON"),
         (b"[1]", "application/cloudevents+json", "not an object"),
-        (b"[]", "application/cloudevents-batch+json", "of the structured formats only"),
+        (b"<e/>", "application/cloudevents+xml", "of the structured formats only"),
+        (b"[]", "application/cloudevents-batch+json", "a batch of 0 events"),
+        (
+            b"[" + structured() + b"," + structured() + b"]",
+            "application/cloudevents-batch+json",
+            "a batch of 2 events",
+        ),
+        (b"{}", "application/cloudevents-batch+json", "its body is none"),
+        (b"[1]", "application/cloudevents-batch+json", "not an object"),
         (structured(data_base64="?"), "application/cloudevents+json", "not valid base64"),
         (structured(data_base64=5), "application/cloudevents+json", "not a string"),
         (structured(id=None), "application/cloudevents+json", "attribute id is missing"),
@@ -156,6 +166,103 @@ def test_structured_data_is_unpacked(members: dict[str, object], data: bytes, me
 def test_broken_structured_messages_say_why(body: bytes, content_type: str, reason: str) -> None:
     """Bad JSON, another format and bad members are told apart."""
     assert reason in reason_of(body, content_type=content_type)
+
+
+def test_a_batch_of_one_is_that_event() -> None:
+    """The batch format is read where it holds what one message can be."""
+    event = read_event(b"[" + structured(data={"a": 1}) + b"]", content_type="application/cloudevents-batch+json")
+    assert (event.id, event.data) == ("1", b'{"a": 1}')
+
+
+# --- how others write times, names and bodies ---
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2026-11-23t08:00:00z", "2026-11-23T09:00:00+01:00", "2026-11-23T08:00:00.000000000Z", 1795420800000, 1795420800],
+)
+def test_every_form_of_time_in_use_is_the_same_moment(time: object) -> None:
+    """Lower case (RFC 3339), nanoseconds (Go, Java), milliseconds (the SDK's AMQP binding) and seconds."""
+    headers: dict[str, object] = {f"cloudEvents_{name}": value for name, value in REQUIRED.items()}
+    assert read_event(headers=headers | {"cloudEvents_time": time}).time == NOW
+
+
+def test_a_number_that_is_no_time_is_named() -> None:
+    """A number beyond the calendar is the message's fault, and no crash."""
+    headers: dict[str, object] = {f"ce-{name}": value for name, value in REQUIRED.items()}
+    assert "no calendar" in reason_of(headers=headers | {"ce-time": 10**30})
+
+
+def test_names_and_media_types_in_capital_letters_are_the_same() -> None:
+    """Header names that came through HTTP, and media types, which are compared without regard to case."""
+    capitals: dict[str, object] = {f"Ce-{name.title()}": value for name, value in REQUIRED.items()}
+    assert read_event(headers=capitals).id == "1"
+    assert read_event(structured(data=[1]), content_type="Application/CloudEvents+JSON").data == b"[1]"
+
+
+TEXT = '{"name":"Käse"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "properties"),
+    [
+        (gzip.compress(TEXT.encode()), {"content_encoding": "gzip"}),
+        (gzip.compress(TEXT[:5].encode()) + gzip.compress(TEXT[5:].encode()), {"content_encoding": "X-GZip"}),
+        (zlib.compress(TEXT.encode()), {"content_encoding": "deflate"}),
+        (zlib.compress(TEXT.encode(), wbits=-15), {"content_encoding": "deflate"}),
+        (gzip.compress(zlib.compress(TEXT.encode())), {"content_encoding": "deflate, gzip"}),
+        (TEXT.encode(), {"content_encoding": "utf-8"}),
+        (TEXT.encode("utf-16"), {"content_encoding": "UTF-16"}),
+        (b"\xef\xbb\xbf" + TEXT.encode(), {}),
+        (b"\xef\xbb\xbf" + TEXT.encode(), {"content_type": None}),
+        *(
+            (TEXT.encode(charset), {"content_type": f'application/json; Charset="{charset}"'})
+            for charset in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "latin-1", "cp1252")
+        ),
+        *((TEXT.encode(charset), {}) for charset in ("utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be")),
+    ],
+)
+@pytest.mark.parametrize("headers", [{}, {f"ce-{name}": value for name, value in REQUIRED.items()}])
+def test_a_body_comes_in_utf8_however_it_was_written(
+    body: bytes, properties: dict[str, Any], headers: dict[str, object]
+) -> None:
+    """gzip, deflate, charsets and byte order marks, of CloudEvents and of foreign messages alike."""
+    values: dict[str, Any] = {"content_type": "application/json", "headers": headers, "message_id": "m", **properties}
+    event = read_event(body, **values)
+    assert event.data.decode() == TEXT
+    assert "utf-16" not in (event.datacontenttype or "")
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/xml; charset=utf-16", "image/png"])
+def test_bytes_stay_as_they_are(media_type: str) -> None:
+    """What is neither JSON nor text is nobody's to change; XML names its own charset inside."""
+    body = b"\xff\xfe<\x00\xef\xbb\xbf"
+    event = read_event(body, message_id="m", content_type=media_type)
+    assert (event.data, event.datacontenttype) == (body, media_type)
+
+
+@pytest.mark.parametrize(
+    ("body", "properties", "reason"),
+    [
+        (b"{}", {"content_encoding": "br"}, "content encoding 'br' is not read"),
+        (b"{}", {"content_encoding": "rot13"}, "content encoding 'rot13' is not read"),
+        (b"{}", {"content_encoding": "\x00" * 500}, "is not read here"),
+        (b"{}", {"content_encoding": "gzip"}, "and its body is not"),
+        (gzip.compress(b"{}")[:-4], {"content_encoding": "gzip"}, "ends before its gzip stream"),
+        (gzip.compress(b"{}") + b"secret", {"content_encoding": "gzip"}, "and its body is not"),
+        (gzip.compress(bytes(65 * 2**20)), {"content_encoding": "gzip"}, "unpacks to more than"),
+        (b"{}", {"content_type": "application/json; charset=klingon"}, "charset 'klingon' is not known"),
+        (b"{}", {"content_type": "application/json; charset=punycode"}, "charset 'punycode' is not known"),
+        (b"\xff", {"content_type": "application/json; charset=utf-16"}, "not valid in the charset utf-16"),
+        (b"\x00\xd8\x00\x00", {"content_type": "text/plain; charset=utf-16-le"}, "not valid in the charset"),
+    ],
+)
+def test_a_body_that_cannot_be_read_names_the_cause(body: bytes, properties: dict[str, Any], reason: str) -> None:
+    """The encoding or charset is named, and nothing of the content; the body is kept as it came."""
+    said = reason_of(body, message_id="m", **properties)
+    assert reason in said
+    assert "secret" not in said
+    assert len(said) < 200
 
 
 # --- strangers ---
@@ -244,7 +351,11 @@ optional_text = st.none() | st.text(max_size=20)
         body=st.binary(max_size=50) | st.just(structured()),
         topic=st.text(max_size=20),
         headers=st.dictionaries(header_names, values, max_size=8),
-        content_type=optional_text | st.just("application/cloudevents+json"),
+        content_type=optional_text
+        | st.sampled_from(
+            ["application/cloudevents+json", "application/cloudevents-batch+json", "text/x; charset=utf-16", "a/JSON"]
+        ),
+        content_encoding=st.none() | st.sampled_from(["gzip", "deflate", "utf-16", "br, gzip"]) | st.text(max_size=20),
         message_id=optional_text,
         type=optional_text,
         app_id=optional_text,

@@ -3,8 +3,9 @@
 Written: binary mode, one header `ce-<attribute>` per attribute and `datacontenttype` as the message's content type, as
 in Knative's RabbitMQ binding (github.com/knative-extensions/eventing-rabbitmq, cloudevents-protocol-spec/spec.md).
 
-Read: binary mode with any prefix in use (`ce-`, Kafka's `ce_`, AMQP 1.0's `cloudEvents_` and `cloudEvents:`), the
-structured mode `application/cloudevents+json`, and messages of strangers that know nothing of CloudEvents.
+Read: binary mode with any prefix in use (`ce-`, Kafka's `ce_`, AMQP 1.0's `cloudEvents_` and `cloudEvents:`, also in
+capital letters), the structured mode `application/cloudevents+json`, a batch of one event, and foreign messages that
+know nothing of CloudEvents; with the content encodings and charsets of `bodies`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sagapost.adapters.bodies import UnreadableBodyError, media_type_of, plain_body
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
 from sagapost.core.generated import generated
@@ -30,7 +32,11 @@ PREFIX = "ce-"
 
 _PREFIXES = (PREFIX, "ce_", "cloudEvents_", "cloudEvents:")
 _STRUCTURED = "application/cloudevents+json"
+_BATCH = "application/cloudevents-batch+json"
 _STRUCTURED_ANY = "application/cloudevents"
+_JSON = "application/json"
+_SECONDS_BELOW = 10**11
+"""A time given as a number: milliseconds by CloudEvents' AMQP binding; a smaller one (before 1973) is seconds."""
 
 # Optional attributes with a field of their own, in the order they are written.
 _OPTIONAL = tuple(
@@ -63,6 +69,7 @@ class Incoming(msgspec.Struct):
     topic: str
     headers: Mapping[str, object]
     content_type: str | None = None
+    content_encoding: str | None = None
     message_id: str | None = None
     type: str | None = None
     app_id: str | None = None
@@ -95,14 +102,37 @@ def binary_headers(event: Event) -> dict[str, str]:
 def read_message(message: Incoming, policy: StrangerPolicy) -> Event | Malformed:
     """Read a message as an event. Never raises for what a message contains: what cannot be read is `Malformed`."""
     try:
-        if message.content_type is not None and message.content_type.startswith(_STRUCTURED_ANY):
-            return _read_structured(message)
+        plain = _plain(message)
+        if plain.content_type != _JSON and media_type_of(plain.content_type).startswith(_STRUCTURED_ANY):
+            return _read_structured(plain)
         for prefix in _PREFIXES:
-            if prefix + "specversion" in message.headers or prefix + "id" in message.headers:
-                return _read_binary(message, prefix)
-        return _read_stranger(message, policy)
-    except _UnreadableError as error:
+            if prefix + "specversion" in plain.headers or prefix + "id" in plain.headers:
+                return _read_binary(plain, prefix)
+        return _read_capitals(plain) or _read_stranger(plain, policy)
+    except (_UnreadableError, UnreadableBodyError) as error:
         return _malformed(message, str(error))
+
+
+def _plain(message: Incoming) -> Incoming:
+    """Return the message with its body unpacked and in UTF-8."""
+    body, media_type = message.body, message.content_type
+    if message.content_encoding is None and media_type == _JSON and body[:1] in _ASCII and body[1:2] != b"\x00":
+        # What this library writes, and most of what others do.
+        return message
+    data, content_type = plain_body(body, media_type, message.content_encoding)
+    return msgspec.structs.replace(message, body=data, content_type=content_type, content_encoding=None)
+
+
+_ASCII = frozenset(b"%c" % each for each in range(1, 128))
+
+
+def _read_capitals(message: Incoming) -> Event | None:
+    """Read binary mode with attributes in other letters, as a bridge from HTTP writes them; None: it is none."""
+    lowered = {name.lower(): value for name, value in message.headers.items()}
+    for prefix in map(str.lower, _PREFIXES):
+        if prefix + "specversion" in lowered or prefix + "id" in lowered:
+            return _read_binary(msgspec.structs.replace(message, headers=lowered), prefix)
+    return None
 
 
 def _malformed(message: Incoming, reason: str) -> Malformed:
@@ -123,7 +153,11 @@ def _read_binary(message: Incoming, prefix: str) -> Event:
     start = len(prefix)
     for name, value in message.headers.items():
         if name.startswith(prefix):
-            attributes[name[start:]] = value if type(value) is str else _attribute(name, value)
+            attribute = name[start:]
+            if type(value) is str:
+                attributes[attribute] = value
+            else:
+                attributes[attribute] = _attribute(name, _moment(value) if attribute == "time" else value)
     return _event(attributes, message, data=message.body, datacontenttype=message.content_type)
 
 
@@ -170,13 +204,16 @@ _structured_data = msgspec.json.Decoder(_StructuredData)
 
 
 def _read_structured(message: Incoming) -> Event:
-    media_type = (message.content_type or "").partition(";")[0].strip()
-    if media_type != _STRUCTURED:
+    media_type = media_type_of(message.content_type)
+    if media_type not in (_STRUCTURED, _BATCH):
         raise _UnreadableError(
             f"its content type is {media_type!r}; of the structured formats only {_STRUCTURED} is read"
         )
+    body = message.body
     try:
-        members: Any = msgspec.json.decode(message.body)
+        if media_type == _BATCH:
+            body = _only_one_of(body)
+        members: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _UnreadableError(f"its body is not valid JSON: {error}") from error
     if not isinstance(members, dict):
@@ -188,8 +225,23 @@ def _read_structured(message: Incoming) -> Event:
     }
     datacontenttype = attributes.get("datacontenttype", "application/json")
     return _event(
-        attributes, message, data=_structured_payload(message.body, datacontenttype), datacontenttype=datacontenttype
+        attributes, message, data=_structured_payload(body, datacontenttype), datacontenttype=datacontenttype
     )
+
+
+def _only_one_of(batch: bytes) -> bytes:
+    """Return the one event of a batch."""
+    try:
+        events = msgspec.json.decode(batch, type=list[msgspec.Raw])
+    except msgspec.ValidationError as error:
+        raise _UnreadableError(
+            f"its content type is that of a batch of events, and its body is none: {error}"
+        ) from error
+    if len(events) != 1:
+        raise _UnreadableError(
+            f"it is a batch of {len(events)} events; a message is one event here, so let its producer send each alone"
+        )
+    return bytes(events[0])
 
 
 def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
@@ -273,7 +325,8 @@ def _digest(message: Incoming, source: str, type_: str) -> str:
 
 def _time(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
+        # RFC 3339 allows t and z in lower case, section 5.6.
+        moment = datetime.fromisoformat(text if text[-1] != "z" else text.upper())
     except ValueError:
         raise _UnreadableError(f"its CloudEvents time {text[:64]!r} is not an RFC 3339 timestamp") from None
     if moment.tzinfo is None:
@@ -284,6 +337,16 @@ def _time(text: str) -> datetime:
 def _received_at(message: Incoming) -> datetime:
     # `time` is optional in CloudEvents but not in ours: the producer's timestamp, else the time of receipt.
     return message.timestamp or datetime.now(UTC)
+
+
+def _moment(value: object) -> object:
+    """Return a time that came as a number."""
+    if type(value) is not int:
+        return value
+    try:
+        return datetime.fromtimestamp(value if value < _SECONDS_BELOW else value / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise _UnreadableError(f"its CloudEvents time {str(value)[:64]} is in no calendar") from None
 
 
 def _attribute(name: str, value: object) -> str:

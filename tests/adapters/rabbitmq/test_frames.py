@@ -220,6 +220,7 @@ def test_properties_of_others_are_read(
         topic="t",
         headers=expected.headers or {},
         content_type=expected.content_type,
+        content_encoding=expected.content_encoding,
         message_id=expected.message_id,
         type=expected.message_type,
         app_id=expected.app_id,

@@ -56,7 +56,7 @@ def _read(data: bytes, body: bytes, topic: str) -> Incoming:
     if flags & 1 << 15:
         incoming.content_type, at = read_short(data, at)
     if flags & 1 << 14:
-        _, at = read_short(data, at)  # content_encoding
+        incoming.content_encoding, at = read_short(data, at)
     if flags & 1 << 13:
         incoming.headers, at = _read_table(data, at)
     at += (flags >> 12 & 1) + (flags >> 11 & 1)  # delivery_mode and priority, one octet each
