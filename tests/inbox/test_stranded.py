@@ -7,6 +7,7 @@ from datetime import timedelta
 import anyio
 import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.inbox import Context
@@ -58,3 +59,40 @@ async def test_pitfall_50_a_transaction_that_a_lost_client_left_in_the_middle_of
     assert ended.connections == 1
     assert await service.written(engine) == ["o-1"]
     await engine.dispose()
+
+
+async def test_every_connection_of_the_pool_is_stranded_and_work_goes_on(
+    own_postgresql: OwnPostgreSQL, broker: MemoryBroker
+) -> None:
+    """All connections become half-open under load, again and again: one effect each, and the stop is in time."""
+    server = own_postgresql(settings={"idle_in_transaction_session_timeout": "1s"})
+    service = Service()
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        await ctx.session.execute(service.write(event.order_id))
+
+    direct = create_async_engine(server.url())
+    await service.install(direct)
+    await send(broker, service, *(an_event(OrderPlaced(f"{n:03}")) for n in range(300)))
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        url = server.url().replace(f":{server.port}/", f":{proxy.port}/")
+        # Two for the transactions and three for the rest: a slot that leaked would be missed at once.
+        engine = create_async_engine(url, pool_size=5, max_overflow=0)
+        async with running(
+            service, engine, broker, retry=FAST, concurrency=2, handler_timeout=_SHORT, database_timeout=_SHORT
+        ) as consumer:
+            for handled in (20, 60, 100):
+                await consumer.seen.until_true(lambda least=handled: consumer.statistics.handled >= least)  # type: ignore[misc]
+                proxy.strand()
+            await consumer.settled(300)
+            proxy.strand()
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 15
+        assert isinstance(engine.pool, QueuePool)
+        assert engine.pool.checkedout() == 0
+        # A goodbye to a server that is out of reach is waited for without end.
+        with anyio.move_on_after(2):
+            await engine.dispose()
+    assert sorted(await service.written(direct)) == [f"{n:03}" for n in range(300)]
+    await direct.dispose()
