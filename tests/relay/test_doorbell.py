@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 from sqlalchemy import Connection, create_engine, func, literal_column, select
@@ -62,6 +63,7 @@ async def test_a_writer_needs_no_more_than_insert(shop: Shop, writer: str) -> No
     """Neither a right to the table of relays, nor the tables in its search path; and it rings all the same."""
     async with asleep(shop) as watch, connected(writer) as connection:
         await connection.execute("SET search_path = pg_catalog")
+        await connection.execute("SET sagapost.doorbell = on")
         await connection.execute(WRITE)
         await watch.until(lambda: watch.settled == 1, within=10)
 
@@ -103,6 +105,7 @@ async def test_nothing_of_the_writers_runs_with_the_owners_rights(shop: Shop, wr
     async with asleep(shop) as watch, connected(writer) as connection:
         await connection.execute(TRAPS)
         await connection.execute("SET search_path = evil, pg_catalog, public")
+        await connection.execute("SET sagapost.doorbell = on")
         await connection.execute(WRITE)
         await watch.until(lambda: watch.settled == 1, within=10)
         assert await connection.fetchval("SELECT count(*) FROM evil.caught") == 0
@@ -132,7 +135,7 @@ async def test_tables_of_a_migration_get_their_trigger(shop: Shop) -> None:
     for mend in (migrate, upgrade):
         await shop.one("DROP FUNCTION outbox_ring CASCADE")
         await shop.say(1)
-        assert await on(missing_supplements, part) == ["the trigger that wakes a sleeping relay"]
+        assert await on(missing_supplements, part) == [shop.tables.create_doorbell.what]
         await on(mend)
         assert await on(missing_supplements, part) == []
         assert await on(install_schema, shop.tables.versions, [part]) == []
@@ -182,3 +185,39 @@ async def test_a_prefix_and_a_schema_that_need_quoting(shop: Shop) -> None:
         await connection.commit()
         await listener.fetchval("SELECT 1")
         assert len(rings) == 1
+
+
+@pytest.mark.parametrize("by", ["session", "sql"])
+async def test_a_two_phase_transaction_is_prepared_beside_a_sleeping_relay(shop: Shop, by: str) -> None:
+    """Pitfall 40: the ring is lost, and never the writer's PREPARE TRANSACTION."""
+    if await shop.one("SHOW max_prepared_transactions") == "0":
+        pytest.skip("this server has max_prepared_transactions = 0")
+    async with asleep(shop):
+        if by == "session":
+            engine = create_engine(make_url(shop.dsn).set(drivername="postgresql+psycopg"))
+
+            def buy() -> None:
+                with Session(engine, twophase=True) as session:
+                    shop.outbox.publish(session, {"n": 1}, type="shop.said.v1")
+                    session.commit()
+
+            await anyio.to_thread.run_sync(buy)
+            engine.dispose()
+        else:
+            async with connected(shop.dsn) as connection:
+                await connection.execute("BEGIN")
+                await connection.execute(WRITE)
+                await connection.execute("PREPARE TRANSACTION 'sagapost_doorbell'")
+                await connection.execute("COMMIT PREPARED 'sagapost_doorbell'")
+
+
+async def test_a_schema_that_was_renamed_takes_events(shop: Shop) -> None:
+    """Pitfall 40: the function looks where the tables were; that loses the ring and no event."""
+    old, new = OutboxTables(schema="former"), OutboxTables(schema="present")
+    async with shop.engine.begin() as connection:
+        await connection.run_sync(install_schema, old.versions, [old.part])
+        await connection.exec_driver_sql("ALTER SCHEMA former RENAME TO present")
+        await Outbox(source="urn:x", tables=new).publish(connection, {"n": 1}, type="t.v1")
+        assert await connection.run_sync(missing_supplements, new.part) == [new.create_doorbell.what]
+        await connection.run_sync(install_schema, new.versions, [new.part])
+        assert await connection.run_sync(missing_supplements, new.part) == []

@@ -43,6 +43,7 @@ __all__ = [
     "missing_supplements",
     "place",
     "schema_table",
+    "supplement_remarks",
     "tables_beside",
     "upgrade_schema",
 ]
@@ -64,6 +65,11 @@ class Supplement(ExecutableDDLElement):
     def present(self, connection: Connection) -> bool:
         """Return whether there is nothing to create."""
         raise NotImplementedError
+
+    def remark(self, connection: Connection) -> str | None:
+        """Return what an operator should know of how this server lets it work; None: nothing."""
+        del connection
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +192,11 @@ def missing_supplements(connection: Connection, part: SchemaPart) -> list[str]:
         if not kit.check_is_validated(connection, table, str(check.name))
     )
     return [*(supplement.what for supplement in part.supplements if not supplement.present(connection)), *unchecked]
+
+
+def supplement_remarks(connection: Connection, part: SchemaPart) -> list[str]:
+    """Return what an operator should know of what stands beside the tables and cannot be mended by an upgrade."""
+    return [said for each in part.supplements if (said := each.remark(connection)) is not None]
 
 
 def _checks(table: Table) -> list[CheckConstraint]:

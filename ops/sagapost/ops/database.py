@@ -24,6 +24,7 @@ from sagapost.core.schema import (
     check_schema,
     check_supplements,
     missing_supplements,
+    supplement_remarks,
     upgrade_schema,
 )
 from sagapost.ops.masking import SecretUrl
@@ -41,6 +42,7 @@ __all__ = [
     "migration",
     "missing",
     "opened_engine",
+    "remarks",
     "upgrade",
 ]
 
@@ -218,6 +220,15 @@ async def missing(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> l
 
     def look(sync: Connection) -> list[str]:
         return [what for part in parts for what in missing_supplements(sync, part)]
+
+    return await connection.run_sync(look)
+
+
+async def remarks(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> list[str]:
+    """Return what an operator should know that no upgrade changes."""
+
+    def look(sync: Connection) -> list[str]:
+        return [said for part in parts for said in supplement_remarks(sync, part)]
 
     return await connection.run_sync(look)
 

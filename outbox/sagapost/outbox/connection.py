@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, TwoPhaseTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.core.databases import kit_of
 from sagapost.core.errors import NotInTransactionError
+from sagapost.outbox.doorbell import SILENCE
 from sagapost.outbox.missing import missing_table
 from sagapost.outbox.rows import Rows
 
@@ -63,6 +64,8 @@ def insert_rows(connection: Connection, rows: Rows) -> None:
 
 def _insert(connection: Connection, rows: Rows) -> None:
     dialect = connection.dialect
+    if isinstance(connection.get_transaction(), TwoPhaseTransaction) and kit_of(connection).notifies:
+        connection.exec_driver_sql(SILENCE)
     translated = connection.get_execution_options().get("schema_translate_map")
     if kit_of(connection).numbers_parameters(dialect.driver) and not translated:
         # One text for any number of rows, so nothing is compiled, looked up or bound by type again.

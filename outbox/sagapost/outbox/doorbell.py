@@ -18,11 +18,24 @@ from sagapost.core.databases import kit_of
 from sagapost.core.databases.postgresql import quoting
 from sagapost.core.schema import Supplement
 
-__all__ = ["CreateDoorbell", "DropDoorbell"]
+__all__ = ["ONE_PHASE", "SILENCE", "CreateDoorbell", "DropDoorbell"]
 
+ONE_PHASE = "/* sagapost: commits in one phase */"
+"""Stands behind INSERT in every statement of ours: the trigger then knows that nobody will PREPARE the transaction."""
+
+SILENCE = "SET LOCAL sagapost.doorbell = off"
+"""For a transaction that is going to be prepared all the same."""
+
+# Of this release and made where the tables are now: the schema may have been renamed since.
 _PRESENT = text(
     "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
-    "WHERE t.tgrelid = to_regclass(:outbox) AND t.tgname = :name AND t.tgenabled <> 'D' AND p.prosecdef)"
+    "JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE t.tgrelid = to_regclass(:outbox) AND t.tgname = :name AND t.tgenabled <> 'D' AND p.prosecdef "
+    "AND p.prosrc = :before || pg_catalog.quote_ident(n.nspname) || :after)"
+)
+_TWO_PHASE = text(
+    "SELECT current_setting('max_prepared_transactions')::int > 0 "
+    "AND coalesce(nullif(current_setting('sagapost.doorbell', true), ''), 'unset') NOT IN ('on', 'off')"
 )
 
 
@@ -34,7 +47,7 @@ class CreateDoorbell(Supplement):
     can write to, and a full name of the one table it reads, found when the function is made.
     """
 
-    what = "the trigger that wakes a sleeping relay"
+    what = "the trigger that wakes a sleeping relay (as this release makes it)"
 
     def __init__(self, *, outbox: Table, relays: Table, name: str, channel: str) -> None:
         self.outbox = outbox
@@ -46,8 +59,19 @@ class CreateDoorbell(Supplement):
         """Return whether there is nothing to create."""
         if not kit_of(connection).notifies:
             return True
-        outbox = {"outbox": quoting.format_table(self.outbox), "name": self.name}
-        return bool(connection.execute(_PRESENT, outbox).scalar_one())
+        before, after = _body(self)
+        where = {"outbox": quoting.format_table(self.outbox), "name": self.name, "before": before, "after": after}
+        return bool(connection.execute(_PRESENT, where).scalar_one())
+
+    def remark(self, connection: Connection) -> str | None:
+        """See `Supplement.remark`: who is not heard, where transactions may be prepared."""
+        if not kit_of(connection).notifies or not connection.execute(_TWO_PHASE).scalar_one():
+            return None
+        return (
+            "max_prepared_transactions is above 0, so only Outbox.publish wakes a sleeping relay; what plain SQL "
+            "writes waits for its poll interval. If no writer in plain SQL uses PREPARE TRANSACTION: "
+            "ALTER DATABASE ... SET sagapost.doorbell = on"
+        )
 
 
 class DropDoorbell(ExecutableDDLElement):
@@ -66,7 +90,8 @@ def _nothing(_element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
 
 @compiles(CreateDoorbell, "postgresql")
 def _create(element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
-    name, relays = quoting.quote(element.name), quoting.quote(element.relays.name)
+    name = quoting.quote(element.name)
+    before, after = _body(element)
     # Tables without a schema are where the search path of this moment puts them; that of a writer may differ. The
     # trigger is created only where it is missing, since that waits for every open transaction that has written rows.
     return f"""DO $install$
@@ -77,15 +102,8 @@ DECLARE
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = outbox);
 BEGIN
     EXECUTE 'CREATE OR REPLACE FUNCTION ' || home || {_literal(f".{name}() RETURNS trigger LANGUAGE plpgsql")}
-        || ' SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ring$
-    BEGIN
-        IF EXISTS (SELECT FROM ' || home || {_literal(f".{relays}")}
-        || ' WHERE idle = 1 AND expires_at > clock_timestamp()) THEN
-            PERFORM pg_notify({_inner(element.channel)}, {_inner("")});
-        END IF;
-        RETURN NULL;
-    END
-    $ring$';
+        || ' SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ring$'
+        || {_literal(before)} || home || {_literal(after)} || '$ring$';
     EXECUTE 'REVOKE ALL ON FUNCTION ' || home || {_literal(f".{name}() FROM PUBLIC")};
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = outbox AND tgname = {_literal(element.name)}) THEN
         EXECUTE {_literal(f"CREATE TRIGGER {name} AFTER INSERT ON ")} || outbox
@@ -93,6 +111,36 @@ BEGIN
     END IF;
 END
 $install$"""  # noqa: S608 - names of our own metadata, quoted
+
+
+def _body(element: CreateDoorbell) -> tuple[str, str]:
+    """Return what the function does, before and after the name of the tables' schema.
+
+    A hint must not cost the writer its transaction. PREPARE TRANSACTION refuses a transaction that has notified, so
+    where transactions can be prepared only statements ring that are known to be committed in one phase, or all of them
+    by the choice of an operator. COMMIT refuses a notification that the queue has no room for, so a queue that is half
+    full is left alone. Whatever else fails (the tables were renamed, the owner's rights are gone) loses the ring.
+    """
+    before = """
+BEGIN
+    IF EXISTS (SELECT FROM """
+    after = f""".{quoting.quote(element.relays.name)} WHERE idle = 1 AND expires_at > clock_timestamp())
+        AND (CASE coalesce(current_setting('sagapost.doorbell', true), '')
+            WHEN 'on' THEN true
+            WHEN 'off' THEN false
+            ELSE current_setting('max_prepared_transactions') = '0'
+                OR strpos(current_query(), {_literal(f"INSERT {ONE_PHASE} INTO")}) > 0
+        END)
+        AND pg_notification_queue_usage() < 0.5
+    THEN
+        PERFORM pg_notify({_literal(element.channel)}, '');
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+"""
+    return before, after
 
 
 @compiles(DropDoorbell, "postgresql")
@@ -103,8 +151,3 @@ def _drop(element: DropDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
 
 def _literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
-
-
-def _inner(value: str) -> str:
-    """A literal inside a literal."""
-    return _literal(value).replace("'", "''")

@@ -15,6 +15,7 @@ from sqlalchemy import Insert, Table, insert, literal_column
 from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import ATTRIBUTES, Attribute, Event, Form
 from sagapost.core.generated import generated
+from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
 __all__ = ["RowValues", "Rows", "Target", "row_values"]
@@ -41,10 +42,11 @@ class Target:
         names = (*ENVELOPE_COLUMNS, *further)
         self._in_order: Callable[[RowValues], tuple[Any, ...]] = itemgetter(*names)
         # inline(): nobody asks for the generated position, so nothing is returned.
-        self.core_one: Insert = insert(table).inline()
+        one = insert(table).prefix_with(ONE_PHASE, dialect="postgresql")
+        self.core_one: Insert = one.inline()
         # SQLAlchemy writes one INSERT with many VALUES only where something is returned; else the statement is sent
         # once per row. A column would need the right to SELECT, which a service that only publishes need not have.
-        self.core_many: Insert = insert(table).returning(literal_column("1"))
+        self.core_many: Insert = one.returning(literal_column("1"))
 
         self.name = quoting.format_table(table)
         types = [_PARAMETER_TYPES.get(column, "text") for column in names]
@@ -53,12 +55,12 @@ class Target:
         parameters = ", ".join(
             f"${n}::{type_}{cast}" for n, (type_, cast) in enumerate(zip(types, casts, strict=True), 1)
         )
-        self._raw_one = f"INSERT INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
+        self._raw_one = f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
         arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types, 1))
         selected = ", ".join(f"r.{column}{cast}" for column, cast in zip(names, casts, strict=True))
         # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
         self._raw_many = (
-            f"INSERT INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
+            f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
             f"FROM unnest({arrays}) WITH ORDINALITY AS r ({columns}, ordinal) ORDER BY ordinal"
         )
 

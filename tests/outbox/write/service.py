@@ -17,6 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sagapost.core import event as event_type
 from sagapost.core.schema import install_schema
 from sagapost.outbox import Outbox, OutboxTables
+from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.handles import AsyncHandle, SyncHandle
 
 SOURCE = "https://orders.example"
@@ -102,8 +103,11 @@ class Database:
         return self.url.get_backend_name() == "postgresql"
 
     def sent(self, *words: str) -> list[str]:
-        """Return the statements sent that begin with one of these words, shortened to their first three words."""
-        chosen = [s for s in self.statements if s.split()[0] in words]
+        """Return the statements sent that begin with one of these words, shortened to their first three words.
+
+        Without the remark by which the doorbell knows a statement of ours.
+        """
+        chosen = [s.replace(ONE_PHASE, "") for s in self.statements if s.split()[0] in words]
         return [" ".join(s.split()[: 3 if s.startswith("INSERT") else 2]) for s in chosen]
 
     def orders(self) -> list[int]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from sagapost.adapters.postgresql.connection import Link
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["Schedule"]
@@ -28,7 +29,8 @@ class Schedule:
                 ), gone AS (
                     DELETE FROM {scheduled} s USING due WHERE s.id = due.id RETURNING s.*
                 ), moved AS (
-                    INSERT INTO {outbox} ({ENVELOPE}) SELECT {ENVELOPE} FROM gone ORDER BY deliver_at, id RETURNING 1
+                    INSERT {ONE_PHASE} INTO {outbox} ({ENVELOPE})
+                    SELECT {ENVELOPE} FROM gone ORDER BY deliver_at, id RETURNING 1
                 )
                 SELECT count(*) FROM moved"""
 

@@ -56,21 +56,24 @@ def check(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     loaded = load(required=("database_url",), env_file=env_file)
     tables = tables_of(loaded.settings)
 
-    async def run() -> list[str]:
+    async def run() -> tuple[list[str], list[str]]:
         async with database.connect(loaded) as connection:
             await database.check(connection, tables.versions, tables.parts)
             await database.check_needed(connection, tables.parts)
-            return await database.missing(connection, tables.parts)
+            missing = await database.missing(connection, tables.parts)
+            return missing, await database.remarks(connection, tables.parts)
 
-    missing = anyio.run(run)
+    missing, remarks = anyio.run(run)
     where = database.address_of(database.engine_url(loaded.database_url))
     if as_json:
-        write_json({"database": where, "versions": _versions(tables), "missing": missing})
+        write_json({"database": where, "versions": _versions(tables), "missing": missing, "remarks": remarks})
         return
     versions = ", ".join(f"{name} {version}" for name, version in _versions(tables).items())
     write_line(f"{where}: as this release needs it ({versions})")
     for what in missing:
         write_line(f"{where}: {what} is missing; `sagapost db upgrade` creates it")
+    for said in remarks:
+        write_line(f"{where}: {said}")
 
 
 def sql(
