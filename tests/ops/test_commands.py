@@ -192,7 +192,7 @@ def test_statements_for_postgresql_need_no_server(tmp_path: Path) -> None:
     """The dialect is enough; schema, trigger and version rows are there."""
     script = invoke("db", "sql", "--dialect", "postgresql", cwd=tmp_path, SAGAPOST_DATABASE_SCHEMA="messaging").stdout
     assert script.startswith("CREATE SCHEMA IF NOT EXISTS messaging;")
-    for words in ("CREATE TABLE messaging.outbox (", "CREATE TRIGGER", "VALUES ('inbox', 1)"):
+    for words in ("CREATE TABLE messaging.outbox (", "CREATE TRIGGER", "VALUES ('inbox', 2)"):
         assert words in script
 
 
