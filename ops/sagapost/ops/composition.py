@@ -10,12 +10,11 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import anyio
-
 from sagapost.core.broker import Queue
 from sagapost.core.observer import Observer, Observers
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.daemon import Requirement
+from sagapost.ops.database import dispose
 from sagapost.ops.log_observer import LogObserver
 from sagapost.ops.registry import broker_adapter
 from sagapost.ops.settings import LoadedSettings
@@ -58,9 +57,8 @@ class Composition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-            for engine in self._engines:
-                await engine.dispose()
+        for engine in self._engines:
+            await dispose(engine)
 
     def owns(self, engine: AsyncEngine) -> AsyncEngine:
         """Dispose of the engine when the process ends; return it."""

@@ -37,6 +37,7 @@ __all__ = [
     "check",
     "connect",
     "ddl",
+    "dispose",
     "engine_url",
     "make_engine",
     "migration",
@@ -106,6 +107,12 @@ _ENGINES: dict[str, Callable[[str, dict[str, Any]], AsyncEngine]] = {
 }
 
 
+async def dispose(engine: AsyncEngine) -> None:
+    """Close an engine's connections, within five seconds: nobody answers a goodbye on a half-open one."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+        await engine.dispose()
+
+
 @asynccontextmanager
 async def connect(loaded: LoadedSettings, *, create: bool = False) -> AsyncGenerator[AsyncConnection, None]:
     """Open one connection with a transaction; commit at the end, or roll back if the block fails.
@@ -143,7 +150,7 @@ async def _opened(
             raise kit.translate(error, where=address_of(engine.url)) from error
         raise
     finally:
-        await engine.dispose()
+        await dispose(engine)
 
 
 @asynccontextmanager
@@ -153,7 +160,7 @@ async def opened_engine(loaded: LoadedSettings) -> AsyncGenerator[AsyncEngine, N
     try:
         yield engine
     finally:
-        await engine.dispose()
+        await dispose(engine)
 
 
 def _command_engine(loaded: LoadedSettings, *, patient: bool = False) -> AsyncEngine:
