@@ -14,7 +14,6 @@ from sagapost.core.broker import Queue
 from sagapost.core.observer import Observer, Observers
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.daemon import Requirement
-from sagapost.ops.database import dispose
 from sagapost.ops.log_observer import LogObserver
 from sagapost.ops.registry import broker_adapter
 from sagapost.ops.settings import LoadedSettings
@@ -57,6 +56,11 @@ class Composition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._engines:
+            return
+        # Not at the top: a relay's process has no engine, and no ORM.
+        from sagapost.ops.database import dispose
+
         for engine in self._engines:
             await dispose(engine)
 
