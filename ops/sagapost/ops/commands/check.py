@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
 
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.ops import database
-from sagapost.ops.commands.choreography import FailOn
+from sagapost.ops.commands.findings import FailOn, FailOnOption, fails, findings_as_json
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.consuming import parts_of
 from sagapost.ops.inbox_path import load_inboxes
 from sagapost.ops.output import write_json, write_line, write_table
 from sagapost.ops.settings import LoadedSettings
-from sagapost.sagas.choreography import Choreography, Severity, read_manifest
-from sagapost.sagas.inflight import InFlightFinding, InFlightReport, check_in_flight
+from sagapost.sagas.choreography import Choreography, read_manifest
+from sagapost.sagas.inflight import InFlightReport, check_in_flight
 
 __all__ = ["check"]
 
@@ -33,9 +32,7 @@ def check(
         list[Path] | None,
         typer.Option("--manifest", help="Manifest of another service, which takes events too; repeatable."),
     ] = None,
-    fail_on: Annotated[
-        FailOn, typer.Option("--fail-on", help="Exit with code 1 if something at least this grave is found.")
-    ] = FailOn.ERROR,
+    fail_on: FailOnOption = FailOn.ERROR,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,10 +44,10 @@ def check(
     choreography = Choreography(read_manifest(path) for path in manifests or ())
     report = anyio.run(_look, loaded, load_inboxes(inboxes), frozenset(choreography.handled()))
     if as_json:
-        write_json({"looked_at": report.looked_at, "findings": [_as_json(each) for each in report.findings]})
+        write_json({"looked_at": report.looked_at, "findings": findings_as_json(report.findings)})
     else:
         _write(report)
-    if any(_fails(each, fail_on) for each in report.findings):
+    if any(fails(each, fail_on) for each in report.findings):
         raise typer.Exit(1)
 
 
@@ -59,14 +56,6 @@ async def _look(loaded: LoadedSettings, inboxes: list[Inbox], elsewhere: frozens
         for versions, parts in parts_of(inboxes).items():
             await database.check(connection, versions, parts)
         return await connection.run_sync(lambda sync: check_in_flight(sync, inboxes, elsewhere=elsewhere))
-
-
-def _fails(finding: InFlightFinding, fail_on: FailOn) -> bool:
-    return fail_on is not FailOn.NEVER and finding.severity.rank <= Severity(fail_on.value).rank
-
-
-def _as_json(finding: InFlightFinding) -> dict[str, Any]:
-    return {**asdict(finding), "severity": finding.severity.value}
 
 
 def _write(report: InFlightReport) -> None:

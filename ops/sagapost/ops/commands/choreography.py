@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from sagapost.core.errors import ConfigurationError
+from sagapost.ops.commands.findings import FailOn, FailOnOption, fails, findings_as_json
 from sagapost.ops.commands.loading import hint_misspelt
 from sagapost.ops.commands.options import AsJson
 from sagapost.ops.output import write_json, write_line, write_table, write_text
@@ -21,7 +21,6 @@ from sagapost.sagas.choreography import (
     Choreography,
     Finding,
     Rule,
-    Severity,
     graph_of,
     read_acceptances,
     read_manifest,
@@ -70,23 +69,12 @@ def draw(
     write_text(_DRAWN[format_](choreography))
 
 
-class FailOn(StrEnum):
-    """The least grave finding that fails the command."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    ADVICE = "advice"
-    NEVER = "never"
-
-
 def lint(
     manifests: Annotated[
         list[Path] | None,
         typer.Argument(metavar="MANIFEST...", help="Manifest files, one for each service.", show_default=False),
     ] = None,
-    fail_on: Annotated[
-        FailOn, typer.Option("--fail-on", help="Exit with code 1 if something at least this grave is found.")
-    ] = FailOn.ERROR,
+    fail_on: FailOnOption = FailOn.ERROR,
     accept: Annotated[
         Path | None,
         typer.Option("--accept", help="TOML file of findings you live with, and why.", show_default=False),
@@ -117,15 +105,11 @@ def lint(
         acceptances=read_acceptances(accept) if accept is not None else (),
     )
     if as_json:
-        write_json([{**asdict(finding), "severity": finding.severity.value} for finding in findings])
+        write_json(findings_as_json(findings))
     else:
         _write_findings(choreography, findings)
-    if any(finding.accepted is None and _fails(finding, fail_on) for finding in findings):
+    if any(finding.accepted is None and fails(finding, fail_on) for finding in findings):
         raise typer.Exit(1)
-
-
-def _fails(finding: Finding, fail_on: FailOn) -> bool:
-    return fail_on is not FailOn.NEVER and finding.severity.rank <= Severity(fail_on.value).rank
 
 
 def _write_findings(choreography: Choreography, findings: Sequence[Finding]) -> None:
