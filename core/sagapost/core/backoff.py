@@ -7,7 +7,9 @@ import random
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "wait_for_another_version"]
+
+_SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +44,13 @@ class Backoff:
     def seconds(self, attempt: int) -> float:
         """Return `delay(attempt)` in seconds."""
         return self.delay(attempt).total_seconds()
+
+
+def wait_for_another_version(waited: timedelta, *, longest: timedelta) -> timedelta | None:
+    """Return how long until the next look at what this version does not know; None: it has waited for long enough.
+
+    As long as it has waited already, between a second and a minute, and not past the end of `longest`.
+    """
+    if waited >= longest:
+        return None
+    return min(max(waited, _SOONEST), _LATEST, longest - waited)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only
 
-from sagapost.core.backoff import Backoff
+from sagapost.core.backoff import Backoff, wait_for_another_version
 from sagapost.core.context import SagaContext, bind
 from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError, HandlerError, StoreUnavailableError
@@ -38,9 +38,6 @@ from sagapost.sagas.sagas import Sagas
 __all__ = ["Compensator", "CompensatorSettings"]
 
 _log = logging.getLogger("sagapost.sagas")
-
-_SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=1)
-"""Between two looks at what waits for another version: as long as it has waited already, within these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,11 +366,11 @@ class Compensator:
         """Let an intent wait that this version does not know, without counting; False if it has waited enough."""
         since = aware((await session.execute(ledger.next_since(turn.saga))).scalar_one())
         waited = await self._sagas.now(session) - since
-        if waited >= self._settings.unknown_for:
+        delay = wait_for_another_version(waited, longest=self._settings.unknown_for)
+        if delay is None:
             return False
         reason = str(turn.failure)
         noted: Any = await session.execute(ledger.note(intent.id, reason))
-        delay = min(max(waited, _SOONEST), _LATEST, self._settings.unknown_for - waited)
         await session.execute(ledger.postpone(turn.saga, delay))
         if noted.rowcount:
             told.append(obs.CompensationNotKnown(self._sagas.service, turn.saga, intent.name, reason))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from sagapost.core.backoff import wait_for_another_version
 from sagapost.core.broker import Malformed
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared.outcomes import (
@@ -29,9 +30,6 @@ from sagapost.inbox.handling.guarded import GuardError
 from sagapost.inbox.kept.parking import BEHIND, Parked
 
 __all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
-
-_SOONEST, _LATEST = timedelta(seconds=1), timedelta(minutes=1)
-"""Between two looks at what waits for another version: as long as it has waited already, within these."""
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
@@ -108,9 +106,9 @@ def _for_another_version(
     reason: ParkReason, sentence: str, attempts: int, waited: timedelta, unknown_for: timedelta
 ) -> Parked:
     """Return how a message is parked that waits for a version that knows it: nothing has failed."""
-    if waited >= unknown_for:
+    again = wait_for_another_version(waited, longest=unknown_for)
+    if again is None:
         return Parked("dead", reason, sentence, attempts=attempts)
-    again = min(max(waited, _SOONEST), _LATEST, unknown_for - waited)
     return Parked("waiting", reason, sentence, attempts=attempts, retry_in=again)
 
 
