@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, insert
+from sqlalchemy.ext.asyncio import create_async_engine
 from typer.testing import CliRunner
 
 from sagapost.ops.commands import app
+from sagapost.ops.consuming import LookAtStart
+from sagapost.ops.inbox_path import load_inboxes
 from sagapost.sagas import SagaTables
+from sagapost.sagas.observations import InFlightNotKnown
+from tests.inbox.harness import Recorder
 
 runner = CliRunner()
 
@@ -68,3 +73,15 @@ def test_the_gate_closes_for_what_could_not_be_handled() -> None:
     assert (refused.exit_code, finding["severity"], finding["kind"]) == (1, "error", "compensation")
     assert (finding["subject"], finding["count"], finding["sagas"]) == ("refund", 1, ["s1"])
     assert runner.invoke(app, ["saga", "check", "checked_after:inbox", "--fail-on", "never"]).exit_code == 0
+
+
+@pytest.mark.parametrize("version", ["checked_before", "checked_after"])
+async def test_a_process_names_once_at_its_start_what_it_does_not_know(versions: str, version: str) -> None:
+    """However many services it runs, the database is read once."""
+    engine = create_async_engine(versions.replace("sqlite:", "sqlite+aiosqlite:"))
+    seen = Recorder()
+    look = LookAtStart(load_inboxes([f"{version}:inbox"]), engine, seen)
+    await look.once()
+    await look.once()
+    await engine.dispose()
+    assert [event.subject for event in seen.of(InFlightNotKnown)] == (["refund"] if version == "checked_after" else [])

@@ -36,7 +36,7 @@ _log = logging.getLogger("sagapost.sagas")
 _LONGEST_LOOK = 30
 """Seconds that a look at what is in flight may take at start."""
 
-__all__ = ["consumers", "inboxes_there", "make_consumer_engine", "parts_of", "require_one_outbox"]
+__all__ = ["LookAtStart", "consumers", "inboxes_there", "make_consumer_engine", "parts_of", "require_one_outbox"]
 
 
 def inboxes_there(composition: Composition, inboxes: Sequence[Inbox]) -> Requirement:
@@ -99,10 +99,11 @@ def consumers(composition: Composition, inboxes: Sequence[Inbox]) -> list[Worker
 def _compensators(composition: Composition, inboxes: Sequence[Inbox], engine: AsyncEngine) -> list[Worker]:
     observer = composition.log_observer("sagapost.sagas")
     drain = composition.loaded.settings.consumer.drain_timeout
+    look = LookAtStart(inboxes, engine, observer)
 
     def worker(sagas: Sagas) -> Worker:
         def make() -> CompensatorService:
-            return CompensatorService(sagas, engine, observer, inboxes)
+            return CompensatorService(sagas, engine, observer, look)
 
         return Worker(f"compensator {sagas.service}", make, drain)
 
@@ -167,26 +168,23 @@ class ConsumerService:
         self._consumer.stop()
 
 
-class CompensatorService:
-    """One service's compensator, for one run."""
+class LookAtStart:
+    """Names what is in flight and has no name in this code: help for whoever reads the log, and nothing else.
 
-    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer, inboxes: Sequence[Inbox]) -> None:
-        self._sagas = sagas
+    Once in a process, however many services it runs: a look reads what all of them have in flight.
+    """
+
+    def __init__(self, inboxes: Sequence[Inbox], engine: AsyncEngine, observer: Observer) -> None:
+        self._inboxes = inboxes
         self._engine = engine
         self._observer = observer
-        self._inboxes = inboxes
-        self._compensator = Compensator(sagas, engine, observer=observer)
+        self._begun = False
 
-    async def run(self) -> int:
-        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._name_what_is_not_known)
-            await self._compensator.run()
-            tasks.cancel_scope.cancel()
-        return 0
-
-    async def _name_what_is_not_known(self) -> None:
-        """Name what is in flight and has no name in this code: help for whoever reads the log, and nothing else."""
+    async def once(self) -> None:
+        """Look, unless somebody has."""
+        if self._begun:
+            return
+        self._begun = True
         try:
             with anyio.fail_after(_LONGEST_LOOK):
                 async with self._engine.connect() as connection:
@@ -194,14 +192,31 @@ class CompensatorService:
         except Exception as error:
             _log.info("what is in flight could not be compared with the code at start: %s", kind_of(error))
             return
+        services = {sagas.service for sagas in map(sagas_of, self._inboxes) if sagas is not None}
         for found in report.findings:
-            if found.service == self._sagas.service and found.severity is Severity.ERROR:
+            if found.service in services and found.severity is Severity.ERROR:
                 saga = found.sagas[0] if found.sagas else None
                 self._observer.notify(
                     InFlightNotKnown(
                         found.service, found.kind, found.subject, found.count, saga, found.message, found.remedy
                     )
                 )
+
+
+class CompensatorService:
+    """One service's compensator, for one run."""
+
+    def __init__(self, sagas: Sagas, engine: AsyncEngine, observer: Observer, look: LookAtStart) -> None:
+        self._look = look
+        self._compensator = Compensator(sagas, engine, observer=observer)
+
+    async def run(self) -> int:
+        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._look.once)
+            await self._compensator.run()
+            tasks.cancel_scope.cancel()
+        return 0
 
     def stop(self) -> None:
         """See `Service.stop`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -196,7 +195,7 @@ def check_parked(connection: Connection, inbox: Inbox, taken: Taken, found: Coll
 def _restored(row: Any) -> Event | None:
     try:
         content = restore(row.envelope, row.data)
-    except (ValueError, TypeError, KeyError, json.JSONDecodeError):
+    except (ValueError, TypeError, KeyError):
         return None
     return None if isinstance(content, Malformed) else content
 

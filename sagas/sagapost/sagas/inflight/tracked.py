@@ -5,10 +5,12 @@ from __future__ import annotations
 from sqlalchemy import Connection, select
 
 from sagapost.core.databases import kit_of
+from sagapost.inbox.declared.inbox import Inbox
 from sagapost.sagas.choreography.findings import Severity
 from sagapost.sagas.choreography.manifest import Manifest, sayings
 from sagapost.sagas.inflight.code import Code
 from sagapost.sagas.inflight.findings import Collector
+from sagapost.sagas.inflight.paging import batches
 from sagapost.sagas.manifests import manifest_of
 from sagapost.sagas.tracker.derive import derive
 from sagapost.sagas.tracker.route import Route, read_declared
@@ -30,40 +32,39 @@ def check_expected(connection: Connection, tables: TrackerTables, code: Code, fo
         return
     route = read_declared(declared)
     ours = {manifest.service: (inbox, manifest) for inbox in code.inboxes for manifest in [manifest_of(inbox)]}
-    last = ""
-    while True:
-        columns = tables.sagas.c
-        wanted = select(columns.saga).where(columns.state.in_(_RUNNING), columns.saga > last)
-        names = list(connection.execute(wanted.order_by(columns.saga).limit(_PAGE)).scalars())
-        for saga, kept in store.load(connection, names).items():
+    columns = tables.sagas.c
+    running = select(columns.saga).where(columns.state.in_(_RUNNING))
+    for rows in batches(connection, running, columns.saga, size=_PAGE):
+        for saga, kept in store.load(connection, [row.saga for row in rows]).items():
             found.looked_at["sagas of the tracker"] += 1
             for step in derive(saga, kept.history, route).expected:
-                if step.service not in ours:
-                    continue
-                inbox, manifest = ours[step.service]
-                if not inbox.calls(step.after, step.after):
-                    found.add(
-                        Severity.ERROR,
-                        "step",
-                        step.service,
-                        step.step,
-                        f"sagas wait for this step, which {step.after!r} has told, and no handler takes that any more",
-                        "Keep the handler until no saga waits for it.",
-                        saga=saga,
-                    )
-                elif not _says(route, step) & _says_after(manifest, step.after):
-                    found.add(
-                        Severity.WARNING,
-                        "step",
-                        step.service,
-                        step.step,
-                        f"sagas wait for what this step says after {step.after!r}, and its handlers say nothing of it",
-                        "Keep publishing what the sagas in flight wait for, or let the steps after it take both.",
-                        saga=saga,
-                    )
-        if len(names) < _PAGE:
-            return
-        last = names[-1]
+                if step.service in ours:
+                    _check_step(saga, step, *ours[step.service], route, found)
+
+
+def _check_step(
+    saga: str, step: ExpectedStep, inbox: Inbox, manifest: Manifest, route: Route, found: Collector
+) -> None:
+    if not inbox.calls(step.after, step.after):
+        found.add(
+            Severity.ERROR,
+            "step",
+            step.service,
+            step.step,
+            f"sagas wait for this step, which {step.after!r} has told, and no handler takes that any more",
+            "Keep the handler until no saga waits for it.",
+            saga=saga,
+        )
+    elif not _says(route, step) & _says_after(manifest, step.after):
+        found.add(
+            Severity.WARNING,
+            "step",
+            step.service,
+            step.step,
+            f"sagas wait for what this step says after {step.after!r}, and its handlers say nothing of it",
+            "Keep publishing what the sagas in flight wait for, or let the steps after it take both.",
+            saga=saga,
+        )
 
 
 def _says(route: Route, expected: ExpectedStep) -> set[str]:
