@@ -31,6 +31,7 @@ PREFIX = "ce-"
 """What this library writes before the name of an attribute."""
 
 _PREFIXES = (PREFIX, "ce_", "cloudEvents_", "cloudEvents:")
+_LOWERED_PREFIXES = tuple(prefix.lower() for prefix in _PREFIXES)
 _STRUCTURED = "application/cloudevents+json"
 _BATCH = "application/cloudevents-batch+json"
 _STRUCTURED_ANY = "application/cloudevents"
@@ -105,10 +106,15 @@ def read_message(message: Incoming, policy: StrangerPolicy) -> Event | Malformed
         plain = _plain(message)
         if plain.content_type != _JSON and media_type_of(plain.content_type).startswith(_STRUCTURED_ANY):
             return _read_structured(plain)
-        for prefix in _PREFIXES:
-            if prefix + "specversion" in plain.headers or prefix + "id" in plain.headers:
-                return _read_binary(plain, prefix)
-        return _read_capitals(plain) or _read_stranger(plain, policy)
+        prefix = _prefix_in(plain.headers, _PREFIXES)
+        if prefix is not None:
+            return _read_binary(plain, prefix)
+        # In other letters, as a bridge from HTTP writes them.
+        lowered = {name.lower(): value for name, value in plain.headers.items()}
+        prefix = _prefix_in(lowered, _LOWERED_PREFIXES)
+        if prefix is not None:
+            return _read_binary(msgspec.structs.replace(plain, headers=lowered), prefix)
+        return _read_stranger(plain, policy)
     except (_UnreadableError, UnreadableBodyError) as error:
         return _malformed(message, str(error))
 
@@ -126,12 +132,11 @@ def _plain(message: Incoming) -> Incoming:
 _ASCII = frozenset(b"%c" % each for each in range(1, 128))
 
 
-def _read_capitals(message: Incoming) -> Event | None:
-    """Read binary mode with attributes in other letters, as a bridge from HTTP writes them; None: it is none."""
-    lowered = {name.lower(): value for name, value in message.headers.items()}
-    for prefix in map(str.lower, _PREFIXES):
-        if prefix + "specversion" in lowered or prefix + "id" in lowered:
-            return _read_binary(msgspec.structs.replace(message, headers=lowered), prefix)
+def _prefix_in(headers: Mapping[str, object], prefixes: tuple[str, ...]) -> str | None:
+    """Return what the names of an event's attributes begin with; None: these are no event's."""
+    for prefix in prefixes:
+        if prefix + "specversion" in headers or prefix + "id" in headers:
+            return prefix
     return None
 
 
@@ -257,7 +262,7 @@ def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
     raw = bytes(members.data)
     if raw == b"null":
         return b""
-    media_type = datacontenttype.partition(";")[0].strip().lower()
+    media_type = media_type_of(datacontenttype)
     is_json = media_type.endswith(("/json", "+json"))
     # A JSON string under another media type is that text itself (CloudEvents JSON format, section 3.1).
     return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' and not is_json else raw

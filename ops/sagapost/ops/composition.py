@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from sagapost.core.broker import Queue
+from sagapost.core.databases.closing import dispose
 from sagapost.core.observer import Observer, Observers
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.daemon import Requirement
@@ -56,11 +57,6 @@ class Composition:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._engines:
-            return
-        # Not at the top: a relay's process has no engine, and no ORM.
-        from sagapost.ops.database import dispose
-
         for engine in self._engines:
             await dispose(engine)
 

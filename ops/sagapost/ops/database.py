@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import ClauseElement
 
 from sagapost.core.databases import Other, drop_useless_connections, kit_of
+from sagapost.core.databases.closing import dispose
 from sagapost.core.databases.server_url import read_server_url
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
 from sagapost.core.migrations import statements_of
@@ -37,7 +38,6 @@ __all__ = [
     "check",
     "connect",
     "ddl",
-    "dispose",
     "engine_url",
     "make_engine",
     "migration",
@@ -105,12 +105,6 @@ _ENGINES: dict[str, Callable[[str, dict[str, Any]], AsyncEngine]] = {
     "postgresql": _server_engine,
     "sqlite": _file_engine,
 }
-
-
-async def dispose(engine: AsyncEngine) -> None:
-    """Close an engine's connections, within five seconds: nobody answers a goodbye on a half-open one."""
-    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-        await engine.dispose()
 
 
 @asynccontextmanager
@@ -224,20 +218,18 @@ async def check_needed(connection: AsyncConnection, parts: Iterable[SchemaPart])
 
 async def missing(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> list[str]:
     """Return what the parts would work better with and do not have."""
-
-    def look(sync: Connection) -> list[str]:
-        return [what for part in parts for what in missing_supplements(sync, part)]
-
-    return await connection.run_sync(look)
+    return await _of_each(connection, parts, missing_supplements)
 
 
 async def remarks(connection: AsyncConnection, parts: Iterable[SchemaPart]) -> list[str]:
     """Return what an operator should know that no upgrade changes."""
+    return await _of_each(connection, parts, supplement_remarks)
 
-    def look(sync: Connection) -> list[str]:
-        return [said for part in parts for said in supplement_remarks(sync, part)]
 
-    return await connection.run_sync(look)
+async def _of_each(
+    connection: AsyncConnection, parts: Iterable[SchemaPart], look: Callable[[Connection, SchemaPart], list[str]]
+) -> list[str]:
+    return await connection.run_sync(lambda sync: [found for part in parts for found in look(sync, part)])
 
 
 def ddl(tables: Tables, dialect: str) -> list[str]:

@@ -64,7 +64,7 @@ class CreateDoorbell(Supplement):
         return bool(connection.execute(_PRESENT, where).scalar_one())
 
     def remark(self, connection: Connection) -> str | None:
-        """See `Supplement.remark`: who is not received, where transactions may be prepared."""
+        """See `Supplement.remark`: whose rows do not ring, where transactions may be prepared."""
         if not kit_of(connection).notifies or not connection.execute(_TWO_PHASE).scalar_one():
             return None
         return (

@@ -208,12 +208,17 @@ class Inbox:
     @property
     def takes(self) -> frozenset[str]:
         """The event types that a handler takes, converted or as they are; without those of patterns."""
-        return frozenset({type_ for handler in self._handlers for type_ in handler.accepts} | self._converted)
+        return frozenset(self._accepted | self._converted)
+
+    @property
+    def _accepted(self) -> set[str]:
+        """The event types that a handler takes as they are."""
+        return {type_ for handler in self._handlers for type_ in handler.accepts}
 
     @property
     def _converted(self) -> set[str]:
         """The event types that are converted into one that a handler takes."""
-        wanted = {type_ for handler in self._handlers for type_ in handler.accepts}
+        wanted = self._accepted
         return {each.from_type for each in self._upcasters.values() if self._leads_to(each, wanted)}
 
     def calls(self, event_type: str, topic: str) -> tuple[Call, ...]:

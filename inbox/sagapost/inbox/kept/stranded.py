@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import anyio
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Executable
 
 from sagapost.core.observer import Observer
 from sagapost.inbox.declared.observations import StrandedEnded
@@ -44,14 +44,10 @@ class Stranded:
 
         :raises StoreUnavailableError: if the database went away; the look is made again at the next call.
         """
-        if self._statement is None or anyio.current_time() < self._due:
+        statement = self._statement
+        if statement is None or anyio.current_time() < self._due:
             return
-        ended = await self._database.run(self._end)
+        ended = await self._database.run(lambda connection: sum(map(bool, connection.execute(statement).scalars())))
         self._due = anyio.current_time() + self._every
         if ended:
             self._observer.notify(StrandedEnded(self._consumer, ended))
-
-    def _end(self, connection: Connection) -> int:
-        if self._statement is None:
-            return 0
-        return sum(map(bool, connection.execute(self._statement).scalars()))

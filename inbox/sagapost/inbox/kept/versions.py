@@ -13,12 +13,10 @@ from datetime import datetime
 from sqlalchemy import Connection, select, update
 
 from sagapost.core.databases import Moments, aware
+from sagapost.core.envelope import MAX_NAME_LENGTH
 from sagapost.inbox.declared.tables import InboxTables
 
 __all__ = ["Versions"]
-
-_LONGEST = 255
-"""No event has a longer type."""
 
 
 class Versions:
@@ -31,7 +29,7 @@ class Versions:
         self._table = tables.types
         self._moments = moments
         self._consumer = consumer
-        self.takes = sorted(type_ for type_ in takes if len(type_) <= _LONGEST)
+        self.takes = sorted(type_ for type_ in takes if len(type_) <= MAX_NAME_LENGTH)
         self._started: datetime | None = None
 
     def announce(self, connection: Connection) -> None:
@@ -52,6 +50,8 @@ class Versions:
     def was_removed(self, connection: Connection, type_: str) -> bool:
         """Return whether a type that this version does not take was taken by older ones, and by no newer one."""
         columns = self._table.c
-        asked = select(columns.known_at).where(columns.consumer == self._consumer, columns.type == type_[:_LONGEST])
+        asked = select(columns.known_at).where(
+            columns.consumer == self._consumer, columns.type == type_[:MAX_NAME_LENGTH]
+        )
         known_at = connection.execute(asked).scalar_one_or_none()
         return known_at is not None and self._started is not None and aware(known_at) < self._started
