@@ -58,6 +58,17 @@ def test_binary_mode_round_trips(event: Event) -> None:
     assert read_event(event.data, headers=headers, content_type=event.datacontenttype) == event
 
 
+@pytest.mark.parametrize("data", [bytes(4), bytes(5), b"0\x00", b"\xff\xfe", b"\x00\x00\xfe\xff\x00"])
+def test_bytes_that_begin_like_another_charset_stay_what_they_are(data: bytes) -> None:
+    """An event's data is any bytes; what is neither an object nor an array in that charset was never meant in it."""
+    assert (
+        read_event(
+            data, headers={f"ce-{name}": value for name, value in REQUIRED.items()}, content_type="application/json"
+        ).data
+        == data
+    )
+
+
 @pytest.mark.parametrize("prefix", ["ce-", "ce_", "cloudEvents_", "cloudEvents:"])
 def test_every_prefix_in_use_is_read(prefix: str) -> None:
     """Knative, Kafka and both AMQP 1.0 spellings yield the same event."""

@@ -11,6 +11,8 @@ import json
 import re
 import zlib
 
+import msgspec
+
 __all__ = ["MAX_DECOMPRESSED_BYTES", "UnreadableBodyError", "media_type_of", "plain_body"]
 
 MAX_DECOMPRESSED_BYTES = 64 * 2**20
@@ -64,8 +66,9 @@ def _in_utf8(body: bytes, content_type: str | None, named: str | None, *, is_jso
     if charset is not None and codec is None:
         raise UnreadableBodyError(f"its charset {charset[:20]!r} is not known")
     if is_json and (codec is None or codec == "utf-8") and (body[:2] in _MARKS or b"\x00" in body[:4]):
-        # JSON in UTF-16 or UTF-32 is told by its first bytes, also where nobody says so.
-        codec = json.detect_encoding(body)
+        wide = _wide_json(body)
+        if wide is not None:
+            return wide, _with_utf8(content_type)
     if codec is None or codec.startswith("utf-8") or codec == "ascii":
         return body.removeprefix(codecs.BOM_UTF8), content_type
     try:
@@ -76,6 +79,20 @@ def _in_utf8(body: bytes, content_type: str | None, named: str | None, *, is_jso
 
 
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _wide_json(body: bytes) -> bytes | None:
+    """Return JSON in UTF-16 or UTF-32, which nobody said it is in, in UTF-8; None: it is neither.
+
+    Its first bytes tell. But any bytes may be an event's data, and some look alike: so it must also be an object or
+    an array, or else nothing is changed.
+    """
+    try:
+        found = body.decode(json.detect_encoding(body)).removeprefix("\ufeff").encode()
+        members = msgspec.json.decode(found)
+    except (UnicodeError, msgspec.DecodeError, RecursionError):
+        return None
+    return found if isinstance(members, dict | list) else None
 
 
 def _charset_parameter(content_type: str | None) -> str | None:
