@@ -165,6 +165,47 @@ async def test_an_outage_is_waited_out_reported_and_ends() -> None:
     assert anyio.current_time() == 7
 
 
+async def test_an_outage_that_began_elsewhere_is_outlasted() -> None:
+    """Waits come before each probe and go on growing over outages until something worked."""
+    recorder = Recorder()
+    attempts = Attempts(Runtime("inbox warehouse", observer=recorder, backoff=STEADY))
+    away = StoreUnavailableError("the database is away")
+    script: list[Exception | None] = [away, None, None, None]
+
+    async def probe() -> None:
+        if (failure := script.pop(0)) is not None:
+            raise failure
+
+    assert await attempts.outlast(away, probe)
+    assert anyio.current_time() == 1 + 2
+    assert await attempts.outlast(away, probe)
+    assert anyio.current_time() == 3 + 4
+    attempts.worked()
+    assert await attempts.outlast(away, probe)
+    assert anyio.current_time() == 7 + 1
+    assert [event.attempt for event in recorder.seen if isinstance(event, ServerLost)] == [1, 2, 3, 1]
+    assert sum(isinstance(event, ServerReady) for event in recorder.seen) == 3
+
+
+async def test_a_part_that_is_to_stop_asks_once_more() -> None:
+    """A server that is away ends it at once; one that answers gives it another try, after the wait."""
+    runtime = Runtime("inbox warehouse", backoff=STEADY)
+    attempts = Attempts(runtime)
+    away = StoreUnavailableError("the database is away")
+    runtime.stop.set()
+
+    async def probe() -> None:
+        if failing:
+            raise away
+
+    failing = True
+    assert not await attempts.outlast(away, probe)
+    assert anyio.current_time() == 0
+    failing = False
+    assert await attempts.outlast(away, probe)
+    assert anyio.current_time() == 2
+
+
 async def test_what_no_waiting_can_mend_is_raised() -> None:
     """A schema of another version is no outage."""
     runtime = Runtime("relay", backoff=STEADY)

@@ -16,6 +16,7 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff, Event, Observation, event, new_id
 from sagapost.core.broker import Broker, Confirmed, Outgoing
 from sagapost.core.codec import encode_data
+from sagapost.core.life import Server, ServerLost, Signal
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, InboxTables, RetryPolicy
@@ -143,7 +144,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[Observation] = []
-        self._changed = anyio.Event()
+        self._changed = Signal()
 
     def notify(self, event: Observation, /) -> None:
         """Keep it."""
@@ -159,12 +160,15 @@ class Recorder:
         await self.until_true(lambda: len(self.of(kind, where)) >= count, f"{count} {kind.__name__}")
         return self.of(kind, where)
 
+    async def until_lost(self, server: Server, count: int = 1) -> list[ServerLost]:
+        """Wait until a server was reported lost so many times; return the reports."""
+        return await self.until(ServerLost, count, lambda event: event.server == server)
+
     async def until_true(self, condition: Callable[[], bool], what: str = "a condition") -> None:
         """Wait until a condition holds, looking after every observation."""
         try:
             with anyio.fail_after(BOUND):
                 while not condition():
-                    self._changed = anyio.Event()
                     await self._changed.wait()
         except TimeoutError:
             seen = "\n  ".join(map(repr, self.events[-40:]))

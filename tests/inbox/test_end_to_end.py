@@ -242,7 +242,7 @@ async def test_a_queue_that_is_deleted_under_the_consumer(postgresql_engine: Asy
         channel = await connection.channel()
         await channel.queue_delete("warehouse")
         await connection.close()
-        await consumer.seen.until(obs.BrokerLost)
+        await consumer.seen.until_lost("broker")
         await consumer.seen.until(obs.ConsumerReady, 2)
         await _publish(broker, 5)
         await consumer.settled(8)

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.errors import ConfigurationError, SchemaError, TopologyConflictError
+from sagapost.core.life import ServerReady
 from sagapost.inbox import Consumer, Context
 from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.declared import observations as obs
@@ -97,13 +98,13 @@ async def test_an_outage_of_the_database_burns_no_attempt_and_loses_nothing(
     async with running(service, engine, broker, retry=NEVER) as consumer:
         await consumer.settled(50)
         await anyio.to_thread.run_sync(server.kill)
-        await consumer.seen.until(obs.StoreLost, 2)
+        await consumer.seen.until_lost("database", 2)
         acknowledged = consumer.statistics.acknowledged
         handled = consumer.statistics.handled
         assert acknowledged <= handled + 10
         await anyio.to_thread.run_sync(server.start)
         await consumer.settled(400)
-        assert consumer.seen.of(obs.StoreReady)
+        assert consumer.seen.of(ServerReady)
         assert consumer.seen.of(obs.Parked) == []
     assert sorted(await service.written(engine)) == [f"{n:04}" for n in range(400)]
     await engine.dispose()
@@ -147,7 +148,7 @@ async def test_a_frozen_database_is_noticed(own_postgresql: OwnPostgreSQL, broke
         await consumer.settled(1)
         await anyio.to_thread.run_sync(server.pause)
         await send(broker, service, an_event(OrderPlaced("second")))
-        await consumer.seen.until(obs.StoreLost)
+        await consumer.seen.until_lost("database")
         await anyio.to_thread.run_sync(server.resume)
         await consumer.settled(2)
         await consumer.seen.until_true(lambda: consumer.statistics.handled == 2)
@@ -168,7 +169,7 @@ async def test_an_unreachable_database_is_waited_for_at_the_start(
     await anyio.to_thread.run_sync(server.kill)
     await send(broker, service, an_event(OrderPlaced("o-1")))
     async with running(service, engine, broker) as consumer:
-        await consumer.seen.until(obs.StoreLost)
+        await consumer.seen.until_lost("database")
         await anyio.to_thread.run_sync(server.start)
         await consumer.settled(1)
     await engine.dispose()
@@ -186,7 +187,7 @@ async def test_stopping_during_an_outage_ends_at_once(own_postgresql: OwnPostgre
         await consumer.settled(1)
         await anyio.to_thread.run_sync(server.kill)
         await send(broker, service, an_event(OrderPlaced("o-1")))
-        await consumer.seen.until(obs.StoreLost)
+        await consumer.seen.until_lost("database")
         began = anyio.current_time()
     assert anyio.current_time() - began < 10
     assert len(broker.waiting("warehouse")) == 1
@@ -207,7 +208,7 @@ async def test_a_lost_subscription_is_opened_again(engine: AsyncEngine, broker: 
             seen = consumer.statistics.handled
             await consumer.seen.until_true(lambda seen=seen: consumer.statistics.handled > seen + 20)  # type: ignore[misc]
             broker.disconnect()
-        await consumer.seen.until(obs.BrokerLost, 4)
+        await consumer.seen.until_lost("broker", 4)
         await consumer.seen.until_true(lambda: consumer.statistics.handled >= 200)
     assert sorted(await service.written(engine)) == [f"{n:03}" for n in range(200)]
     assert await service.count(engine, service.tables.attempts) == 0
@@ -230,7 +231,7 @@ async def test_a_broker_that_is_down_is_waited_for(engine: AsyncEngine, broker: 
     await send(broker, service, an_event(OrderPlaced("later")))
     broker.go_down()
     async with running(service, engine, broker, retry=FAST) as consumer:
-        await consumer.seen.until(obs.BrokerLost, 2)
+        await consumer.seen.until_lost("broker", 2)
         broker.come_up()
         await consumer.seen.until(obs.Parked)
         broker.go_down()
@@ -247,7 +248,7 @@ async def test_a_deleted_queue_is_declared_again(engine: AsyncEngine, broker: Me
     async with running(service, engine, broker) as consumer:
         await consumer.settled(1)
         broker.delete_queue("warehouse")
-        (lost,) = await consumer.seen.until(obs.BrokerLost)
+        (lost,) = await consumer.seen.until_lost("broker")
         assert "the queue was deleted" in lost.reason
         await consumer.seen.until(obs.ConsumerReady, 2)
         await send(broker, service, an_event(OrderPlaced("after")))
@@ -299,7 +300,7 @@ async def test_what_waits_for_a_lock_when_stopped_has_the_drain_budget(
     async with engine.connect() as elsewhere:
         await elsewhere.execute(service.tables.seen.insert().values(consumer=number, key=dedup_key(event)))
         async with running(service, engine, broker, handler_timeout=short, database_timeout=short) as consumer:
-            await consumer.seen.until(obs.StoreLost)
+            await consumer.seen.until_lost("database")
             consumer.consumer.stop()
             tries = len(consumer.seen.of(obs.Started))
             await consumer.seen.until(obs.Started, tries + 1)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Event, Observation, event
+from sagapost.core.life import ServerLost
 from sagapost.inbox import BusinessFailure, Context, Exhausted, Instead, Reject, Retry, SyncContext
 from sagapost.inbox.declared import observations as obs
 from tests.inbox.deeds import DEEDS, SYNC_DEEDS, Outcome
@@ -264,4 +265,4 @@ async def test_parking_does_not_wait_for_what_the_function_waited_for(
         async with running(service, engine, broker, handler_timeout=LIMIT) as consumer:
             await consumer.seen.until(obs.Parked)
             assert (await locking.execute(waiting)).scalar_one() == 0
-            assert not consumer.seen.of(obs.StoreLost)
+            assert not consumer.seen.of(ServerLost)

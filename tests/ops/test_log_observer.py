@@ -139,7 +139,6 @@ def test_what_comes_per_batch_is_debug_and_limited(kind: type[Observation]) -> N
             logging.ERROR,
             "a message that is no event",
         ),
-        (inbox.StoreLost("w", "db", "The database is away.", 2, 1.0), logging.WARNING, "Attempt 2; next in 1.0 s"),
         (inbox.ConsumerStopped("w", 2), logging.WARNING, "inbox w stopped"),
     ],
 )

@@ -66,7 +66,7 @@ class _Observer:
 
     def notify(self, observation: Observation, /) -> None:
         """See `Observer`."""
-        if type(observation).__name__ in {"StoreLost", "LedgerUnavailable", "TrackerUnavailable", "ServerLost"}:
+        if type(observation).__name__ in {"LedgerUnavailable", "TrackerUnavailable", "ServerLost"}:
             self.watch.lost.add(self.part)
             self.watch.changed.set()
 

@@ -329,14 +329,37 @@ class Attempts:
         self._attempt = 0
         self._server: Server | None = None
 
-    async def wait(self, error: BaseException) -> None:
-        """Report a failed attempt and wait before the next, or for the stop."""
+    async def wait(self, error: BaseException) -> float:
+        """Report a failed attempt, and wait before the next or for the stop; return the seconds it was to last."""
         runtime = self._runtime
         self._attempt += 1
         self._server = "broker" if isinstance(error, BrokerError) else "database"
         seconds = runtime.backoff.seconds(self._attempt)
         runtime.observer.notify(ServerLost(runtime.name, self._server, str(error), self._attempt, seconds))
         await runtime.stop.wait(seconds)
+        return seconds
+
+    async def outlast(self, error: BaseException, probe: Callable[[], Awaitable[object]]) -> bool:
+        """Wait until the server that failed with `error` answers a probe; False if stopped and it does not.
+
+        A stop ends the wait and not the question, so that a part that is to stop knows whether it can still finish.
+        If it can, the wait is kept after the answer: it was a call of ours that failed, which must not come again at
+        full speed.
+        """
+        stop = self._runtime.stop
+        while True:
+            seconds = await self.wait(error)
+            try:
+                await probe()
+            except _OUTAGES as still:
+                if stop.is_set():
+                    return False
+                error = still
+                continue
+            self.connected()
+            if stop.is_set():
+                await anyio.sleep(seconds)
+            return True
 
     def connected(self) -> None:
         """The server answers again: reported once. The waits go on growing until something has worked."""

@@ -20,7 +20,9 @@ import anyio
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import BrokerUnavailableError, SagapostError, StoreUnavailableError
+from sagapost.core.life import Attempts, Runtime, StopSignal
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
+from sagapost.ops.log_observer import LogObserver
 
 __all__ = ["Daemon", "Requirement", "Service", "Worker", "run_daemon"]
 
@@ -83,7 +85,8 @@ class Daemon:
         self._retry = retry
         self._fail_fast = fail_fast
         self._budget = max((worker.drain.total_seconds() for worker in workers), default=0.0)
-        self._stopping = anyio.Event()
+        self._stopping = StopSignal()
+        self._observer = LogObserver(_log)
         self._running: list[Service] = []
         self._left = 0
         self._code = ExitCode.OK
@@ -133,37 +136,29 @@ class Daemon:
 
     async def _wait_for(self, requirement: Requirement) -> None:
         """Ask until the requirement is met, or a stop is asked for."""
-        attempt = 0
-        while not self._stopping.is_set():
-            try:
-                await requirement.check()
-            except (StoreUnavailableError, BrokerUnavailableError) as error:
-                if self._fail_fast:
-                    raise
-                attempt += 1
-                await self._pause(requirement.name, error, attempt)
-            else:
-                if attempt:
-                    _log.info("the %s answers now", requirement.name)
-                return
+        if self._fail_fast:
+            await requirement.check()
+        else:
+            await self._runtime(requirement.name).until_available(requirement.check)
 
     async def _supervise(self, worker: Worker, service: Service) -> None:
         """Run one worker, made anew whenever a server went away under it, until it ends for good."""
-        attempt = 0
-        while not self._stopping.is_set():
-            began = anyio.current_time()
-            failure = await self._run_once(service)
-            if not isinstance(failure, StoreUnavailableError | BrokerUnavailableError):
-                if failure is not None:
-                    self._fail(worker.name, failure)
-                elif not self._stopping.is_set():
-                    self._fail(worker.name, RuntimeError(f"{worker.name} ended although nobody asked it to"))
-                return
-            # Having worked for a while, it starts again with short waits.
-            worked = anyio.current_time() - began > self._retry.cap.total_seconds()
-            attempt = 1 if worked else attempt + 1
-            await self._pause(worker.name, failure, attempt)
-            service = worker.make()
+        made: list[Service] = [service]
+
+        async def run(_: Attempts) -> None:
+            failure = await self._run_once(made.pop() if made else worker.make())
+            if isinstance(failure, StoreUnavailableError | BrokerUnavailableError):
+                raise failure
+            if failure is None and not self._stopping.is_set():
+                failure = RuntimeError(f"{worker.name} ended although nobody asked it to")
+            if failure is not None:
+                self._fail(worker.name, failure)
+
+        # Having worked for a while, it starts again with short waits.
+        await self._runtime(worker.name).keep(run, lasting=self._retry.cap)
+
+    def _runtime(self, name: str) -> Runtime:
+        return Runtime(name, observer=self._observer, backoff=self._retry, stop=self._stopping)
 
     async def _run_once(self, service: Service) -> Exception | None:
         """Run a service to its end; return what ended it, None if it drained."""
@@ -182,12 +177,6 @@ class Daemon:
         finally:
             self._running.remove(service)
         return None
-
-    async def _pause(self, name: str, error: SagapostError, attempt: int) -> None:
-        delay = self._retry.seconds(attempt)
-        _log.warning("%s: %s Attempt %d; next in %.1f s.", name, error, attempt, delay)
-        with anyio.move_on_after(delay):
-            await self._stopping.wait()
 
     # --- the way down ---
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import anyio
-
 from sagapost.core.broker import Delivery, Subscription
+from sagapost.core.life import Signal
 from sagapost.core.observer import Observer
 from sagapost.inbox.declared.observations import Acknowledged
 
@@ -20,10 +19,10 @@ class Settlement:
         self._consumer = consumer
         self._done: list[Delivery] = []
         self._refused: list[Delivery] = []
-        self._wake = anyio.Event()
-        self._idle = anyio.Event()
-        self._idle.set()
-        self._freed = anyio.Event()
+        self._handed_in = Signal()
+        self._unsettled = 0
+        """Handed in and not yet settled."""
+        self._settled = Signal()
         self.in_hand = 0
         """Messages received and not yet settled."""
         self.bytes_in_hand = 0
@@ -36,22 +35,19 @@ class Settlement:
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge soon. Only for what is committed."""
         self._done.append(delivery)
-        self._ring()
+        self._unsettled += 1
+        self._handed_in.set()
 
     def refuse(self, delivery: Delivery) -> None:
         """Hand back for the broker's dead letters, soon."""
         self._refused.append(delivery)
-        self._ring()
+        self._unsettled += 1
+        self._handed_in.set()
 
     async def release(self, *deliveries: Delivery) -> None:
         """Give back untouched, now."""
         await self._subscription.release(*deliveries)
         self._count_off(deliveries)
-
-    def _ring(self) -> None:
-        if not self._wake.is_set():
-            self._wake.set()
-            self._idle = anyio.Event()
 
     async def run(self) -> None:
         """Settle until cancelled.
@@ -59,31 +55,30 @@ class Settlement:
         :raises BrokerUnavailableError: if the connection is gone; what was not acknowledged comes again.
         """
         while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
+            await self._handed_in.wait()
             done, self._done = self._done, []
             refused, self._refused = self._refused, []
             if done:
                 await self._subscription.ack(*done)
+                self._unsettled -= len(done)
                 self._count_off(done)
                 self._observer.notify(Acknowledged(self._consumer, len(done)))
             for delivery in refused:
                 await self._subscription.reject(delivery, requeue=False)
+                self._unsettled -= 1
                 self._count_off((delivery,))
-            if not self._wake.is_set():
-                self._idle.set()
 
     async def flushed(self) -> None:
         """Wait until everything handed in so far is settled."""
-        await self._idle.wait()
+        while self._unsettled:
+            await self._settled.wait()
 
     async def until_below(self, bytes_: int) -> None:
         """Wait until no more than this many bytes are in flight."""
         while self.bytes_in_hand > bytes_:
-            self._freed = anyio.Event()
-            await self._freed.wait()
+            await self._settled.wait()
 
     def _count_off(self, deliveries: list[Delivery] | tuple[Delivery, ...]) -> None:
         self.in_hand -= len(deliveries)
         self.bytes_in_hand -= sum(delivery.size for delivery in deliveries)
-        self._freed.set()
+        self._settled.set()

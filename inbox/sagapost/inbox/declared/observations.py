@@ -12,7 +12,6 @@ from sagapost.core.observer import Observation
 
 __all__ = [
     "Acknowledged",
-    "BrokerLost",
     "Claimed",
     "Consuming",
     "ConsumerReady",
@@ -43,8 +42,6 @@ __all__ = [
     "Screened",
     "Started",
     "Step",
-    "StoreLost",
-    "StoreReady",
     "StrandedEnded",
     "Written",
 ]
@@ -326,33 +323,6 @@ class Released(Consuming):
     """Messages went back to the queue untouched."""
 
     messages: int
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerLost(Consuming):
-    """The broker cannot be reached, ended the connection or cancelled the consumer; tried again in `retry_in` s."""
-
-    address: str
-    reason: str
-    attempt: int
-    retry_in: float
-
-
-@dataclass(frozen=True, slots=True)
-class StoreLost(Consuming):
-    """The database cannot be reached; consumption pauses, nothing is acknowledged, no attempt is burned."""
-
-    address: str
-    reason: str
-    attempt: int
-    retry_in: float
-
-
-@dataclass(frozen=True, slots=True)
-class StoreReady(Consuming):
-    """The database answers again; consumption resumes."""
-
-    address: str
 
 
 @dataclass(frozen=True, slots=True)

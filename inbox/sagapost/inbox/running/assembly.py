@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from sagapost.core.clock import Clock
+from sagapost.core.life import Runtime
 from sagapost.core.observer import Observer
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.declared.settings import ConsumerSettings
@@ -53,13 +53,13 @@ def assemble(
     sessions: HandlerSessions,
     availability: Availability,
     observer: Observer,
-    clock: Clock,
+    runtime: Runtime,
     *,
     number: int,
-    stop: anyio.Event,
     max_prefetch: int | None,
 ) -> Parts:
     """Build the parts; opens nothing."""
+    clock = runtime.clock
     tables, moments = inbox.tables, database.kit.moments(clock)
     dedup = Dedup(tables, database.kit, consumer=number)
     attempts = Attempts(tables, moments, consumer=number)
@@ -86,7 +86,7 @@ def assemble(
         availability,
         batch=settings.batch,
         ordered=inbox.ordered,
-        stop=stop,
+        stop=runtime.stop,
     )
     retries = Retries(
         dispatcher,
@@ -103,7 +103,7 @@ def assemble(
         interval=settings.poll_interval,
         limit=database.concurrency,
         ordered=inbox.ordered,
-        stop=stop,
+        runtime=runtime,
     )
     pruner = Pruner(
         Retention(tables, moments, consumer=number, window=settings.retention),
@@ -114,9 +114,8 @@ def assemble(
         availability,
         settings,
         observer,
-        clock,
+        runtime,
         consumer=inbox.name,
-        stop=stop,
     )
     prefetch = settings.effective_prefetch(database.concurrency, max_prefetch)
     return Parts(dispatcher, workers, retries, pruner, screening, prefetch)

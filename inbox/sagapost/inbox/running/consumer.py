@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import anyio
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from sagapost.core.broker import Broker
-from sagapost.core.clock import Clock, SystemClock
+from sagapost.core.clock import Clock
 from sagapost.core.errors import (
     BrokerError,
     BrokerUnavailableError,
     ConfigurationError,
-    StoreUnavailableError,
     TopologyConflictError,
 )
+from sagapost.core.life import Attempts, Runtime
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.core.schema import check_schema
 from sagapost.inbox.declared import observations as obs
@@ -34,7 +35,8 @@ from sagapost.inbox.running.intake import Intake
 
 __all__ = ["Consumer"]
 
-T = TypeVar("T")
+_LASTING = timedelta(minutes=1)
+"""After so long the end of a subscription counts as a first failure, whether or not anything was received."""
 
 
 class Consumer:
@@ -72,21 +74,17 @@ class Consumer:
         self._broker = broker
         self._settings = settings if settings is not None else ConsumerSettings()
         self._observer = self._counters = Counters(observer if observer is not None else NullObserver())
-        self._clock = clock if clock is not None else SystemClock()
         self._sessions = HandlerSessions(sessions, inbox.outbox)
         self._database = Database(
             engine, concurrency=self._settings.concurrency, timeout=self._settings.database_timeout
         )
-        self._stop = anyio.Event()
-        self._availability = Availability(
-            self._database,
-            self._settings.reconnect,
-            self._observer,
-            self._clock,
-            consumer=inbox.name,
-            stop=self._stop,
+        self._runtime = Runtime(
+            f"inbox {inbox.name}", observer=self._observer, clock=clock, backoff=self._settings.reconnect
         )
+        self._stop = self._runtime.stop
+        self._availability = Availability(self._database, self._runtime)
         self._intake: Intake | None = None
+        self._subscribed_once = False
 
     def stop(self) -> None:
         """Receive nothing new, finish what is running, acknowledge it, give the rest back, and let `run` return."""
@@ -114,7 +112,7 @@ class Consumer:
         self._observer.notify(obs.ConsumerStarted(name))
         unfinished = 0
         try:
-            number = await self._until_available(lambda: self._database.run(self._register))
+            number = await self._availability.until_available(partial(self._database.run, self._register))
             if number is not None:
                 unfinished = await self._run(number)
         finally:
@@ -133,21 +131,20 @@ class Consumer:
             self._sessions,
             self._availability,
             self._observer,
-            self._clock,
+            self._runtime,
             number=number,
-            stop=self._stop,
             max_prefetch=self._broker.capabilities.max_prefetch,
         )
         # Ages are judged by the database's clock from the first message on.
-        await self._until_available(parts.pruner.read_clock)
-        await self._until_available(parts.dispatcher.announce)
+        await self._availability.until_available(parts.pruner.read_clock)
+        await self._availability.until_available(parts.dispatcher.announce)
         refusal: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 for service in (parts.workers.run, parts.retries.run, parts.pruner.run):
                     tasks.start_soon(service)
                 # A refusal is reported as it is, and not as a group of one.
-                refusal = await self._subscriptions(parts)
+                refusal = await self._consume(parts)
                 self._stop.set()
                 await parts.workers.drain(self._settings.drain_timeout)
                 # The others see the stop by themselves, after the statement they are in.
@@ -159,51 +156,44 @@ class Consumer:
             raise refusal
         return parts.workers.unfinished
 
-    async def _until_available(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """Repeat a call while the database cannot be reached; None if stopped before."""
-        while not self._stop.is_set():
-            try:
-                return await call()
-            except StoreUnavailableError as error:
-                await self._availability.restored(error)
+    async def _consume(self, parts: Parts) -> Exception | None:
+        """Hold one subscription after the other, until stopped; return the error if the broker refuses."""
+        try:
+            await self._runtime.keep(partial(self._subscribe, parts), is_outage=self._is_outage, lasting=_LASTING)
+        except (BrokerError, TopologyConflictError) as refusal:
+            return refusal
         return None
 
-    async def _subscriptions(self, parts: Parts) -> Exception | None:
-        """One subscription after the other, until stopped; returns the error if the broker will have none of it."""
-        attempt = 0
-        worked = False
-        while not self._stop.is_set():
-            # After an outage that ended the last subscription there is nothing to receive for yet.
-            await self._until_available(self._database.ping)
-            if self._stop.is_set():
-                break
-            try:
-                async with self._broker.subscribe(self._inbox.queue, prefetch=parts.prefetch) as subscription:
-                    self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, parts.prefetch))
-                    worked, attempt = True, 0
-                    self._intake = Intake(
-                        subscription,
-                        parts.dispatcher,
-                        parts.workers,
-                        parts.screening,
-                        self._availability,
-                        self._settings,
-                        self._observer,
-                        self._clock,
-                        consumer=self._inbox.name,
-                        stop=self._stop,
-                    )
-                    await self._intake.run()
-            except TopologyConflictError as error:
-                return error
-            except BrokerError as error:
-                if not worked and not isinstance(error, BrokerUnavailableError):
-                    return error
-                attempt += 1
-                delay = self._settings.reconnect.seconds(attempt)
-                self._observer.notify(
-                    obs.BrokerLost(self._inbox.name, self._broker.address, str(error), attempt, delay)
+    def _is_outage(self, error: BaseException) -> bool:
+        # A refusal at the start is a mistake to report; later it may be a server on its way up or down.
+        if isinstance(error, BrokerUnavailableError):
+            return True
+        return self._subscribed_once and isinstance(error, BrokerError)
+
+    async def _subscribe(self, parts: Parts, attempts: Attempts) -> None:
+        """Consume over one subscription, until stopped, the broker ends it, or the database was away for too long."""
+        # After an outage that ended the last subscription there is nothing to receive for yet.
+        await self._availability.until_available(self._database.ping)
+        if self._stop.is_set():
+            return
+        acknowledged = self._counters.totals.acknowledged
+        try:
+            async with self._broker.subscribe(self._inbox.queue, prefetch=parts.prefetch) as subscription:
+                self._subscribed_once = True
+                attempts.connected()
+                self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, parts.prefetch))
+                self._intake = Intake(
+                    subscription,
+                    parts.dispatcher,
+                    parts.workers,
+                    parts.screening,
+                    self._availability,
+                    self._settings,
+                    self._observer,
+                    self._runtime,
+                    consumer=self._inbox.name,
                 )
-                with anyio.move_on_after(delay):
-                    await self._stop.wait()
-        return None
+                await self._intake.run()
+        finally:
+            if self._counters.totals.acknowledged > acknowledged:
+                attempts.worked()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 
 import anyio
 
 from sagapost.core.broker import Subscription
-from sagapost.core.clock import Clock
-from sagapost.core.errors import BrokerError, BrokerUnavailableError, StoreUnavailableError
+from sagapost.core.errors import BrokerError, BrokerUnavailableError
+from sagapost.core.life import Runtime, Signal
 from sagapost.core.observer import Observer
 from sagapost.inbox.arriving.message import Arrival, Message
 from sagapost.inbox.arriving.settlement import Settlement
@@ -38,10 +40,9 @@ class Intake:
         availability: Availability,
         settings: ConsumerSettings,
         observer: Observer,
-        clock: Clock,
+        runtime: Runtime,
         *,
         consumer: str,
-        stop: anyio.Event,
     ) -> None:
         self._subscription = subscription
         self._dispatcher = dispatcher
@@ -50,12 +51,11 @@ class Intake:
         self._availability = availability
         self._settings = settings
         self._observer = observer
-        self._clock = clock
         self._consumer = consumer
-        self._stop = stop
+        self._stop = runtime.stop
         self.settlement = Settlement(subscription, observer, consumer)
         self._unscreened: deque[Message] = deque()
-        self._to_screen = anyio.Event()
+        self._to_screen = Signal()
         self._receiving = anyio.CancelScope()
         self._failure: Exception | None = None
 
@@ -108,21 +108,20 @@ class Intake:
     async def _screen(self) -> None:
         """Acknowledge what is known; feed the rest, in order."""
         while True:
-            await self._to_screen.wait()
-            batch = [self._unscreened[i] for i in range(min(len(self._unscreened), _SCREENED_AT_ONCE))]
-            try:
-                known = await self._screening.known(batch)
-            except StoreUnavailableError as error:
-                await self._availability.restored(error)
+            if not self._unscreened:
+                await self._to_screen.wait()
                 continue
+            # They stay where they are until the answer is there: an outage, or a stop, may end the wait for it.
+            batch = list(islice(self._unscreened, _SCREENED_AT_ONCE))
+            known = await self._availability.until_available(partial(self._screening.known, batch))
+            if known is None:
+                return
             for message in batch:
                 self._unscreened.popleft()
                 if message.key in known and message.delivery is not None:
                     self.settlement.ack(message.delivery)
                 else:
                     self._workers.feed(message)
-            if not self._unscreened:
-                self._to_screen = anyio.Event()
 
     # --- stop ---
 

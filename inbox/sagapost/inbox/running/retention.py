@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import anyio
 from sqlalchemy import Connection, Row, delete, select
 
-from sagapost.core.clock import Clock
 from sagapost.core.databases import Moments
-from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.life import Runtime
 from sagapost.core.observer import Observer
 from sagapost.inbox.declared.observations import PrunedKeys
 from sagapost.inbox.declared.settings import ConsumerSettings
@@ -78,10 +76,9 @@ class Pruner:
         availability: Availability,
         settings: ConsumerSettings,
         observer: Observer,
-        clock: Clock,
+        runtime: Runtime,
         *,
         consumer: str,
-        stop: anyio.Event,
     ) -> None:
         self._retention = retention
         self._attempts = attempts
@@ -91,28 +88,25 @@ class Pruner:
         self._availability = availability
         self._settings = settings
         self._observer = observer
-        self._clock = clock
+        self._runtime = runtime
         self._consumer = consumer
-        self._stop = stop
 
     async def run(self) -> None:
         """Prune until stopped."""
-        while not self._stop.is_set():
-            try:
-                await self.read_clock()
-                await self._pass()
-            except StoreUnavailableError as error:
-                await self._availability.restored(error)
-                continue
-            with anyio.move_on_after(self._settings.prune_interval.total_seconds()):
-                await self._stop.wait()
+        await self._runtime.every(
+            self._settings.prune_interval, lambda: self._availability.until_available(self._turn)
+        )
+
+    async def _turn(self) -> None:
+        await self.read_clock()
+        await self._pass()
 
     async def read_clock(self) -> None:
         """Compare the clocks."""
         theirs: datetime = await self._database.run(
             lambda connection: connection.execute(select(self._moments.now())).scalar_one()
         )
-        ahead = self._clock.now() - theirs if theirs.tzinfo is not None else timedelta(0)
+        ahead = self._runtime.clock.now() - theirs if theirs.tzinfo is not None else timedelta(0)
         self._dispatcher.clock_ahead = ahead
 
     async def _pass(self) -> None:
@@ -121,11 +115,11 @@ class Pruner:
         forgotten = await self._database.run(lambda connection: self._attempts.forget(connection, older_than=window))
         if forgotten:
             self._observer.notify(PrunedKeys(self._consumer, 0, forgotten))
-        while not self._stop.is_set():
+        while not self._runtime.stop.is_set():
             pruned = await self._database.run(lambda connection: self._retention.prune(connection, limit=chunk))
             if pruned:
                 self._observer.notify(PrunedKeys(self._consumer, pruned))
             if pruned < chunk:
                 return
             # Rest, so that a large backlog of old keys does not compete with the handlers.
-            await self._clock.sleep(_REST)
+            await self._runtime.clock.sleep(_REST)

@@ -9,6 +9,7 @@ from datetime import timedelta
 import anyio
 
 from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.life import Runtime, Signal
 from sagapost.inbox.arriving.message import Arrival, Message, Parking
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.kept.stranded import Stranded
@@ -39,7 +40,7 @@ class Retries:
         interval: timedelta,
         limit: int,
         ordered: bool,
-        stop: anyio.Event,
+        runtime: Runtime,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
@@ -48,7 +49,7 @@ class Retries:
         self._interval = interval.total_seconds()
         self._limit = limit
         self._ordered = ordered
-        self._stop = stop
+        self._stop = runtime.stop
         self._in_hand: set[Parking] = set()
         self._alone = False
         """A suspect is in flight; nothing else may be until it has come to its end."""
@@ -56,31 +57,26 @@ class Retries:
         """When a suspect is looked for."""
         self._others_first = False
         """A suspect had the last turn."""
-        self._news = anyio.Event()
+        self._sweep_at = -math.inf
+        self._news = Signal()
+        """A message has ended, or the consumer is to stop."""
 
     async def run(self) -> None:
         """Look until stopped."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_stop)
-            await self._look_and_wait()
-
-    async def _look_and_wait(self) -> None:
-        sweep_at = -math.inf
-        while not self._stop.is_set():
-            # Before the look: what ends during it is news.
-            self._news = anyio.Event()
-            try:
-                await self._stranded.look()
-                if self._ordered and anyio.current_time() >= sweep_at:
-                    await self._dispatcher.promote_all()
-                    sweep_at = anyio.current_time() + _SWEEP_EVERY * self._interval
-                await self._look()
-            except StoreUnavailableError as error:
-                await self._availability.restored(error)
-                continue
-            await self._wait()
+            while not self._stop.is_set():
+                await self._availability.until_available(self._look)
+                await self._wait()
 
     async def _look(self) -> None:
+        await self._stranded.look()
+        if self._ordered and anyio.current_time() >= self._sweep_at:
+            await self._dispatcher.promote_all()
+            self._sweep_at = anyio.current_time() + _SWEEP_EVERY * self._interval
+        await self._claim()
+
+    async def _claim(self) -> None:
         room = self._limit - len(self._in_hand)
         if self._alone or room <= 0:
             return
@@ -120,7 +116,6 @@ class Retries:
                 await self._news.wait()
                 if self._stop.is_set() or len(self._in_hand) <= few:
                     return
-                self._news = anyio.Event()
 
     async def _watch_stop(self) -> None:
         await self._stop.wait()

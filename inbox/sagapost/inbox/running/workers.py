@@ -9,6 +9,7 @@ import anyio
 
 from sagapost.core.context import bind
 from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.life import StopSignal
 from sagapost.inbox.arriving.message import Arrival, Message, Unreadable
 from sagapost.inbox.arriving.ordering import Lanes
 from sagapost.inbox.handling.dispatch import Dispatcher
@@ -32,7 +33,7 @@ class Workers:
         *,
         batch: int,
         ordered: bool,
-        stop: anyio.Event,
+        stop: StopSignal,
     ) -> None:
         self._dispatcher = dispatcher
         self._together = together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sagapost.core.observer import Observation
 from sagapost.inbox.declared import observations as inbox
-from sagapost.ops.log_lines.line import DEBUG, ERROR, INFO, READABLE, WARNING, Line, lost
+from sagapost.ops.log_lines.line import DEBUG, ERROR, INFO, READABLE, WARNING, Line
 
 __all__ = ["line_for"]
 
@@ -90,10 +90,6 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
         case inbox.ConsumerStopped(consumer=consumer, unfinished=unfinished):
             level = WARNING if unfinished else INFO
             return Line(level, f"inbox {consumer} stopped", extra | {"unfinished": unfinished})
-        case inbox.BrokerLost(address=address, reason=reason, attempt=attempt, retry_in=retry_in):
-            return lost(extra | {"broker": address}, reason, attempt, retry_in)
-        case inbox.StoreLost(address=address, reason=reason, attempt=attempt, retry_in=retry_in):
-            return lost(extra | {"database": address}, reason, attempt, retry_in)
         case inbox.PrunedKeys(rows=rows):
             return Line(DEBUG, f"{rows} dedup keys from before the window deleted", extra | {"rows": rows}, READABLE)
         case inbox.StrandedEnded(connections=connections):
@@ -106,8 +102,6 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
         case inbox.Edited(parked_id=parked_id, actor=actor):
             text = f"parked message {parked_id} edited by {actor}"
             return Line(WARNING, text, extra | {"actor": actor, "parked_id": parked_id})
-        case inbox.StoreReady():
-            return Line(INFO, "the database answers again; consuming", extra)
         case inbox.Released(messages=messages):
             text = f"{messages} messages given back to the queue"
             return Line(INFO, text, extra | {"messages": messages}, READABLE)

@@ -114,10 +114,6 @@ class OpenTelemetryMetrics:
                 self._failed.add(1, {**consumer, "cloudevents.event_type": type_})
             case inbox.Parked(state=state, reason=reason):
                 self._parked.add(1, {**consumer, "sagapost.state": state, "sagapost.reason": reason})
-            case inbox.BrokerLost():
-                self._lost.add(1, {"sagapost.server": "broker", "sagapost.part": event.consumer})
-            case inbox.StoreLost():
-                self._lost.add(1, {"sagapost.server": "database", "sagapost.part": event.consumer})
             case _:
                 pass
 
