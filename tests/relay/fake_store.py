@@ -71,6 +71,8 @@ class FakeDatabase:
     """Only deleting published rows fails."""
     latency: float = 0.0
     """Seconds that every call takes before it does anything."""
+    slow_refusals: float = 0.0
+    """Seconds more to write down what was refused."""
     stalled: bool = False
     """Calls wait for `flow`."""
     flow: anyio.Event = field(default_factory=anyio.Event)
@@ -259,6 +261,7 @@ class FakeStore:
 
     async def record_failures(self, failures: Sequence[Failure], claims: Claims) -> None:
         await self.database.call()
+        await anyio.sleep(self.database.slow_refusals)
         held = self._held(claims)
         for failure in failures:
             row = self.database.rows.get(failure.position)
@@ -269,6 +272,7 @@ class FakeStore:
 
     async def bury(self, failures: Sequence[Failure], claims: Claims, *, block_keys: bool) -> int:
         await self.database.call()
+        await anyio.sleep(self.database.slow_refusals)
         held = self._held(claims)
         buried = [f.position for f in failures if f.partition in held and f.position in self.database.rows]
         for position in buried:

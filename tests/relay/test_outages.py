@@ -12,6 +12,7 @@ import pytest
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.broker import Queue
+from sagapost.core.envelope import Event
 from sagapost.core.life import ServerLost, ServerReady
 from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import Claims, Partition, Published
@@ -256,6 +257,34 @@ async def test_refused_messages_back_off_and_die_after_their_attempts() -> None:
         assert event.retry_in <= 60
         assert event.retry_in >= 0.5 * min(2 ** (event.attempt - 1), 60)
     assert 7 * 60 < sum(event.retry_in for event in held) < 20 * 60
+    assert list(scene.database.dead) == [1]
+
+
+async def test_a_refusal_that_is_written_down_slowly_is_retried_when_due() -> None:
+    """The relay falls asleep meanwhile, for there is nothing to read; its sleep ends with the wait of the retry."""
+    scene = Scene(settings=RelaySettings(poll_interval=timedelta(hours=1)))
+    scene.broker.refuse(lambda _event: True)
+    scene.database.slow_refusals = 5.0
+    async with scene.running():
+        scene.database.write("a")
+        await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
+        await scene.watch.until(lambda: scene.watch.count(obs.Held) == 3, within=60)
+
+
+async def test_what_follows_a_dead_letter_does_not_wait_for_the_next_poll() -> None:
+    """Policy `skip`: the followers that were seen meanwhile go as soon as the row is buried, asleep or not."""
+    scene = Scene(settings=RelaySettings(poll_interval=timedelta(hours=1), max_attempts=1, on_dead="skip"))
+    refused: list[str] = []
+
+    def first(event: Event) -> bool:
+        refused.append(event.id)
+        return event.id == refused[0]
+
+    scene.broker.refuse(first)
+    scene.database.slow_refusals = 5.0
+    async with scene.running():
+        scene.database.write("a", "a", "a")
+        await scene.watch.until(lambda: scene.watch.settled == 2, within=60)
     assert list(scene.database.dead) == [1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,10 @@ import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
+from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.fetch import SnapshotReader
+from sagapost.adapters.postgresql.fetch_statements import FetchStatements
+from sagapost.adapters.postgresql.server import Server
 from sagapost.core.outbox_store import Claims, LeaseToken, OutboxReader, OutboxRow, Partition
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
@@ -26,6 +30,10 @@ _INSERT = """
     SELECT gen_random_uuid(), (n * 7919) % 32768, 'tests', 'tests', 'tests', now(), 'key-' || n % 1000,
            CASE WHEN $2::int = 0 THEN convert_to(n::text, 'UTF8') ELSE decode(repeat('ab', $2::int), 'hex') END
     FROM generate_series($3::int, $3::int + $1::int - 1) n"""
+
+_PAGES_READ = """
+    SELECT heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit
+    FROM pg_statio_user_tables WHERE relname = 'outbox'"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,24 @@ class OutboxDatabase:
                 yield reader
         finally:
             await store.aclose()
+
+    @asynccontextmanager
+    async def counted_reader(self) -> AsyncGenerator[tuple[OutboxReader, Callable[[], Awaitable[int]]], None]:
+        """A reader, and how many pages of the outbox all sessions have touched until now.
+
+        A session keeps its counts to itself for up to a second, so those of the reader are asked for as well.
+        """
+        link = Link(Server(self.url), purpose="fetch", timeout=30.0)
+
+        async def pages_read() -> int:
+            for session in (link, self.sql):
+                await session.fetch("SELECT pg_stat_force_next_flush()")
+            return await self.value(_PAGES_READ)
+
+        try:
+            yield SnapshotReader(link, FetchStatements(self.tables.outbox, self.tables.dead), PARTITIONS), pages_read
+        finally:
+            await link.aclose()
 
     async def explain(self, sql: str, *arguments: object, generic: bool = False) -> Explained:
         """Run a statement and tell how; `generic`: as planned after some executions, without looking at arguments."""

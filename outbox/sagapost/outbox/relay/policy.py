@@ -110,6 +110,8 @@ class Refusals:
                 )
         if spent:
             await self._bury(spent)
+        # The fetch stage may have fallen asleep meanwhile: it knew of no time for the retry, nor that a key is free.
+        parts.nudge.set()
 
     async def _bury(self, spent: Sequence[tuple[OutboxRow, Failure]]) -> None:
         parts, policy = self._parts, self._parts.settings.on_dead
