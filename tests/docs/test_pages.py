@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sagapost.sagas.choreography import RULES, Rule
+from sagapost.sagas.choreography import RULES, LintRule
 from tests.docs.test_readme import ROOT
 from tests.test_layout import FENCE, LINK
 
@@ -40,7 +40,7 @@ def test_the_index_names_every_page_of_its_folder() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
-def test_every_rule_of_the_lint_has_its_section(rule: Rule) -> None:
+def test_every_rule_of_the_lint_has_its_section(rule: LintRule) -> None:
     """Code, title and severity in docs/lint.md are those of the rule."""
     section = re.search(rf"^## {rule.code}: {re.escape(rule.title)}\n\n(\w+)\.", LINT, re.MULTILINE)
     assert section is not None, f"docs/lint.md has no section '## {rule.code}: {rule.title}'"

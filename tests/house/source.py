@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["ROOT", "House", "Module", "circles"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTIONS = ("core", "outbox", "inbox", "sagas", "adapters", "ops", "front")
+PORTIONS = ("core", "outbox", "inbox", "sagas", "service", "adapters", "ops", "front")
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
 from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.claims import ClaimedGroup, Claims
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
-from sagapost.inbox.kept.parking import Parked, ParkingLot
+from sagapost.inbox.kept.parking import ParkingDecision, ParkingLot
 from sagapost.inbox.kept.registry import register_consumer
 from tests.inbox.harness import (
     BOUND,
@@ -195,8 +195,8 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
     dedup = Dedup(service.tables, moments.kit, consumer=consumer)
     order = ParkedOrder(service.tables, moments, consumer=consumer, on_dead="block")
     lot = ParkingLot(service.tables, dedup, moments, order, consumer=consumer, ordered=True)
-    claims = Claims(dedup, lot, Attempts(service.tables, moments, consumer=consumer), ordered=True)
-    waiting = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
+    claims = Claims(dedup, lot, BegunAttempts(service.tables, moments, consumer=consumer), ordered=True)
+    waiting = ParkingDecision("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
     claimed: list[object] = []
 
     async def claim_as_a_group() -> None:

@@ -54,7 +54,7 @@ async def test_nothing_is_acknowledged_when_the_connection_ends_before_the_commi
     await send(broker, service, an_event(OrderPlaced("o-1")))
     async with running(service, engine, broker, retry=FAST) as consumer:
         await consumer.settled(1)
-        steps = [type(event).__name__ for event in consumer.seen.of(obs.Step)]
+        steps = [type(event).__name__ for event in consumer.seen.of(obs.DeliveryStep)]
     assert killed
     assert await service.written(engine) == ["o-1"]
     assert steps.index("Acknowledged") > max(
@@ -124,7 +124,7 @@ async def test_an_outage_that_lasts_gives_the_messages_back(
         await consumer.settled(1)
         await anyio.to_thread.run_sync(server.kill)
         await send(broker, service, *(an_event(OrderPlaced(f"{n:02}")) for n in range(20)))
-        await consumer.seen.until(obs.Released)
+        await consumer.seen.until(obs.GivenBack)
         with anyio.fail_after(10):
             while len(broker.waiting("warehouse")) < 20:  # noqa: ASYNC110 - the broker has no signal for it
                 await anyio.sleep(0.01)
@@ -281,7 +281,7 @@ async def test_stop_finishes_what_runs_and_gives_back_the_rest(engine: AsyncEngi
     assert stopped.unfinished == 0
     assert await service.written(engine) == ["0"]
     assert len(broker.waiting("warehouse")) == 4
-    (released,) = consumer.seen.of(obs.Released)
+    (released,) = consumer.seen.of(obs.GivenBack)
     assert released.messages == 4
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff
 from sagapost.core.errors import ConfigurationError
-from sagapost.inbox import BusinessFailure, Context, Reject, Retry, RetryPolicy
+from sagapost.inbox import BusinessFailure, Context, Reject, Retry, RetryPolicy, Snooze
 from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import FAST, OrderPlaced, Service, StockReserved, StockShort, an_event, running, send
 
@@ -103,6 +103,32 @@ async def test_reject_is_a_dead_letter_at_once(engine: AsyncEngine, broker: Memo
     (parked,) = await service.parked(engine)
     assert (parked.state, parked.reason, parked.error) == ("dead", "rejected", "no such product")
     assert await service.written(engine) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "reason"),
+    [(Retry, "waiting", "retry"), (Snooze, "waiting", "snoozed"), (Reject, "dead", "rejected")],
+)
+async def test_an_outcome_of_your_own_need_not_call_the_constructor(
+    kind: type[Exception], state: str, reason: str, engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """A class derived from an outcome and made without its constructor has the defaults of the outcome."""
+    service = Service()
+
+    class Mine(kind):  # type: ignore[misc,valid-type]  # one of three
+        def __init__(self) -> None:
+            """Leave everything out."""
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        raise Mine
+
+    await service.install(engine)
+    await send(broker, service, an_event(OrderPlaced("o-1")))
+    policy = RetryPolicy(quick=0, backoff=Backoff(base=timedelta(hours=1), cap=timedelta(hours=1)))
+    async with running(service, engine, broker, retry=policy) as consumer:
+        (parked,) = await consumer.seen.until(obs.Parked)
+    assert (parked.state, parked.reason) == (state, reason)
 
 
 async def test_a_technical_failure_is_tried_at_once_then_parked_then_dead(

@@ -19,12 +19,12 @@ from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.settings import DeadLetterPolicy
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
-from sagapost.inbox.kept.parking import BEHIND, Parked, ParkingLot
+from sagapost.inbox.kept.parking import BEHIND, ParkingDecision, ParkingLot
 from sagapost.inbox.kept.registry import register_consumer
 from tests.inbox.harness import NEVER, OrderPlaced, Service, an_event, running, send
 
-FAILED = Parked("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
-DEAD = Parked("dead", "failed", "it failed", attempts=9)
+FAILED = ParkingDecision("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
+DEAD = ParkingDecision("dead", "failed", "it failed", attempts=9)
 
 
 async def with_a_dead_letter(engine: AsyncEngine, broker: MemoryBroker, *, key: str) -> Service:
@@ -95,7 +95,7 @@ class Lot:
         self._lot = ParkingLot(tables, dedup, moments, self.order, consumer=number, ordered=True)
         self._connection = connection
 
-    def park(self, key: str, parked: Parked) -> None:
+    def park(self, key: str, parked: ParkingDecision) -> None:
         """Park a message."""
         event = an_event(OrderPlaced("1"), key=key)
         message = Message(event, event.type, dedup_key(event), (), None)

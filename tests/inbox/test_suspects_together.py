@@ -17,7 +17,7 @@ from sagapost.inbox import Context, RetryPolicy
 from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.claims import Claims
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
@@ -212,7 +212,7 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
     def look(connection: Connection) -> tuple[list[str], int | None, int | None]:
         number = connection.execute(service.tables.consumers.select()).one().id
         dedup = Dedup(service.tables, moments.kit, consumer=number)
-        attempts = Attempts(service.tables, moments, consumer=number)
+        attempts = BegunAttempts(service.tables, moments, consumer=number)
         order = ParkedOrder(service.tables, moments, consumer=number, on_dead="block")
         lot = ParkingLot(service.tables, dedup, moments, order, consumer=number, ordered=True)
         claims = Claims(dedup, lot, attempts, ordered=True)

@@ -337,6 +337,6 @@ async def test_steps_come_in_their_order(engine: AsyncEngine, broker: MemoryBrok
     await send(broker, service, placed)
     async with running(service, engine, broker) as consumer:
         await consumer.settled(1)
-        steps = [type(step).__name__ for step in consumer.seen.of(obs.Step)]
+        steps = [type(step).__name__ for step in consumer.seen.of(obs.DeliveryStep)]
     assert steps == ["Received", "Started", "Claimed", "HandlerReturned", "Written", "Handled", "Acknowledged"]
     assert placed.source == PRODUCER

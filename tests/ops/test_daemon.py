@@ -21,7 +21,7 @@ from sagapost.core.errors import (
     StoreUnavailableError,
     TopologyConflictError,
 )
-from sagapost.ops.daemon import Daemon, Requirement, Service, Worker
+from sagapost.ops.daemon import Daemon, Requirement, Supervised, Worker
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
 
 QUICK = Backoff(base=timedelta(milliseconds=1), cap=timedelta(milliseconds=5))
@@ -61,14 +61,14 @@ async def stuck(_: Fake) -> int:
 
 
 def daemon(
-    *workers: Service,
+    *workers: Supervised,
     requirements: tuple[Requirement, ...] = (),
     fail_fast: bool = False,
     drain: timedelta = timedelta(seconds=5),
 ) -> Daemon:
     """A daemon of services that are made once."""
 
-    def worker(each: Service) -> Worker:
+    def worker(each: Supervised) -> Worker:
         return Worker("worker", lambda: each, drain)
 
     made = [worker(each) for each in workers]

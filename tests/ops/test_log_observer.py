@@ -22,7 +22,7 @@ SILENT: set[type[Observation]] = {
     # Bases, and steps of a single message that say nothing `Handled` does not.
     relay.Relayed,
     inbox.Consuming,
-    inbox.Step,
+    inbox.DeliveryStep,
     inbox.Received,
     inbox.Started,
     inbox.Claimed,
@@ -99,7 +99,7 @@ def test_every_event_has_a_line_or_is_silent_on_purpose(kind: type[Observation])
         logging.getLogger("x").makeRecord("x", line.level, "f", 1, line.text, (), None, extra=dict(line.extra))
 
 
-@pytest.mark.parametrize("kind", [relay.Sent, relay.Confirmed, relay.Settled, relay.Fetched, inbox.Acknowledged])
+@pytest.mark.parametrize("kind", [relay.Sent, relay.Published, relay.Settled, relay.Fetched, inbox.Acknowledged])
 def test_what_comes_per_batch_is_debug_and_limited(kind: type[Observation]) -> None:
     """At INFO a busy relay is quiet; at DEBUG it stays readable."""
     line = line_for(sample(kind))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops.commands import app
-from sagapost.sagas.choreography import RULES, STALE, Manifest, Rule, Step, read_manifest, write_manifest
+from sagapost.sagas.choreography import RULES, STALE, LintRule, Manifest, Step, read_manifest, write_manifest
 
 runner = CliRunner()
 
@@ -118,7 +118,7 @@ def test_accepted_findings_pass_and_stay_visible_to_programs(manifests: list[str
 
 
 @pytest.mark.parametrize("rule", [*RULES, STALE], ids=lambda rule: rule.code)
-def test_every_rule_explains_itself(rule: Rule) -> None:
+def test_every_rule_explains_itself(rule: LintRule) -> None:
     """Whoever meets a code in a build's output finds out what it means without leaving the terminal."""
     result = runner.invoke(app, ["saga", "lint", "--explain", rule.code.lower()])
     assert result.exit_code == 0

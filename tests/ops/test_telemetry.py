@@ -213,7 +213,7 @@ def test_a_relay_is_counted(figures: Figures) -> None:
     """Rates, retries, dead letters, what pauses it, and what it lost."""
     observers = Observers([figures.metrics])
     for event in (
-        relay_obs.Confirmed(rows=250),
+        relay_obs.Published(rows=250),
         relay_obs.Settled(rows=240),
         relay_obs.Held("id", "t.v1", "k", 7, 2, 4.0, "no queue is bound"),
         relay_obs.Buried("id", "t.v1", "k", 7, 20, "full", "block"),

@@ -17,7 +17,7 @@ from sagapost.ops.rules import read_rules
 from sagapost.outbox import OutboxTables
 from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.events import CompensationStuck
-from sagapost.sagas.tracker import Emit, Notify, RequestRollback, SagaState, Tracker, TrackerSettings
+from sagapost.sagas.tracker import Notify, PublishEvent, RequestRollback, SagaState, Tracker, TrackerSettings
 from tests.ops.processes import invoke
 from tests.sagas.choreographies import healthy
 from tests.sagas.tracker.histories import Story
@@ -115,7 +115,7 @@ def test_rules_are_read_from_toml(tmp_path: Path) -> None:
         Notify("https://hooks.example/T0"),
         (SagaState.STUCK, SagaState.WAITING),
     )
-    assert say.action == Emit({"team": "orders"}, type="shop.saga-silent.v1")
+    assert say.action == PublishEvent({"team": "orders"}, type="shop.saga-silent.v1")
     path.write_text('[[rule]]\nname = "x"\nlate = true\nrollback = true\nemit = "y"\n')
     with pytest.raises(ConfigurationError, match="2 actions"):
         read_rules(path)

@@ -191,7 +191,7 @@ async def test_a_stop_while_the_broker_is_away_still_deletes_what_was_confirmed(
         await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
         scene.database.no_deletes = True
         scene.database.write("a", "b")
-        await scene.watch.until(lambda: scene.watch.count(obs.Confirmed) == 1)
+        await scene.watch.until(lambda: scene.watch.count(obs.Published) == 1)
         scene.broker.go_down()
         scene.database.write("c")
         await scene.watch.until(lambda: scene.watch.lost("broker") > 0)
@@ -328,7 +328,7 @@ async def test_an_observer_that_raises_ends_no_part(error: type[BaseException]) 
         assert relay.statistics.settled == 8
         relay.stop()
     assert scene.delivered() == 8
-    for kind in (obs.LeasesChanged, obs.Fetched, obs.Sent, obs.Confirmed, obs.Settled, ServerLost, ServerReady):
+    for kind in (obs.LeasesChanged, obs.Fetched, obs.Sent, obs.Published, obs.Settled, ServerLost, ServerReady):
         assert scene.watch.count(kind), kind
     assert scene.watch.count(obs.RelayStopped) == 1
 

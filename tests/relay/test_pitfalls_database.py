@@ -89,7 +89,7 @@ async def test_pitfall_08_a_row_that_somebody_locks_keeps_its_place(shop: Shop) 
         await operator.execute("BEGIN")
         await operator.execute("SELECT FROM outbox ORDER BY position LIMIT 1 FOR UPDATE")
         await shop.say(4, 5)
-        await watch.until(lambda: sum(e.rows for e in watch.events if isinstance(e, obs.Confirmed)) == 5)
+        await watch.until(lambda: sum(e.rows for e in watch.events if isinstance(e, obs.Published)) == 5)
         assert numbers(await received(broker, 5)) == [1, 2, 3, 4, 5]
         await operator.execute("ROLLBACK")
         await watch.until(lambda: watch.settled == 5)

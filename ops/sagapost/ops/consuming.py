@@ -159,12 +159,12 @@ class ConsumerService:
         )
 
     async def run(self) -> int:
-        """See `Service.run`."""
+        """See `Supervised.run`."""
         await self._consumer.run()
         return self._left.count
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._consumer.stop()
 
 
@@ -211,7 +211,7 @@ class CompensatorService:
         self._compensator = Compensator(sagas, engine, observer=observer)
 
     async def run(self) -> int:
-        """See `Service.run`. A compensation that is cut off is undone by the database, so nothing is left."""
+        """See `Supervised.run`. A compensation that is cut off is undone by the database, so nothing is left."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._look.once)
             await self._compensator.run()
@@ -219,5 +219,5 @@ class CompensatorService:
         return 0
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._compensator.stop()

@@ -24,7 +24,7 @@ from sagapost.core.life import Attempts, Runtime, StopSignal
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
 from sagapost.ops.log_observer import LogObserver
 
-__all__ = ["Daemon", "Requirement", "Service", "Worker", "run_daemon"]
+__all__ = ["Daemon", "Requirement", "Supervised", "Worker", "run_daemon"]
 
 _log = logging.getLogger("sagapost.ops.daemon")
 
@@ -34,7 +34,7 @@ _AT_ONCE: Final = 1.0
 """Seconds that "at once" leaves for clean-up before the process is ended whatever its threads do."""
 
 
-class Service(Protocol):
+class Supervised(Protocol):
     """Something that runs until it is told to stop. Used for one run."""
 
     async def run(self) -> int:
@@ -55,7 +55,7 @@ class Worker:
     """A service to supervise."""
 
     name: str
-    make: Callable[[], Service]
+    make: Callable[[], Supervised]
     drain: timedelta
     """How long it may take to drain after `stop`."""
 
@@ -87,7 +87,7 @@ class Daemon:
         self._budget = max((worker.drain.total_seconds() for worker in workers), default=0.0)
         self._stopping = StopSignal()
         self._observer = LogObserver(_log)
-        self._running: list[Service] = []
+        self._running: list[Supervised] = []
         self._left = 0
         self._code = ExitCode.OK
         self._deadline = anyio.CancelScope()
@@ -141,9 +141,9 @@ class Daemon:
         else:
             await self._runtime(requirement.name).until_available(requirement.check)
 
-    async def _supervise(self, worker: Worker, service: Service) -> None:
+    async def _supervise(self, worker: Worker, service: Supervised) -> None:
         """Run one worker, made anew whenever a server went away under it, until it ends for good."""
-        made: list[Service] = [service]
+        made: list[Supervised] = [service]
 
         async def run(_: Attempts) -> None:
             failure = await self._run_once(made.pop() if made else worker.make())
@@ -160,7 +160,7 @@ class Daemon:
     def _runtime(self, name: str) -> Runtime:
         return Runtime(name, observer=self._observer, backoff=self._retry, stop=self._stopping)
 
-    async def _run_once(self, service: Service) -> Exception | None:
+    async def _run_once(self, service: Supervised) -> Exception | None:
         """Run a service to its end; return what ended it, None if it drained."""
         self._running.append(service)
         try:

@@ -73,12 +73,12 @@ class RelayService:
         self._relay = Relay(store, broker, settings=settings, observer=Observers([observer, self._left]))
 
     async def run(self) -> int:
-        """See `Service.run`."""
+        """See `Supervised.run`."""
         await self._relay.run()
         return self._left.count
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._relay.stop()
 
 
@@ -94,7 +94,7 @@ class BacklogService:
         self._runtime = Runtime("backlog", observer=observer)
 
     async def run(self) -> int:
-        """See `Service.run`. A database that is away is waited for; there is nothing to leave behind."""
+        """See `Supervised.run`. A database that is away is waited for; there is nothing to leave behind."""
         try:
             await self._runtime.every(self._every, self._measure)
         finally:
@@ -106,5 +106,5 @@ class BacklogService:
         self._report(await self._store.backlog.measure())
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._runtime.stop.set()

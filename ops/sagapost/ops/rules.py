@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.sagas.tracker import Action, Emit, Notify, RequestRollback, Rule, SagaState
+from sagapost.sagas.tracker import Action, Notify, PublishEvent, RequestRollback, Rule, SagaState
 
 __all__ = ["read_rules"]
 
@@ -37,7 +37,7 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         if self.rollback:
             actions.append(RequestRollback())
         if self.emit is not None:
-            actions.append(Emit(self.data, type=self.emit))
+            actions.append(PublishEvent(self.data, type=self.emit))
         if self.webhook is not None:
             actions.append(Notify(self.webhook))
         if len(actions) != 1:

@@ -68,13 +68,13 @@ class TrackerService:
         self._consumer = TrackerConsumer(tracker, broker, settings=settings, observer=observer)
 
     async def run(self) -> int:
-        """See `Service.run`. What is not folded was not acknowledged, so nothing is left."""
+        """See `Supervised.run`. What is not folded was not acknowledged, so nothing is left."""
         await self._tracker.adopt()
         await self._consumer.run()
         return 0
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._consumer.stop()
 
 
@@ -85,10 +85,10 @@ class WatchService:
         self._watch = watch
 
     async def run(self) -> int:
-        """See `Service.run`. An action that is cut off is undone by the database, so nothing is left."""
+        """See `Supervised.run`. An action that is cut off is undone by the database, so nothing is left."""
         await self._watch.run()
         return 0
 
     def stop(self) -> None:
-        """See `Service.stop`."""
+        """See `Supervised.stop`."""
         self._watch.stop()

@@ -12,7 +12,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.fetch import SnapshotReader
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.server import Server
@@ -130,7 +130,7 @@ class OutboxDatabase:
 
         A session keeps its counts to itself for up to a second, so those of the reader are asked for as well.
         """
-        link = Link(Server(self.url), purpose="fetch", timeout=30.0)
+        link = PostgreSQLLink(Server(self.url), purpose="fetch", timeout=30.0)
 
         async def pages_read() -> int:
             for session in (link, self.sql):

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.fetch import SnapshotReader
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.core.outbox_store import OutboxReader, Position
@@ -245,7 +245,7 @@ async def test_another_server_behind_the_same_connection_starts_over(later: list
     """Behind a pooler a standby may take over without the connection noticing: ids or the start of the server tell."""
     link = _FailedOver(("100:100:", 1), ("120:120:", 1), *later)
     statements = FetchStatements(OutboxTables().outbox, OutboxTables().dead)
-    reader: OutboxReader = SnapshotReader(cast("Link", link), statements, 32)
+    reader: OutboxReader = SnapshotReader(cast("PostgreSQLLink", link), statements, 32)
     for _ in range(3):
         await reader.fetch(EVERYTHING, max_rows=10, max_bytes=10)
     assert link.asked == ["restamp", "page", "delta", "delta", "restamp", "page"]

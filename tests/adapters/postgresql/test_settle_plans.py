@@ -14,10 +14,10 @@ from datetime import timedelta
 
 import pytest
 
-from sagapost.adapters.postgresql.connection import Link
-from sagapost.adapters.postgresql.leases import Leases
-from sagapost.adapters.postgresql.schedule import Schedule
-from sagapost.adapters.postgresql.settle import Settlement
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
+from sagapost.adapters.postgresql.leases import PostgreSQLLeases
+from sagapost.adapters.postgresql.schedule import PostgreSQLSchedule
+from sagapost.adapters.postgresql.settle import PostgreSQLSettlement
 from tests.adapters.postgresql.outbox import PARTITIONS, Explained, OutboxDatabase, installed
 from tests.servers.databases import PostgreSQLServer
 
@@ -35,9 +35,9 @@ class Scene:
     def __init__(self, database: OutboxDatabase, first: int) -> None:
         self.database = database
         self.given = list(range(first, first + GIVEN))
-        unused = Link.__new__(Link)
-        self.settle = Settlement(unused, database.tables, Leases(unused, database.tables))
-        self.schedule = Schedule(unused, database.tables)
+        unused = PostgreSQLLink.__new__(PostgreSQLLink)
+        self.settle = PostgreSQLSettlement(unused, database.tables, PostgreSQLLeases(unused, database.tables))
+        self.schedule = PostgreSQLSchedule(unused, database.tables)
 
     async def explain(self, sql: str, *arguments: object, generic: bool) -> Explained:
         """Run the statement, tell how, and undo it."""

@@ -8,14 +8,14 @@ import anyio
 import pytest
 
 from sagapost.adapters.rabbitmq.connection import open_link
-from sagapost.adapters.rabbitmq.settings import ConnectionSettings
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint
 from sagapost.core.errors import BrokerUnavailableError
 
 
 async def test_a_channel_on_a_connection_that_is_gone_is_unavailable(amqp_url: str) -> None:
     """aiormq raises a RuntimeError there; to the consumer that reconnects it is one more lost connection."""
     second = timedelta(seconds=1)
-    settings = ConnectionSettings(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
+    settings = BrokerEndpoint(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
     async with open_link(settings, purpose="test") as link:
         link.drop("cut by the test")
         # Until aiormq's own tasks have noticed.
@@ -29,7 +29,7 @@ async def test_writing_to_a_connection_that_is_being_closed_loses_it(
 ) -> None:
     """aiormq ends its side before the loop tells anybody; what the loop raises then is no bug of the caller's."""
     second = timedelta(seconds=1)
-    settings = ConnectionSettings(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
+    settings = BrokerEndpoint(amqp_url, "test", second * 10, connect_timeout=second, confirm_timeout=second)
 
     def ended(_transport: object, _data: bytes) -> None:
         raise RuntimeError("Cannot call write() after write_eof()")

@@ -23,7 +23,7 @@ from sagapost.outbox import Outbox, OutboxTables
 from sagapost.sagas.choreography import Choreography
 from sagapost.sagas.events import CompensationStuck
 from sagapost.sagas.testing.clock import VirtualClock
-from sagapost.sagas.tracker import Emit, Notify, RequestRollback, Rule, SagaState, Tracker, Watch
+from sagapost.sagas.tracker import Notify, PublishEvent, RequestRollback, Rule, SagaState, Tracker, Watch
 from sagapost.sagas.tracker import observations as obs
 from tests.sagas.choreographies import healthy
 from tests.sagas.tracker.histories import START, Story
@@ -93,7 +93,12 @@ async def test_each_rule_acts_once_on_each_saga(stage: Stage) -> None:
     """Late, silent and stuck sagas; a second watch, and one of a later day, find nothing left to do."""
     rules = (
         Rule("late", RequestRollback(), late=True),
-        Rule("silent", Emit(CallTheCustomer(why="?")), states=(SagaState.RUNNING,), silent_for=timedelta(hours=9)),
+        Rule(
+            "silent",
+            PublishEvent(CallTheCustomer(why="?")),
+            states=(SagaState.RUNNING,),
+            silent_for=timedelta(hours=9),
+        ),
         Rule("stuck", RequestRollback(), states=(SagaState.STUCK,)),
     )
     assert await stage.watch(*rules).step() == 1
@@ -190,7 +195,11 @@ def test_what_a_rule_cannot_emit_is_refused_before_the_watch_runs(error: Excepti
     tracker = Tracker(create_async_engine("sqlite+aiosqlite://"))
     for payload in (CannotBeEncoded(error), {"a": object()}, object()):
         with pytest.raises(ConfigurationError, match="'call'"):
-            Watch(tracker, [Rule("call", Emit(payload, "t"), late=True)], outbox=Outbox(source="https://t.example"))
+            Watch(
+                tracker,
+                [Rule("call", PublishEvent(payload, "t"), late=True)],
+                outbox=Outbox(source="https://t.example"),
+            )
 
 
 async def test_pitfall_32_a_saga_that_no_rule_can_act_on_stops_no_other(stage: Stage) -> None:

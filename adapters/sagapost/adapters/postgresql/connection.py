@@ -15,12 +15,12 @@ from sagapost.core.databases import Outage, PostgreSQL
 if TYPE_CHECKING:
     from asyncpg import Record
 
-__all__ = ["KIT", "Link"]
+__all__ = ["KIT", "PostgreSQLLink"]
 
 KIT = PostgreSQL()
 
 
-class Link:
+class PostgreSQLLink:
     """One connection, used by one task at a time (calls are serialised by a lock).
 
     Every call has a hard limit of `timeout` seconds, counted on this side, so that a half-open TCP link is noticed

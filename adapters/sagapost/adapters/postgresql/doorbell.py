@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.core.life import Signal
 from sagapost.core.outbox_store import RelayId
@@ -23,7 +23,7 @@ class PostgreSQLDoorbell:
     The end of the connection counts as a ring: a relay that slept on would receive nothing until its next poll.
     """
 
-    def __init__(self, link: Link, tables: OutboxTables, relay: RelayId) -> None:
+    def __init__(self, link: PostgreSQLLink, tables: OutboxTables, relay: RelayId) -> None:
         self._link = link
         self._relay = relay
         self._channel = doorbell_channel(tables.outbox)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
 from sagapost.adapters.postgresql.rows import decode_rows
 from sagapost.core.errors import StoreRefusedError
@@ -63,7 +63,7 @@ class _Walk:
 class SnapshotReader:
     """`OutboxReader` on PostgreSQL; see the module's docstring for the algorithm."""
 
-    def __init__(self, link: Link, statements: FetchStatements, partitions: int) -> None:
+    def __init__(self, link: PostgreSQLLink, statements: FetchStatements, partitions: int) -> None:
         self._link = link
         self._sql = statements
         self._partitions = partitions
@@ -262,7 +262,7 @@ class SnapshotReader:
 class SnapshotSweeper:
     """`OutboxSweeper` on PostgreSQL."""
 
-    def __init__(self, link: Link, statements: FetchStatements, partitions: int) -> None:
+    def __init__(self, link: PostgreSQLLink, statements: FetchStatements, partitions: int) -> None:
         self._link = link
         self._sql = statements
         self._partitions = partitions

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.core.outbox_store import OutboxBacklog, age_of
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Gauge"]
+__all__ = ["PostgreSQLGauge"]
 
 _COUNT_CAP = 100_000
 """Counting stops here: an exact count of a large backlog would scan it."""
 
 
-class Gauge:
+class PostgreSQLGauge:
     """`OutboxGauge` on PostgreSQL."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: PostgreSQLLink, tables: OutboxTables) -> None:
         self._link = link
         outbox, dead, scheduled = (qualified(t) for t in (tables.outbox, tables.dead, tables.scheduled))
         self._measure = f"""

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import qualified
 from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
 from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
 
-__all__ = ["Leases"]
+__all__ = ["PostgreSQLLeases"]
 
 
-class Leases:
+class PostgreSQLLeases:
     """`OutboxLeases` on PostgreSQL."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: PostgreSQLLink, tables: OutboxTables) -> None:
         self._link = link
         leases, relays = qualified(tables.leases), qualified(tables.relays)
         self._seed = f"""

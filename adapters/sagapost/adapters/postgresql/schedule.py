@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sagapost.adapters.postgresql.connection import Link
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Schedule"]
+__all__ = ["PostgreSQLSchedule"]
 
 
-class Schedule:
+class PostgreSQLSchedule:
     """`OutboxSchedule` on PostgreSQL."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: PostgreSQLLink, tables: OutboxTables) -> None:
         self._link = link
         outbox, scheduled, dead = (qualified(t) for t in (tables.outbox, tables.scheduled, tables.dead))
 

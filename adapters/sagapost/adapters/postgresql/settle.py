@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sagapost.adapters.postgresql.connection import Link
-from sagapost.adapters.postgresql.leases import Leases
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
+from sagapost.adapters.postgresql.leases import PostgreSQLLeases
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import LeaseLostError, StoreError, StoreRefusedError, StoreUnavailableError
 from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Settlement"]
+__all__ = ["PostgreSQLSettlement"]
 
 
-class Settlement:
+class PostgreSQLSettlement:
     """`OutboxSettlement` on PostgreSQL."""
 
-    def __init__(self, link: Link, tables: OutboxTables, ownership: Leases) -> None:
+    def __init__(self, link: PostgreSQLLink, tables: OutboxTables, ownership: PostgreSQLLeases) -> None:
         self._link = link
         self._leases = ownership
         outbox, dead, leases = qualified(tables.outbox), qualified(tables.dead), qualified(tables.leases)

@@ -8,15 +8,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
-from sagapost.adapters.postgresql.connection import KIT, Link
+from sagapost.adapters.postgresql.connection import KIT, PostgreSQLLink
 from sagapost.adapters.postgresql.doorbell import PostgreSQLDoorbell
 from sagapost.adapters.postgresql.fetch import SnapshotReader, SnapshotSweeper
 from sagapost.adapters.postgresql.fetch_statements import FetchStatements
-from sagapost.adapters.postgresql.gauge import Gauge
-from sagapost.adapters.postgresql.leases import Leases
-from sagapost.adapters.postgresql.schedule import Schedule
+from sagapost.adapters.postgresql.gauge import PostgreSQLGauge
+from sagapost.adapters.postgresql.leases import PostgreSQLLeases
+from sagapost.adapters.postgresql.schedule import PostgreSQLSchedule
 from sagapost.adapters.postgresql.server import Server
-from sagapost.adapters.postgresql.settle import Settlement
+from sagapost.adapters.postgresql.settle import PostgreSQLSettlement
 from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper, RelayId
 from sagapost.core.schema import check_schema
 from sagapost.outbox.tables import OutboxTables
@@ -51,10 +51,10 @@ class PostgreSQLOutboxStore:
         self._statements = FetchStatements(self._tables.outbox, self._tables.dead)
         self._settle_link = self._link("settle")
         self._control_link = self._link("control")
-        self.leases = Leases(self._control_link, self._tables)
-        self.settlement = Settlement(self._settle_link, self._tables, self.leases)
-        self.schedule = Schedule(self._control_link, self._tables)
-        self.backlog = Gauge(self._control_link, self._tables)
+        self.leases = PostgreSQLLeases(self._control_link, self._tables)
+        self.settlement = PostgreSQLSettlement(self._settle_link, self._tables, self.leases)
+        self.schedule = PostgreSQLSchedule(self._control_link, self._tables)
+        self.backlog = PostgreSQLGauge(self._control_link, self._tables)
 
     def __repr__(self) -> str:
         return f"PostgreSQLOutboxStore({self.address})"
@@ -123,5 +123,5 @@ class PostgreSQLOutboxStore:
         finally:
             await link.aclose()
 
-    def _link(self, purpose: str, server: Server | None = None) -> Link:
-        return Link(self._server if server is None else server, purpose=purpose, timeout=self._call_timeout)
+    def _link(self, purpose: str, server: Server | None = None) -> PostgreSQLLink:
+        return PostgreSQLLink(self._server if server is None else server, purpose=purpose, timeout=self._call_timeout)

@@ -19,12 +19,12 @@ from aiormq.abc import ChannelFrame
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from sagapost.adapters.rabbitmq.link import CLOSE_TIMEOUT, Link, number_of
+from sagapost.adapters.rabbitmq.link import CLOSE_TIMEOUT, BrokerLink, number_of
 from sagapost.adapters.rabbitmq.transport import ChannelListener, CloseReason
 from sagapost.core.errors import BrokerUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
-    from sagapost.adapters.rabbitmq.settings import ConnectionSettings
+    from sagapost.adapters.rabbitmq.settings import BrokerEndpoint
 
 __all__ = ["borrow"]
 
@@ -34,7 +34,7 @@ _FULL = 0.005
 """Seconds between attempts at the driver's queue when it is full."""
 
 
-def borrow(connection: AbstractConnection, settings: ConnectionSettings) -> Link:
+def borrow(connection: AbstractConnection, settings: BrokerEndpoint) -> BrokerLink:
     """Use an open connection.
 
     :raises BrokerUnavailableError: if it is not open (any more).
@@ -54,10 +54,10 @@ def borrow(connection: AbstractConnection, settings: ConnectionSettings) -> Link
     return _BorrowedLink(connection, transport.connection, settings)
 
 
-class _BorrowedLink(Link):
+class _BorrowedLink(BrokerLink):
     """The part of somebody else's connection that is ours: the channels that were opened through it."""
 
-    def __init__(self, connection: AbstractConnection, driver: Any, settings: ConnectionSettings) -> None:
+    def __init__(self, connection: AbstractConnection, driver: Any, settings: BrokerEndpoint) -> None:
         super().__init__(connection, driver, settings)
         self._lost: CloseReason | None = None
         self._taps: dict[int, _TappedFrames] = {}

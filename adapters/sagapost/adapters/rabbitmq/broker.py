@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
 from sagapost.adapters.cloudevents import StrangerPolicy
-from sagapost.adapters.rabbitmq.settings import ConnectionSettings, Limits, TopologySettings
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, TopologySettings
 from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, Subscription
 from sagapost.core.errors import ConfigurationError, MissingExtraError
 
@@ -72,7 +72,7 @@ class RabbitMQBroker:
     ) -> None:
         if find_spec("aio_pika") is None:
             raise MissingExtraError(module="aio_pika", extra="rabbitmq", purpose="RabbitMQBroker")
-        self._settings = ConnectionSettings(
+        self._settings = BrokerEndpoint(
             url=_where(url, connection),
             name=name,
             heartbeat=heartbeat,

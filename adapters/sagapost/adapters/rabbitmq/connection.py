@@ -20,8 +20,8 @@ from yarl import URL
 
 from sagapost.adapters.rabbitmq.borrowed import borrow
 from sagapost.adapters.rabbitmq.errors import connect_error
-from sagapost.adapters.rabbitmq.link import CLOSE_TIMEOUT, DRIVER_ERRORS, Link, number_of, quietly
-from sagapost.adapters.rabbitmq.settings import ConnectionSettings
+from sagapost.adapters.rabbitmq.link import CLOSE_TIMEOUT, DRIVER_ERRORS, BrokerLink, number_of, quietly
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint
 from sagapost.adapters.rabbitmq.tls import alert_after_handshake, client_context
 from sagapost.adapters.rabbitmq.transport import ChannelListener, CloseReason, FrameTap, TappingTransportFactory
 from sagapost.core.errors import BrokerError
@@ -48,7 +48,7 @@ class _Driver(UnderlayConnection):
 class _Connection(aio_pika.Connection):
     """aio-pika's connection with a tap in front of its socket."""
 
-    def __init__(self, settings: ConnectionSettings, purpose: str, context: ssl.SSLContext | None) -> None:
+    def __init__(self, settings: BrokerEndpoint, purpose: str, context: ssl.SSLContext | None) -> None:
         super().__init__(
             URL(settings.driver_url()),
             ssl_context=context,
@@ -70,10 +70,10 @@ class _Connection(aio_pika.Connection):
         await self._on_connected()
 
 
-class _OwnLink(Link):
+class _OwnLink(BrokerLink):
     """A connection that was opened for one purpose and is closed with it."""
 
-    def __init__(self, connection: _Connection, settings: ConnectionSettings) -> None:
+    def __init__(self, connection: _Connection, settings: BrokerEndpoint) -> None:
         transport, tap = connection.transport, connection.factory.tap
         assert transport is not None and tap is not None  # noqa: S101, PT018 - it came about, so both are there
         super().__init__(connection, transport.connection, settings)
@@ -159,7 +159,7 @@ async def _why_not(
 
 
 @asynccontextmanager
-async def open_link(settings: ConnectionSettings, *, purpose: str) -> AsyncGenerator[Link]:
+async def open_link(settings: BrokerEndpoint, *, purpose: str) -> AsyncGenerator[BrokerLink]:
     """Open a connection that shows up at the broker under the settings' name and `purpose`, or use the one lent.
 
     :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout, or the connection that
@@ -168,7 +168,7 @@ async def open_link(settings: ConnectionSettings, *, purpose: str) -> AsyncGener
     :raises ConfigurationError: if a TLS file cannot be used, or the connection belongs to another event loop.
     """
     if settings.connection is not None:
-        link: Link = borrow(settings.connection, settings)
+        link: BrokerLink = borrow(settings.connection, settings)
     else:
         link = await _open(settings, purpose)
     try:
@@ -177,7 +177,7 @@ async def open_link(settings: ConnectionSettings, *, purpose: str) -> AsyncGener
         await link.aclose()
 
 
-async def _open(settings: ConnectionSettings, purpose: str) -> Link:
+async def _open(settings: BrokerEndpoint, purpose: str) -> BrokerLink:
     context = await client_context(settings.tls) if settings.tls is not None else None
     connection = _Connection(settings, purpose, context)
     failure: Exception | None = None

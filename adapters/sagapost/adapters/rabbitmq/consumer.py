@@ -16,8 +16,8 @@ from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import read_short
 from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
 from sagapost.adapters.rabbitmq.errors import closed_error
-from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link, number_of
-from sagapost.adapters.rabbitmq.settings import ConnectionSettings, TopologySettings
+from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, BrokerLink, number_of
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_queue, keep_bound
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
 from sagapost.core.broker import Delivery, Queue
@@ -51,7 +51,7 @@ class RabbitMQSubscription:
 
     def __init__(
         self,
-        link: Link,
+        link: BrokerLink,
         channel: aio_pika.Channel,
         queue: Queue,
         *,
@@ -300,7 +300,7 @@ async def _never(message: AbstractIncomingMessage) -> None:
 
 @asynccontextmanager
 async def open_subscription(
-    settings: ConnectionSettings,
+    settings: BrokerEndpoint,
     topology: TopologySettings,
     queue: Queue,
     *,

@@ -26,9 +26,9 @@ from sagapost.core.errors import BrokerUnavailableError
 if TYPE_CHECKING:
     from aiormq.abc import AbstractConnection as AMQPConnection
 
-    from sagapost.adapters.rabbitmq.settings import ConnectionSettings
+    from sagapost.adapters.rabbitmq.settings import BrokerEndpoint
 
-__all__ = ["CLOSE_TIMEOUT", "DRIVER_ERRORS", "Link", "number_of", "quietly"]
+__all__ = ["CLOSE_TIMEOUT", "DRIVER_ERRORS", "BrokerLink", "number_of", "quietly"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
 _T = TypeVar("_T")
@@ -43,10 +43,10 @@ _CHANNEL_CLOSE = bytes((0, 0, 0, 11, 0, 20, 0, 40, 0, 200, 0, 0, 0, 0, 0, 0xCE))
 DRIVER_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, EOFError)
 
 
-class Link(ABC):
+class BrokerLink(ABC):
     """An open connection: raw writing, a tap for reading, and RPCs through aio-pika."""
 
-    def __init__(self, connection: AbstractConnection, driver: AMQPConnection, settings: ConnectionSettings) -> None:
+    def __init__(self, connection: AbstractConnection, driver: AMQPConnection, settings: BrokerEndpoint) -> None:
         self._connection = connection
         self._driver = driver
         self._settings = settings

@@ -25,8 +25,8 @@ from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import ContentError, read_message_id, read_short
 from sagapost.adapters.rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_error
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
-from sagapost.adapters.rabbitmq.link import Link, number_of
-from sagapost.adapters.rabbitmq.settings import ConnectionSettings, Limits, TopologySettings
+from sagapost.adapters.rabbitmq.link import BrokerLink, number_of
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_exchange
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
 from sagapost.adapters.rabbitmq.trial import Trial
@@ -60,7 +60,7 @@ class RabbitMQPublisher:
 
     def __init__(
         self,
-        link: Link,
+        link: BrokerLink,
         channel: aio_pika.Channel,
         *,
         exchange: str,
@@ -388,7 +388,7 @@ def _with_followers(batch: Sequence[Outgoing], rejected: Mapping[int, Rejected])
 
 @asynccontextmanager
 async def open_publisher(
-    settings: ConnectionSettings, topology: TopologySettings, limits: Limits
+    settings: BrokerEndpoint, topology: TopologySettings, limits: Limits
 ) -> AsyncGenerator[RabbitMQPublisher]:
     """Open a publisher on a connection of its own; see `sagapost.core.broker.Broker.publisher`."""
     async with open_link(settings, purpose="publisher") as link:

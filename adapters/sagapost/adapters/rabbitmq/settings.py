@@ -14,14 +14,14 @@ from sagapost.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
 
-__all__ = ["ConnectionSettings", "Limits", "TopologySettings"]
+__all__ = ["BrokerEndpoint", "Limits", "TopologySettings"]
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _EXAMPLE = "for example amqp://user:password@localhost:5672/ or amqps://user:password@broker.example/vhost"
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionSettings:
+class BrokerEndpoint:
     """A broker's URL, checked, with the time limits of its connections."""
 
     url: str = field(repr=False)

@@ -19,7 +19,7 @@ import aio_pika
 from aio_pika import ExchangeType
 
 from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, declare_error
-from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, Link
+from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, BrokerLink
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
@@ -43,7 +43,7 @@ class _CloseWatch:
         self.reason = reason
 
 
-async def declare_exchange(link: Link, settings: TopologySettings) -> None:
+async def declare_exchange(link: BrokerLink, settings: TopologySettings) -> None:
     """Declare the topic exchange that events are published to. Idempotent.
 
     :raises TopologyConflictError: if it exists with other arguments.
@@ -58,7 +58,7 @@ async def declare_exchange(link: Link, settings: TopologySettings) -> None:
     )
 
 
-async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) -> None:
+async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
     """Declare a queue with its dead-letter queue and bindings, and the exchanges they hang on. Idempotent.
 
     What the user may not declare is used as it is if it is there: somebody else then owns it, its arguments and its
@@ -82,7 +82,7 @@ async def declare_queue(link: Link, settings: TopologySettings, queue: Queue) ->
     await _have_queue(link, queue.name, settings.queue_arguments(queue), {settings.exchange: sorted(queue.topics)})
 
 
-async def keep_bound(link: Link, settings: TopologySettings, queue: Queue) -> None:
+async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
     """Bind a queue that is consumed once more, on one channel: somebody may have deleted the exchange meanwhile.
 
     An exchange that is deleted takes the bindings along and comes back without them, made anew by the next publisher
@@ -111,7 +111,7 @@ class _Entity(NamedTuple):
     """What an owner has to declare."""
 
 
-async def _have_queue(link: Link, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]) -> None:
+async def _have_queue(link: BrokerLink, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]) -> None:
     settings = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
     entity = _Entity("queue", name, f"a durable queue with {settings}, bound for {bindings}")
     await _have(
@@ -124,7 +124,9 @@ async def _have_queue(link: Link, name: str, arguments: dict[str, Any], bindings
             await _bind(link, entity, exchange, key)
 
 
-async def _have(link: Link, declare: Callable[[aio_pika.Channel, bool], Awaitable[object]], entity: _Entity) -> None:
+async def _have(
+    link: BrokerLink, declare: Callable[[aio_pika.Channel, bool], Awaitable[object]], entity: _Entity
+) -> None:
     """Declare an entity, or, where the user may not, make sure that it is there."""
     refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
     if refusal is None:
@@ -142,7 +144,7 @@ async def _have(link: Link, declare: Callable[[aio_pika.Channel, bool], Awaitabl
     raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
 
 
-async def _bind(link: Link, entity: _Entity, exchange: str, key: str) -> None:
+async def _bind(link: BrokerLink, entity: _Entity, exchange: str, key: str) -> None:
     async def bind(channel: aio_pika.Channel) -> object:
         queue = await channel.get_queue(entity.name, ensure=False)
         return await queue.bind(exchange, routing_key=key)
@@ -164,7 +166,7 @@ async def _bind(link: Link, entity: _Entity, exchange: str, key: str) -> None:
 
 
 async def _attempt(
-    link: Link, declare: Callable[[aio_pika.Channel], Awaitable[object]], entity: _Entity
+    link: BrokerLink, declare: Callable[[aio_pika.Channel], Awaitable[object]], entity: _Entity
 ) -> CloseReason | None:
     """Do it on a channel of its own, since a refusal closes that; return the refusal.
 

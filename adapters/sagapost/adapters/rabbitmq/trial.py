@@ -19,7 +19,7 @@ import anyio
 
 from sagapost.adapters.rabbitmq.errors import NOT_IMPLEMENTED, closed_error
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
-from sagapost.adapters.rabbitmq.link import Link, number_of
+from sagapost.adapters.rabbitmq.link import BrokerLink, number_of
 from sagapost.adapters.rabbitmq.settings import Limits
 from sagapost.adapters.rabbitmq.transport import METHOD_FRAME, CloseReason
 from sagapost.core.broker import Outgoing
@@ -49,7 +49,7 @@ class Trial:
     :param timeout: seconds for the answers to one call; the clock stands still while the broker blocks publishers.
     """
 
-    def __init__(self, link: Link, *, exchange: str, limits: Limits, timeout: float) -> None:
+    def __init__(self, link: BrokerLink, *, exchange: str, limits: Limits, timeout: float) -> None:
         self._link = link
         self._exchange = exchange
         self._limits = limits

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sagapost.core.databases import SQLite
 from sagapost.core.errors import ConfigurationError
 
-__all__ = ["KIT", "Link", "parse_path"]
+__all__ = ["KIT", "SQLiteLink", "parse_path"]
 
 KIT = SQLite()
 
@@ -53,7 +53,7 @@ def parse_path(url: str | URL | Path) -> Path:
     return Path(name)
 
 
-class Link:
+class SQLiteLink:
     """One connection to a database file.
 
     Calls run in a worker thread of this link's own, one after the other, each as one transaction. A call waits for

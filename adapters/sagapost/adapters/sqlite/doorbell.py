@@ -11,7 +11,7 @@ import sqlite3
 import anyio
 from sqlalchemy import Table
 
-from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import quoted
 
 __all__ = ["PositionDoorbell"]
@@ -26,7 +26,7 @@ looks cost less than one percent of a core."""
 class PositionDoorbell:
     """`Doorbell` on SQLite."""
 
-    def __init__(self, link: Link, outbox: Table) -> None:
+    def __init__(self, link: SQLiteLink, outbox: Table) -> None:
         self._link = link
         self._newest = f"SELECT coalesce(max(position), 0) FROM {quoted(outbox)}"
         self._seen = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Table
 
-from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import ROW_COLUMNS, decode_rows, json_array, quoted
 from sagapost.core.outbox_store import Claims, FetchPage, OutboxRow, Position
 
@@ -38,7 +38,7 @@ class _Replay:
 class PositionReader:
     """`OutboxReader` on SQLite."""
 
-    def __init__(self, link: Link, outbox: Table, partitions: int) -> None:
+    def __init__(self, link: SQLiteLink, outbox: Table, partitions: int) -> None:
         self._link = link
         self._partitions = partitions
         self._last = _BEFORE_ALL
@@ -156,7 +156,7 @@ class PositionReader:
 class PositionSweeper:
     """`OutboxSweeper` on SQLite: what was passed long ago lies below the position of the mark."""
 
-    def __init__(self, link: Link, outbox: Table, partitions: int) -> None:
+    def __init__(self, link: SQLiteLink, outbox: Table, partitions: int) -> None:
         self._link = link
         self._partitions = partitions
         self._highest = 0

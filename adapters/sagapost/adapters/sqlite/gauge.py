@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 
-from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import quoted, seconds_until
 from sagapost.core.outbox_store import OutboxBacklog, age_of
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Gauge"]
+__all__ = ["SQLiteGauge"]
 
 _COUNT_CAP = 100_000
 """Counting stops here: an exact count of a large backlog would scan it."""
 
 
-class Gauge:
+class SQLiteGauge:
     """`OutboxGauge` on SQLite."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: SQLiteLink, tables: OutboxTables) -> None:
         self._link = link
         outbox, dead, scheduled = (quoted(t) for t in (tables.outbox, tables.dead, tables.scheduled))
         self._measure = f"""

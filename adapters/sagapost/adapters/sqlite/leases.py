@@ -10,18 +10,18 @@ from __future__ import annotations
 import sqlite3
 from datetime import timedelta
 
-from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import LATER, NOW, json_array, modifier, quoted
 from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
 from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
 
-__all__ = ["Leases"]
+__all__ = ["SQLiteLeases"]
 
 
-class Leases:
+class SQLiteLeases:
     """`OutboxLeases` on SQLite."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: SQLiteLink, tables: OutboxTables) -> None:
         self._link = link
         leases, relays = quoted(tables.leases), quoted(tables.relays)
         self._count = f"SELECT count(*) FROM {leases}"

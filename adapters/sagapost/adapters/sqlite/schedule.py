@@ -5,17 +5,17 @@ from __future__ import annotations
 import sqlite3
 from datetime import timedelta
 
-from sagapost.adapters.sqlite.connection import Link
+from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import ENVELOPE, NOW, json_array, quoted, seconds_until
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Schedule"]
+__all__ = ["SQLiteSchedule"]
 
 
-class Schedule:
+class SQLiteSchedule:
     """`OutboxSchedule` on SQLite."""
 
-    def __init__(self, link: Link, tables: OutboxTables) -> None:
+    def __init__(self, link: SQLiteLink, tables: OutboxTables) -> None:
         self._link = link
         outbox, scheduled, dead = quoted(tables.outbox), quoted(tables.scheduled), quoted(tables.dead)
         # Looked at as text, as the due ones are: of what is no time there are no seconds until then.

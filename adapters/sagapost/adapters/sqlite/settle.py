@@ -10,20 +10,20 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
-from sagapost.adapters.sqlite.connection import Link
-from sagapost.adapters.sqlite.leases import Leases
+from sagapost.adapters.sqlite.connection import SQLiteLink
+from sagapost.adapters.sqlite.leases import SQLiteLeases
 from sagapost.adapters.sqlite.rows import ENVELOPE, LATER, json_array, modifier, quoted
 from sagapost.core.errors import LeaseLostError
 from sagapost.core.outbox_store import Claims, Failure, Partition, Position, Published
 from sagapost.outbox.tables import OutboxTables
 
-__all__ = ["Settlement"]
+__all__ = ["SQLiteSettlement"]
 
 
-class Settlement:
+class SQLiteSettlement:
     """`OutboxSettlement` on SQLite."""
 
-    def __init__(self, link: Link, tables: OutboxTables, ownership: Leases) -> None:
+    def __init__(self, link: SQLiteLink, tables: OutboxTables, ownership: SQLiteLeases) -> None:
         self._link = link
         self._leases = ownership
         outbox, dead, leases = quoted(tables.outbox), quoted(tables.dead), quoted(tables.leases)

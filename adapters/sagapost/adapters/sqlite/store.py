@@ -12,13 +12,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from sagapost.adapters.sqlite.connection import KIT, Link, parse_path
+from sagapost.adapters.sqlite.connection import KIT, SQLiteLink, parse_path
 from sagapost.adapters.sqlite.doorbell import PositionDoorbell
 from sagapost.adapters.sqlite.fetch import PositionReader, PositionSweeper
-from sagapost.adapters.sqlite.gauge import Gauge
-from sagapost.adapters.sqlite.leases import Leases
-from sagapost.adapters.sqlite.schedule import Schedule
-from sagapost.adapters.sqlite.settle import Settlement
+from sagapost.adapters.sqlite.gauge import SQLiteGauge
+from sagapost.adapters.sqlite.leases import SQLiteLeases
+from sagapost.adapters.sqlite.schedule import SQLiteSchedule
+from sagapost.adapters.sqlite.settle import SQLiteSettlement
 from sagapost.core.errors import SchemaError
 from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper, RelayId
 from sagapost.core.schema import check_schema
@@ -45,10 +45,10 @@ class SQLiteOutboxStore:
         self._busy_timeout = busy_timeout
         # Two, so that a heartbeat does not queue behind a settle that waits for a writer.
         self._settle_link, self._control_link = self._open_link(), self._open_link()
-        self.leases = Leases(self._control_link, self._tables)
-        self.settlement = Settlement(self._settle_link, self._tables, self.leases)
-        self.schedule = Schedule(self._control_link, self._tables)
-        self.backlog = Gauge(self._control_link, self._tables)
+        self.leases = SQLiteLeases(self._control_link, self._tables)
+        self.settlement = SQLiteSettlement(self._settle_link, self._tables, self.leases)
+        self.schedule = SQLiteSchedule(self._control_link, self._tables)
+        self.backlog = SQLiteGauge(self._control_link, self._tables)
 
     def __repr__(self) -> str:
         return f"SQLiteOutboxStore({self.address})"
@@ -131,5 +131,5 @@ class SQLiteOutboxStore:
         finally:
             await link.aclose()
 
-    def _open_link(self) -> Link:
-        return Link(self._path, busy_timeout=self._busy_timeout)
+    def _open_link(self) -> SQLiteLink:
+        return SQLiteLink(self._path, busy_timeout=self._busy_timeout)

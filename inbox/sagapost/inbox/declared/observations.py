@@ -1,6 +1,6 @@
 """What a consumer tells its observers.
 
-A `Step` is one on the way from a delivery to its acknowledgement. The tests kill the process at each class here.
+A `DeliveryStep` lies between a delivery and its acknowledgement. The tests kill the process at each class of them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
     "PrunedKeys",
     "Received",
     "Redriven",
-    "Released",
+    "GivenBack",
     "RoundClaimed",
     "Screened",
     "Started",
-    "Step",
+    "DeliveryStep",
     "StrandedEnded",
     "Written",
 ]
@@ -56,7 +56,7 @@ class Consuming(Observation):
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Consuming):
+class DeliveryStep(Consuming):
     """Base of the steps between a delivery and its acknowledgement."""
 
 
@@ -64,7 +64,7 @@ class Step(Consuming):
 
 
 @dataclass(frozen=True, slots=True)
-class Received(Step):
+class Received(DeliveryStep):
     """The broker handed a message out."""
 
     topic: str
@@ -73,7 +73,7 @@ class Received(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Screened(Step):
+class Screened(DeliveryStep):
     """Messages were compared with the committed dedup keys; the duplicates among them are not yet acknowledged."""
 
     messages: int
@@ -81,7 +81,7 @@ class Screened(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptBegun(Step):
+class AttemptBegun(DeliveryStep):
     """A message that was handed out before is about to be handled, and this is on record."""
 
     event_id: str
@@ -90,14 +90,14 @@ class AttemptBegun(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class RoundClaimed(Step):
+class RoundClaimed(DeliveryStep):
     """Parked messages became due and are claimed for a round."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class Started(Step):
+class Started(DeliveryStep):
     """A transaction for this message is about to begin."""
 
     event_id: str
@@ -106,14 +106,14 @@ class Started(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed(Step):
+class Claimed(DeliveryStep):
     """The dedup key is written, uncommitted."""
 
     event_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class HandlerReturned(Step):
+class HandlerReturned(DeliveryStep):
     """A handler returned; what it did is uncommitted."""
 
     event_id: str
@@ -121,14 +121,14 @@ class HandlerReturned(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Written(Step):
+class Written(DeliveryStep):
     """Everything the handlers did and published is in the database, uncommitted."""
 
     event_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Handled(Step):
+class Handled(DeliveryStep):
     """Committed: the effects, the published events and the dedup key. Not yet acknowledged."""
 
     event_id: str
@@ -142,7 +142,7 @@ class Handled(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Duplicate(Step):
+class Duplicate(DeliveryStep):
     """Handled before; nothing was done. Not yet acknowledged."""
 
     event_id: str
@@ -150,7 +150,7 @@ class Duplicate(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class HandlerFailed(Step):
+class HandlerFailed(DeliveryStep):
     """A try failed and was rolled back; it is tried again at once, or parked."""
 
     event_id: str
@@ -165,7 +165,7 @@ class HandlerFailed(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Parked(Step):
+class Parked(DeliveryStep):
     """Committed to the parked messages. Not yet acknowledged."""
 
     event_id: str | None
@@ -179,7 +179,7 @@ class Parked(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Ignored(Step):
+class Ignored(DeliveryStep):
     """No handler takes it, and the inbox ignores or rejects such events. Not yet settled."""
 
     event_id: str
@@ -187,7 +187,7 @@ class Ignored(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Promoted(Step):
+class Promoted(DeliveryStep):
     """The next parked message of an ordering key may go."""
 
     messages: int
@@ -197,14 +197,14 @@ class Promoted(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupStarted(Step):
+class GroupStarted(DeliveryStep):
     """A transaction for several messages is about to begin."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class GroupClaimed(Step):
+class GroupClaimed(DeliveryStep):
     """The dedup keys are written, uncommitted."""
 
     messages: int
@@ -212,28 +212,28 @@ class GroupClaimed(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupReturned(Step):
+class GroupReturned(DeliveryStep):
     """All handlers returned."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class GroupWritten(Step):
+class GroupWritten(DeliveryStep):
     """Everything the handlers did and published is in the database, uncommitted."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class GroupParked(Step):
+class GroupParked(DeliveryStep):
     """Of a group that is committed, so many were parked behind others of their keys. None is promoted yet."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
-class GroupHandled(Step):
+class GroupHandled(DeliveryStep):
     """Committed together. Not yet acknowledged."""
 
     types: Mapping[str, int]
@@ -246,7 +246,7 @@ class GroupHandled(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupUndone(Step):
+class GroupUndone(DeliveryStep):
     """The group's transaction was rolled back; its messages are run one by one."""
 
     messages: int
@@ -257,7 +257,7 @@ class GroupUndone(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Acknowledged(Step):
+class Acknowledged(DeliveryStep):
     """The broker was told that these are done."""
 
     messages: int
@@ -319,7 +319,7 @@ class ConsumerReady(Consuming):
 
 
 @dataclass(frozen=True, slots=True)
-class Released(Consuming):
+class GivenBack(Consuming):
     """Messages went back to the queue untouched."""
 
     messages: int

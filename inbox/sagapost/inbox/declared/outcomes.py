@@ -15,26 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Behind",
-    "BusinessFailed",
     "BusinessFailure",
-    "Duplicate",
+    "DoneBefore",
     "Exhausted",
     "Failed",
-    "Handled",
+    "Done",
     "Instead",
     "LastResort",
     "NotKnown",
     "Outcome",
     "ParkReason",
-    "Refused",
+    "Unprocessable",
     "Reject",
-    "Rejected",
     "Retry",
-    "RetryLater",
     "Snooze",
-    "Snoozed",
     "TooOld",
-    "Unknown",
 ]
 
 
@@ -77,6 +72,10 @@ class Retry(Exception):  # noqa: N818 an instruction, not an error
     :raises ConfigurationError: if `after` is negative, or over ten years.
     """
 
+    # For classes derived from it whose constructor does not call this one.
+    after: timedelta | None = None
+    reason: str = "the handler asked for a retry"
+
     def __init__(self, after: timedelta | None = None, *, reason: str = "the handler asked for a retry") -> None:
         _require_wait("Retry", after)
         self.after = after
@@ -86,6 +85,8 @@ class Retry(Exception):  # noqa: N818 an instruction, not an error
 
 class Reject(Exception):  # noqa: N818 an instruction, not an error
     """Never: undo what the handler did and park the message as a dead letter with this reason; no retry."""
+
+    reason: str = "the handler gave no reason"
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -102,6 +103,10 @@ class Snooze(Exception):  # noqa: N818 an instruction, not an error
     :param reason: shown to operators.
     :raises ConfigurationError: unless exactly one of the two is given, and makes sense.
     """
+
+    until: datetime | None = None
+    after: timedelta | None = timedelta(0)
+    reason: str = "the handler waits for a time"
 
     def __init__(
         self,
@@ -145,6 +150,8 @@ class NotKnown(Exception):  # noqa: N818 an instruction, not an error
     :param reason: names it, and says what to deploy; shown to operators.
     """
 
+    reason: str = "the handler does not know what the message is about"
+
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
@@ -177,51 +184,13 @@ ParkReason: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Handled:
-    """Handled and committed, with everything the handlers wrote and published."""
+class Done:
+    """Committed: what the handlers wrote and published, what was done instead, or the event of a business failure."""
 
 
 @dataclass(frozen=True, slots=True)
-class Duplicate:
+class DoneBefore:
     """Handled before: nothing was done now."""
-
-
-@dataclass(frozen=True, slots=True)
-class BusinessFailed:
-    """The handler raised `BusinessFailure`; its changes are undone and the failure event is committed."""
-
-    event_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class RetryLater:
-    """The handler raised `Retry`; its changes are undone."""
-
-    after: timedelta | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Snoozed:
-    """The handler raised `Snooze`; its changes are undone and nothing has failed."""
-
-    until: datetime | None
-    after: timedelta | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """The handler raised `NotKnown`; its changes are undone and nothing has failed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The handler raised `Reject`; its changes are undone."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +203,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Unprocessable:
     """The message can never be handled as it is: undecodable, of unknown type, or its handler broke its contract."""
 
     reason: ParkReason
@@ -254,16 +223,8 @@ class Behind:
     """An earlier message of its ordering key is parked, so it must wait behind it."""
 
 
-Outcome: TypeAlias = (
-    Handled
-    | Duplicate
-    | BusinessFailed
-    | RetryLater
-    | Snoozed
-    | Unknown
-    | Rejected
-    | Failed
-    | Refused
-    | TooOld
-    | Behind
-)
+Outcome: TypeAlias = Done | DoneBefore | Retry | Snooze | NotKnown | Reject | Failed | Unprocessable | TooOld | Behind
+"""How the handling of a message ended. What a handler raises to ask for something is itself the outcome.
+
+`Instead` and `BusinessFailure` are not among them: they say what else is to be committed, and come to `Done` with it.
+"""

@@ -17,7 +17,7 @@ from sagapost.inbox.arriving.keys import dedup_key, malformed_key
 from sagapost.inbox.arriving.message import Arrival, Message, Parking, Unreadable
 from sagapost.inbox.arriving.settlement import Settlement
 from sagapost.inbox.declared import observations as obs
-from sagapost.inbox.declared.outcomes import Duplicate, Failed, Outcome, TooOld
+from sagapost.inbox.declared.outcomes import DoneBefore, Failed, Outcome, TooOld
 from sagapost.inbox.declared.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.handling.faults import kind_of, text_of, traceback_of
 from sagapost.inbox.handling.guarded import LostError
@@ -25,9 +25,9 @@ from sagapost.inbox.handling.last_resort import last_resort_of
 from sagapost.inbox.handling.suspects import Suspects
 from sagapost.inbox.handling.transaction import Toolbox, Transactions
 from sagapost.inbox.handling.verdicts import killer, policy_for, undecodable, unhandled, verdict
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.database import Link
-from sagapost.inbox.kept.parking import BEHIND, Due, Parked, ParkingLot
+from sagapost.inbox.kept.parking import BEHIND, Due, ParkingDecision, ParkingLot
 from sagapost.inbox.kept.screening import Screening
 from sagapost.inbox.kept.versions import Versions
 
@@ -53,7 +53,7 @@ class Dispatcher:
         tools: Toolbox,
         settings: ConsumerSettings,
         lot: ParkingLot,
-        attempts: Attempts,
+        attempts: BegunAttempts,
         suspects: Suspects,
         screening: Screening,
         versions: Versions,
@@ -106,14 +106,14 @@ class Dispatcher:
 
     async def _handle(self, link: Link, message: Message) -> None:
         outcome = self.too_old(message) or await self._attempt(link, message)
-        if isinstance(outcome, Duplicate):
+        if isinstance(outcome, DoneBefore):
             self.found_duplicate()
         parked = await self._verdict(link, message, outcome)
         if parked is not None:
             await link.give_back()
             # After a broken contract the dedup key may be committed by the very transaction that went wrong.
             await self._park(message, parked, unclaimed=parked.reason != "broke-contract")
-        elif message.recorded and isinstance(outcome, Duplicate):
+        elif message.recorded and isinstance(outcome, DoneBefore):
             await link.give_back()
             await self._suspects.clear([message])
 
@@ -127,7 +127,7 @@ class Dispatcher:
                 return
         await self._handle(link, message)
 
-    async def _verdict(self, link: Link, message: Message, outcome: Outcome) -> Parked | None:
+    async def _verdict(self, link: Link, message: Message, outcome: Outcome) -> ParkingDecision | None:
         """Decide what becomes of a message, with its handlers' last resort before it is dead; None: it is done."""
         parked = self._parked(message, outcome)
         instead = last_resort_of(message, parked) if parked is not None else None
@@ -146,7 +146,7 @@ class Dispatcher:
             await link.give_back()
             await anyio.sleep(self._conflict_pause.seconds(conflicts))
 
-    def _parked(self, message: Message, outcome: Outcome) -> Parked | None:
+    def _parked(self, message: Message, outcome: Outcome) -> ParkingDecision | None:
         settings = self._settings
         return verdict(message, outcome, settings.retry, now=self._now(), unknown_for=settings.unknown_for)
 
@@ -238,7 +238,7 @@ class Dispatcher:
                 messages.append(message)
         return messages
 
-    async def _unfit(self, due: Due) -> Parked | None:
+    async def _unfit(self, due: Due) -> ParkingDecision | None:
         """Return how a due message is parked that cannot be tried; None: it can."""
         if isinstance(due.content, Malformed):
             return undecodable(due.content)
@@ -248,7 +248,7 @@ class Dispatcher:
             return await self._unhandled(due.content.type, due.attempts, self._now() - due.since)
         return None
 
-    async def _unhandled(self, type_: str, attempts: int, waited: timedelta) -> Parked:
+    async def _unhandled(self, type_: str, attempts: int, waited: timedelta) -> ParkingDecision:
         removed = await self._database.run(lambda connection: self._versions.was_removed(connection, type_))
         unknown_for = self._settings.unknown_for
         return unhandled(
@@ -290,15 +290,15 @@ class Dispatcher:
             if not held and parked.reason == "broke-contract":
                 # The handler has committed that the message was taken out.
                 await self._park(message, parked, unclaimed=False)
-        if self._inbox.ordered and key is not None and not isinstance(outcome, Duplicate):
+        if self._inbox.ordered and key is not None and not isinstance(outcome, DoneBefore):
             await self.promote([key])
 
     # --- park ---
 
-    async def _park(self, message: Message, parked: Parked, *, unclaimed: bool = True) -> None:
+    async def _park(self, message: Message, parked: ParkingDecision, *, unclaimed: bool = True) -> None:
         event = message.event
 
-        def park(connection: Connection) -> Parked | None:
+        def park(connection: Connection) -> ParkingDecision | None:
             if message.recorded:
                 self._attempts.clear(connection, message.key)
             return self._lot.park(connection, message, parked, unclaimed=unclaimed)
@@ -313,7 +313,7 @@ class Dispatcher:
             # What it waits for may have gone between the look and the commit.
             await self.promote([event.partitionkey])
 
-    async def park_broken(self, message: Message, parked: Parked) -> None:
+    async def park_broken(self, message: Message, parked: ParkingDecision) -> None:
         """Park a message, delivered or parked before, whose claim may be committed although it was not handled."""
         await self._park(message, parked, unclaimed=False)
 
@@ -322,7 +322,7 @@ class Dispatcher:
         for message in messages:
             self._notify_parked(message.event.id, message.event.type, BEHIND)
 
-    async def _park_again(self, place: Parking, content: Malformed | object, parked: Parked) -> bool:
+    async def _park_again(self, place: Parking, content: Malformed | object, parked: ParkingDecision) -> bool:
         held = await self._database.run(lambda connection: self._lot.park_again(connection, place, parked))
         # What still waits for another version was reported when it began to.
         if held and not (parked.state == "waiting" and parked.reason in _FOR_ANOTHER_VERSION):
@@ -375,7 +375,7 @@ class Dispatcher:
             obs.HandlerFailed(self._consumer, event.id, event.type, attempt, kind_of(error), text_of(error), detail)
         )
 
-    def _notify_parked(self, event_id: str | None, event_type: str | None, parked: Parked) -> None:
+    def _notify_parked(self, event_id: str | None, event_type: str | None, parked: ParkingDecision) -> None:
         self._observer.notify(
             obs.Parked(
                 self._consumer,

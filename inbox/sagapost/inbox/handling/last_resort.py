@@ -7,7 +7,7 @@ from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared.context import Context
 from sagapost.inbox.declared.outcomes import Exhausted, Instead
 from sagapost.inbox.handling.execution import decode
-from sagapost.inbox.kept.parking import Parked
+from sagapost.inbox.kept.parking import ParkingDecision
 
 __all__ = ["last_resort_of"]
 
@@ -15,7 +15,7 @@ _BY_HANDLERS = frozenset({"failed", "retry", "conflict", "rejected"})
 """Reasons that are the outcome of a handler; anything else means that the message cannot be given to one."""
 
 
-def last_resort_of(message: Message, parked: Parked) -> Instead | None:
+def last_resort_of(message: Message, parked: ParkingDecision) -> Instead | None:
     """Return what the handlers declare with `on_exhausted`; None: nothing, or the message is not dead yet."""
     if parked.state != "dead" or parked.reason not in _BY_HANDLERS:
         return None

@@ -9,7 +9,7 @@ import anyio
 from sagapost.core.observer import Observer
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.database import Database
 
 __all__ = ["Suspects"]
@@ -18,7 +18,7 @@ __all__ = ["Suspects"]
 class Suspects:
     """The suspects of one consumer. Methods raise StoreUnavailableError, and may be called again with the same."""
 
-    def __init__(self, database: Database, attempts: Attempts, observer: Observer, *, consumer: str) -> None:
+    def __init__(self, database: Database, attempts: BegunAttempts, observer: Observer, *, consumer: str) -> None:
         self._database = database
         self._attempts = attempts
         self._observer = observer

@@ -23,22 +23,17 @@ from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.declared.outcomes import (
     Behind,
-    BusinessFailed,
     BusinessFailure,
-    Duplicate,
+    Done,
+    DoneBefore,
     Failed,
-    Handled,
     Instead,
     NotKnown,
     Outcome,
-    Refused,
     Reject,
-    Rejected,
     Retry,
-    RetryLater,
     Snooze,
-    Snoozed,
-    Unknown,
+    Unprocessable,
 )
 from sagapost.inbox.handling.execution import Execution, decode
 from sagapost.inbox.handling.faults import text_of
@@ -91,7 +86,7 @@ class Transactions:
         except LateError as late:
             return Failed(late)
         except HandlerError as broken:
-            return Refused("broke-contract", text_of(broken))
+            return Unprocessable("broke-contract", text_of(broken))
 
     # --- in the greenlet ---
 
@@ -110,7 +105,7 @@ class Transactions:
         try:
             payloads = decode(message)
         except DecodingError as error:
-            return Refused("undecodable", str(error))
+            return Unprocessable("undecodable", str(error))
         began = time.perf_counter()
         self._observer.notify(obs.Started(self._consumer, event.id, event.type, attempt))
         refusal = self._claim(connection, message)
@@ -135,18 +130,12 @@ class Transactions:
                 case Instead():
                     progress.stage = "claim"
                     return self._run_instead(connection, outer, message, cause, attempt, progress)
-                case NotKnown():
-                    return Unknown(cause.reason)
-                case Snooze():
-                    return Snoozed(cause.until, cause.after, cause.reason)
-                case Retry():
-                    return RetryLater(cause.after, cause.reason)
-                case Reject():
-                    return Rejected(cause.reason)
+                case Retry() | Snooze() | NotKnown() | Reject():
+                    return cause
                 case _:
                     return self._failed(cause)
         self._notify_handled(message, began)
-        return Handled()
+        return Done()
 
     def _claim(self, connection: Connection, message: Message) -> Outcome | None:
         """Begin the transaction by claiming the message; return why not, if it cannot be."""
@@ -166,7 +155,7 @@ class Transactions:
         if claim == "behind":
             return Behind()
         self._observer.notify(obs.Duplicate(self._consumer, event.id, event.type))
-        return Duplicate()
+        return DoneBefore()
 
     def _publish_failure(
         self, connection: Connection, message: Message, failure: BusinessFailure, began: float, progress: Progress
@@ -184,7 +173,7 @@ class Transactions:
         outbox = self._tools.inbox.outbox
         if outbox is None:
             connection.rollback()
-            return Refused(
+            return Unprocessable(
                 "broke-contract",
                 f"The handler raised BusinessFailure, but the inbox {self._consumer!r} has no outbox to publish the "
                 "failure event through. Make it with Inbox(..., outbox=Outbox(source=...)).",
@@ -203,7 +192,7 @@ class Transactions:
             connection.rollback()
             return self._failed(contained(error))
         self._notify_handled(message, began, failure=published.type)
-        return BusinessFailed(published.type)
+        return Done()
 
     def _run_instead(
         self,
@@ -228,7 +217,7 @@ class Transactions:
         except BaseException as raised:
             return self._failed(execution.failure(raised))
         self._notify_handled(message, began)
-        return Handled()
+        return Done()
 
     def _notify_handled(self, message: Message, began: float, *, failure: str | None = None) -> None:
         event = message.event
@@ -245,5 +234,5 @@ class Transactions:
 
     def _failed(self, cause: Exception) -> Outcome:
         if isinstance(cause, HandlerError):
-            return Refused("broke-contract", text_of(cause))
+            return Unprocessable("broke-contract", text_of(cause))
         return Failed(cause, conflict=self._tools.database.kit.is_conflict(cause))

@@ -11,23 +11,22 @@ from sagapost.core.broker import Malformed
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared.outcomes import (
     Behind,
-    BusinessFailed,
-    Duplicate,
+    Done,
+    DoneBefore,
     Failed,
-    Handled,
+    NotKnown,
     Outcome,
     ParkReason,
-    Refused,
-    Rejected,
-    RetryLater,
-    Snoozed,
+    Reject,
+    Retry,
+    Snooze,
     TooOld,
-    Unknown,
+    Unprocessable,
 )
 from sagapost.inbox.declared.settings import RetryPolicy
 from sagapost.inbox.handling.faults import clean, text_of, traceback_of
 from sagapost.inbox.handling.guarded import GuardError
-from sagapost.inbox.kept.parking import BEHIND, Parked
+from sagapost.inbox.kept.parking import BEHIND, ParkingDecision
 
 __all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
 
@@ -48,47 +47,47 @@ def policy_for(message: Message, error: BaseException | None, default: RetryPoli
 
 def verdict(
     message: Message, outcome: Outcome, default: RetryPolicy, *, now: datetime, unknown_for: timedelta
-) -> Parked | None:
+) -> ParkingDecision | None:
     """Return how the message is to be parked; None: it is done.
 
     :param now: by the database's clock; times of day in schedules are reckoned from it.
     :param unknown_for: see `ConsumerSettings`.
     """
     match outcome:
-        case Handled() | Duplicate() | BusinessFailed():
+        case Done() | DoneBefore():
             return None
         case Failed():
             return _failed(message, outcome, default, now)
-        case RetryLater(after=after, reason=reason):
+        case Retry(after=after, reason=reason):
             policy = policy_for(message, None, default) or default
             return _another_round(message, policy, "retry", clean(reason), None, after, now)
-        case Snoozed(until=until, after=after, reason=reason):
+        case Snooze(until=until, after=after, reason=reason):
             # Nothing failed: the count of attempts stays as it was.
             wait = after if until is None else max(until - now, timedelta(0))
-            return Parked("waiting", "snoozed", clean(reason), None, message.attempts, wait)
-        case Unknown(reason=reason):
+            return ParkingDecision("waiting", "snoozed", clean(reason), None, message.attempts, wait)
+        case NotKnown(reason=reason):
             waited = timedelta(0) if message.since is None else now - message.since
             return _for_another_version("unknown-name", clean(reason), message.attempts, waited, unknown_for)
-        case Rejected(reason=reason):
-            return Parked("dead", "rejected", clean(reason), None, message.attempts + 1)
-        case Refused(reason=category, error=sentence, traceback=detail):
-            return Parked("dead", category, sentence, detail, message.attempts + 1)
+        case Reject(reason=reason):
+            return ParkingDecision("dead", "rejected", clean(reason), None, message.attempts + 1)
+        case Unprocessable(reason=category, error=sentence, traceback=detail):
+            return ParkingDecision("dead", category, sentence, detail, message.attempts + 1)
         case TooOld(error=sentence):
-            return Parked("dead", "too-old", sentence)
+            return ParkingDecision("dead", "too-old", sentence)
         case Behind():
             return BEHIND
         case _:
             assert_never(outcome)
 
 
-def undecodable(content: Malformed) -> Parked:
+def undecodable(content: Malformed) -> ParkingDecision:
     """Return how a message is parked that is no event."""
-    return Parked("dead", "undecodable", f"The message is not an event: {content.reason}.")
+    return ParkingDecision("dead", "undecodable", f"The message is not an event: {content.reason}.")
 
 
 def unhandled(
     consumer: str, event_type: str, *, attempts: int, waited: timedelta, unknown_for: timedelta, removed: bool
-) -> Parked:
+) -> ParkingDecision:
     """Return how an event is parked that no handler of this version takes.
 
     It keeps its place in the order of its key while a version that takes it may be on its way. If older versions took
@@ -104,17 +103,17 @@ def unhandled(
 
 def _for_another_version(
     reason: ParkReason, sentence: str, attempts: int, waited: timedelta, unknown_for: timedelta
-) -> Parked:
+) -> ParkingDecision:
     """Return how a message is parked that waits for a version that knows it: nothing has failed."""
     again = wait_for_another_version(waited, longest=unknown_for)
     if again is None:
-        return Parked("dead", reason, sentence, attempts=attempts)
-    return Parked("waiting", reason, sentence, attempts=attempts, retry_in=again)
+        return ParkingDecision("dead", reason, sentence, attempts=attempts)
+    return ParkingDecision("waiting", reason, sentence, attempts=attempts, retry_in=again)
 
 
-def killer(crashes: int, attempts: int = 0) -> Parked:
+def killer(crashes: int, attempts: int = 0) -> ParkingDecision:
     """Return how a message is parked that was in flight so often when the process died."""
-    return Parked(
+    return ParkingDecision(
         "dead",
         "killed-process",
         f"The process died {crashes} times while this message was being handled, so it is not tried again. Find "
@@ -123,25 +122,25 @@ def killer(crashes: int, attempts: int = 0) -> Parked:
     )
 
 
-def in_group(error: Exception) -> Parked:
+def in_group(error: Exception) -> ParkingDecision:
     """Return how a message is parked whose handler shared a transaction with one that ended it."""
-    return Parked("dead", "broke-contract", f"In a group commit: {clean(error)}", attempts=1)
+    return ParkingDecision("dead", "broke-contract", f"In a group commit: {clean(error)}", attempts=1)
 
 
-def not_begun(message: Message, error: Exception) -> Parked:
+def not_begun(message: Message, error: Exception) -> ParkingDecision:
     """Return how a message is parked that was claimed in such a transaction and not handled: it is due at once."""
     sentence = f"It was not handled yet when another of its group commit broke off: {clean(error)}"
-    return Parked("waiting", "failed", sentence, attempts=message.attempts, retry_in=timedelta(0))
+    return ParkingDecision("waiting", "failed", sentence, attempts=message.attempts, retry_in=timedelta(0))
 
 
-def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> Parked:
+def _failed(message: Message, outcome: Failed, default: RetryPolicy, now: datetime) -> ParkingDecision:
     error = outcome.error
     policy = policy_for(message, error, default)
     detail = traceback_of(error)
     text = text_of(error)
     if policy is None:
         sentence = f"The handler raised an error that it declares not to be retried: {text}"
-        return Parked("dead", "rejected", sentence, detail, message.attempts + 1)
+        return ParkingDecision("dead", "rejected", sentence, detail, message.attempts + 1)
     if outcome.conflict:
         sentence = (
             "The database undid the transaction each time it was tried, for the sake of another one "
@@ -160,9 +159,9 @@ def _another_round(
     detail: str | None,
     after: timedelta | None,
     now: datetime,
-) -> Parked:
+) -> ParkingDecision:
     attempts = message.attempts + 1
     if attempts >= policy.rounds:
-        return Parked("dead", reason, f"{sentence} (round {attempts} of {policy.rounds})", detail, attempts)
+        return ParkingDecision("dead", reason, f"{sentence} (round {attempts} of {policy.rounds})", detail, attempts)
     delay = after if after is not None else policy.delay(attempts, now)
-    return Parked("waiting", reason, sentence, detail, attempts, delay)
+    return ParkingDecision("waiting", reason, sentence, detail, attempts, delay)

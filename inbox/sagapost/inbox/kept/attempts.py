@@ -15,10 +15,10 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sagapost.core.databases import Moments
 from sagapost.inbox.declared.tables import InboxTables
 
-__all__ = ["Attempts"]
+__all__ = ["BegunAttempts"]
 
 
-class Attempts:
+class BegunAttempts:
     """Attempts of one consumer that have begun and not ended; every method runs in the caller's transaction."""
 
     def __init__(self, tables: InboxTables, moments: Moments, *, consumer: int) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from sqlalchemy import Connection
 
 from sagapost.inbox.arriving.message import Message, Parking
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parking import ParkingLot
 
@@ -31,7 +31,7 @@ class ClaimedGroup:
 class Claims:
     """Claims messages in the open transaction: committed or undone with everything else in it."""
 
-    def __init__(self, dedup: Dedup, lot: ParkingLot, attempts: Attempts, *, ordered: bool) -> None:
+    def __init__(self, dedup: Dedup, lot: ParkingLot, attempts: BegunAttempts, *, ordered: bool) -> None:
         self._dedup = dedup
         self._lot = lot
         self._attempts = attempts

@@ -24,13 +24,13 @@ from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.envelope import envelope_of, restore, shown, shown_columns
 from sagapost.inbox.kept.parked_order import ORDERED, WAITING, ParkedOrder
 
-__all__ = ["BEHIND", "Due", "Parked", "ParkingLot", "State"]
+__all__ = ["BEHIND", "Due", "ParkingDecision", "ParkingLot", "State"]
 
 State = Literal["waiting", "behind", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkingDecision:
     """Why and until when a message is parked."""
 
     state: State
@@ -44,7 +44,7 @@ class Parked:
     """Whether later messages of its ordering key wait for it, in an ordered inbox."""
 
 
-BEHIND = Parked("behind", "behind", "An earlier message of its ordering key is parked.")
+BEHIND = ParkingDecision("behind", "behind", "An earlier message of its ordering key is parked.")
 """How what must wait for a parked message is parked."""
 
 
@@ -86,8 +86,8 @@ class ParkingLot:
     # --- in ---
 
     def park(
-        self, connection: Connection, message: Message, parked: Parked, *, unclaimed: bool = True
-    ) -> Parked | None:
+        self, connection: Connection, message: Message, parked: ParkingDecision, *, unclaimed: bool = True
+    ) -> ParkingDecision | None:
         """Park a delivered message under its dedup key; None if it was handled or parked before.
 
         Returns how it was parked: an earlier message of its key may have been parked, or removed, since that was
@@ -112,7 +112,7 @@ class ParkingLot:
         connection.execute(self._insert, values)
 
     def park_malformed(
-        self, connection: Connection, content: Malformed, key: bytes, topic: str, parked: Parked
+        self, connection: Connection, content: Malformed, key: bytes, topic: str, parked: ParkingDecision
     ) -> bool:
         """Park a message that is no event; False if it is parked already."""
         return self._add(connection, content, key, topic, parked)
@@ -121,9 +121,9 @@ class ParkingLot:
         self, connection: Connection, event: Event, key: bytes, topic: str, *, why: str, at: ColumnElement[datetime]
     ) -> bool:
         """Park an event that was handled, to be handled again from `at`; False if it is parked already."""
-        return self._add(connection, event, key, topic, Parked("waiting", "redo", why), at=at)
+        return self._add(connection, event, key, topic, ParkingDecision("waiting", "redo", why), at=at)
 
-    def park_again(self, connection: Connection, place: Parking, parked: Parked) -> bool:
+    def park_again(self, connection: Connection, place: Parking, parked: ParkingDecision) -> bool:
         """Record how a round ended; False if somebody else has claimed or removed the message meanwhile."""
         waiting = parked.state == "waiting"
         columns = self._table.c
@@ -278,7 +278,7 @@ class ParkingLot:
         content: Event | Malformed,
         key: bytes,
         topic: str,
-        parked: Parked,
+        parked: ParkingDecision,
         *,
         at: ColumnElement[datetime] | None = None,
     ) -> bool:
@@ -292,7 +292,7 @@ class ParkingLot:
         content: Event | Malformed,
         key: bytes,
         topic: str,
-        parked: Parked,
+        parked: ParkingDecision,
         *,
         at: ColumnElement[datetime] | None = None,
     ) -> dict[str, object]:

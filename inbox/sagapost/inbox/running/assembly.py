@@ -17,7 +17,7 @@ from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.handling.suspects import Suspects
 from sagapost.inbox.handling.together import Together
 from sagapost.inbox.handling.transaction import Toolbox
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.claims import Claims
 from sagapost.inbox.kept.database import Database
 from sagapost.inbox.kept.dedup import Dedup
@@ -31,11 +31,11 @@ from sagapost.inbox.running.retention import Pruner, Retention
 from sagapost.inbox.running.retries import Retries
 from sagapost.inbox.running.workers import Workers
 
-__all__ = ["Parts", "assemble"]
+__all__ = ["ConsumerParts", "assemble"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ConsumerParts:
     """What a consumer runs."""
 
     dispatcher: Dispatcher
@@ -57,12 +57,12 @@ def assemble(
     *,
     number: int,
     max_prefetch: int | None,
-) -> Parts:
+) -> ConsumerParts:
     """Build the parts; opens nothing."""
     clock = runtime.clock
     tables, moments = inbox.tables, database.kit.moments(clock)
     dedup = Dedup(tables, database.kit, consumer=number)
-    attempts = Attempts(tables, moments, consumer=number)
+    attempts = BegunAttempts(tables, moments, consumer=number)
     order = ParkedOrder(tables, moments, consumer=number, on_dead=settings.on_dead)
     lot = ParkingLot(tables, dedup, moments, order, consumer=number, ordered=inbox.ordered)
     tools = Toolbox(
@@ -118,4 +118,4 @@ def assemble(
         consumer=inbox.name,
     )
     prefetch = settings.effective_prefetch(database.concurrency, max_prefetch)
-    return Parts(dispatcher, workers, retries, pruner, screening, prefetch)
+    return ConsumerParts(dispatcher, workers, retries, pruner, screening, prefetch)

@@ -28,7 +28,7 @@ from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.kept.database import Database
 from sagapost.inbox.kept.registry import register_consumer
-from sagapost.inbox.running.assembly import Parts, assemble
+from sagapost.inbox.running.assembly import ConsumerParts, assemble
 from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.counters import ConsumerStatistics, Counters
 from sagapost.inbox.running.intake import Intake
@@ -144,7 +144,12 @@ class Consumer:
                 for service in (parts.workers.run, parts.retries.run, parts.pruner.run):
                     tasks.start_soon(service)
                 # A refusal is reported as it is, and not as a group of one.
-                refusal = await self._consume(parts)
+                try:
+                    await self._runtime.keep(
+                        partial(self._consume, parts), is_outage=self._is_outage, lasting=_LASTING
+                    )
+                except (BrokerError, TopologyConflictError) as error:
+                    refusal = error
                 self._stop.set()
                 await parts.workers.drain(self._settings.drain_timeout)
                 # The others see the stop by themselves, after the statement they are in.
@@ -156,21 +161,13 @@ class Consumer:
             raise refusal
         return parts.workers.unfinished
 
-    async def _consume(self, parts: Parts) -> Exception | None:
-        """Hold one subscription after the other, until stopped; return the error if the broker refuses."""
-        try:
-            await self._runtime.keep(partial(self._subscribe, parts), is_outage=self._is_outage, lasting=_LASTING)
-        except (BrokerError, TopologyConflictError) as refusal:
-            return refusal
-        return None
-
     def _is_outage(self, error: BaseException) -> bool:
         # A refusal at the start is a mistake to report; later it may be a server on its way up or down.
         if isinstance(error, BrokerUnavailableError):
             return True
         return self._subscribed_once and isinstance(error, BrokerError)
 
-    async def _subscribe(self, parts: Parts, attempts: Attempts) -> None:
+    async def _consume(self, parts: ConsumerParts, attempts: Attempts) -> None:
         """Consume over one subscription, until stopped, the broker ends it, or the database was away for too long."""
         # After an outage that ended the last subscription there is nothing to receive for yet.
         await self._availability.until_available(self._database.ping)

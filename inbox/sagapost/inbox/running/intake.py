@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 
@@ -65,23 +65,28 @@ class Intake:
         :raises BrokerError: if the subscription ended; what was not acknowledged comes again.
         """
         async with anyio.create_task_group() as settling:
-            settling.start_soon(self._guard, self.settlement.run)
+            settling.start_soon(self._settle)
             async with anyio.create_task_group() as receiving:
                 receiving.start_soon(self._watch_stop)
                 receiving.start_soon(self._watch_outage)
                 receiving.start_soon(self._screen)
-                with self._receiving:
-                    await self._guard(self._receive)
+                with self._receiving, self._noting_failure():
+                    await self._receive()
                 receiving.cancel_scope.cancel()
             await self._leave()
             settling.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
-    async def _guard(self, stage: Callable[[], Awaitable[None]]) -> None:
+    async def _settle(self) -> None:
+        with self._noting_failure():
+            await self.settlement.run()
+
+    @contextmanager
+    def _noting_failure(self) -> Generator[None]:
         """Note the first failure of the broker and stop receiving; the workers finish what they have begun."""
         try:
-            await stage()
+            yield
         except BrokerError as error:
             self._failure = self._failure or error
             self._receiving.cancel()
@@ -145,7 +150,8 @@ class Intake:
         if self._stop.is_set():
             await self._workers.drain(self._settings.drain_timeout)
         if self._failure is None:
-            await self._guard(lambda: self._give_back(mine))
+            with self._noting_failure():
+                await self._give_back(mine)
 
     async def _give_back(self, arrivals: list[Arrival]) -> None:
         with anyio.move_on_after(5):
@@ -153,7 +159,7 @@ class Intake:
             deliveries = [arrival.delivery for arrival in arrivals if arrival.delivery is not None]
             if deliveries:
                 await self.settlement.release(*deliveries)
-                self._observer.notify(obs.Released(self._consumer, len(deliveries)))
+                self._observer.notify(obs.GivenBack(self._consumer, len(deliveries)))
 
     def _is_mine(self, arrival: Arrival) -> bool:
         return arrival.settlement is self.settlement

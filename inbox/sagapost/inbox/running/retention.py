@@ -13,7 +13,7 @@ from sagapost.inbox.declared.observations import PrunedKeys
 from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.handling.dispatch import Dispatcher
-from sagapost.inbox.kept.attempts import Attempts
+from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.database import Database
 from sagapost.inbox.running.availability import Availability
 
@@ -69,7 +69,7 @@ class Pruner:
     def __init__(
         self,
         retention: Retention,
-        attempts: Attempts,
+        attempts: BegunAttempts,
         moments: Moments,
         database: Database,
         dispatcher: Dispatcher,

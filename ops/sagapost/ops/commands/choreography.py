@@ -20,7 +20,7 @@ from sagapost.sagas.choreography import (
     STALE,
     Choreography,
     Finding,
-    Rule,
+    LintRule,
     graph_of,
     read_acceptances,
     read_manifest,
@@ -126,7 +126,7 @@ def _write_findings(choreography: Choreography, findings: Sequence[Finding]) -> 
         write_line(f"{len(choreography.services)} services, {steps} steps: nothing to complain about{accepted}")
 
 
-def _rule(code: str) -> Rule:
+def _rule(code: str) -> LintRule:
     for rule in RULES:
         if rule.code == code.upper():
             return rule

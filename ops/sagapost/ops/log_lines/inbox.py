@@ -12,7 +12,7 @@ __all__ = ["line_for"]
 def line_for(event: Observation) -> Line | None:
     """Return the line for an event of a consumer."""
     match event:
-        case inbox.Step():
+        case inbox.DeliveryStep():
             return _step_line(event)
         case inbox.Consuming():
             return _consumer_line(event)
@@ -20,7 +20,7 @@ def line_for(event: Observation) -> Line | None:
             return None
 
 
-def _step_line(event: inbox.Step) -> Line | None:
+def _step_line(event: inbox.DeliveryStep) -> Line | None:
     """What happens to single messages: lines only for what went wrong, the rest for whoever debugs."""
     extra: dict[str, object] = {"consumer": event.consumer}
     match event:
@@ -102,7 +102,7 @@ def _consumer_line(event: inbox.Consuming) -> Line | None:
         case inbox.Edited(parked_id=parked_id, actor=actor):
             text = f"parked message {parked_id} edited by {actor}"
             return Line(WARNING, text, extra | {"actor": actor, "parked_id": parked_id})
-        case inbox.Released(messages=messages):
+        case inbox.GivenBack(messages=messages):
             text = f"{messages} messages given back to the queue"
             return Line(INFO, text, extra | {"messages": messages}, READABLE)
         case _:

@@ -19,7 +19,7 @@ def _batch_line(event: relay.Relayed) -> Line | None:
     match event:
         case relay.Sent(rows=rows):
             return Line(DEBUG, f"{rows} events sent", {"rows": rows}, READABLE)
-        case relay.Confirmed(rows=rows):
+        case relay.Published(rows=rows):
             return Line(DEBUG, f"{rows} events confirmed", {"rows": rows}, READABLE)
         case relay.Settled(rows=rows):
             return Line(DEBUG, f"{rows} events settled", {"rows": rows}, READABLE)

@@ -75,7 +75,7 @@ class OpenTelemetryMetrics:
 
     def _relay(self, event: relay.Relayed) -> None:
         match event:
-            case relay.Confirmed(rows=rows):
+            case relay.Published(rows=rows):
                 self._sent.add(rows, {**self._system, "messaging.operation.name": "publish"})
             case relay.Settled(rows=rows):
                 self._settled.add(rows)

@@ -12,7 +12,7 @@ from sagapost.outbox.relay.observations import Fetched, Idle, Released, Saturate
 from sagapost.outbox.relay.policy import Refusals
 
 if TYPE_CHECKING:
-    from sagapost.outbox.relay.parts import Parts
+    from sagapost.outbox.relay.parts import RelayParts
 
 __all__ = ["FetchStage"]
 
@@ -28,7 +28,7 @@ no write and lets writers commit without ringing."""
 class FetchStage:
     """Reads rows into the gate."""
 
-    def __init__(self, parts: Parts, reader: OutboxReader, doorbell: Doorbell, refusals: Refusals) -> None:
+    def __init__(self, parts: RelayParts, reader: OutboxReader, doorbell: Doorbell, refusals: Refusals) -> None:
         self._parts = parts
         self._reader = reader
         self._doorbell = doorbell

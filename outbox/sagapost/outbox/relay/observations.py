@@ -10,7 +10,7 @@ __all__ = [
     "Blocked",
     "BrokerReady",
     "Buried",
-    "Confirmed",
+    "Published",
     "Fetched",
     "Held",
     "Idle",
@@ -90,7 +90,7 @@ class Sent(Relayed):
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed(Relayed):
+class Published(Relayed):
     """The broker confirmed rows of a batch."""
 
     rows: int

@@ -13,11 +13,11 @@ from sagapost.outbox.relay.routes import Routes
 from sagapost.outbox.relay.settings import RelaySettings
 from sagapost.outbox.relay.settlement import Settler
 
-__all__ = ["Parts"]
+__all__ = ["RelayParts"]
 
 
 @dataclass(slots=True)
-class Parts:
+class RelayParts:
     """One relay's state; every stage runs in the same event loop."""
 
     settings: RelaySettings

@@ -12,7 +12,7 @@ from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement
 from sagapost.outbox.relay.observations import Buried, Held, Released
 
 if TYPE_CHECKING:
-    from sagapost.outbox.relay.parts import Parts
+    from sagapost.outbox.relay.parts import RelayParts
 
 __all__ = ["Decided", "Refusal", "Refusals"]
 
@@ -41,7 +41,7 @@ class Decided:
 class Refusals:
     """Decides what a refused row and the rows behind it do."""
 
-    def __init__(self, parts: Parts, settlement: OutboxSettlement) -> None:
+    def __init__(self, parts: RelayParts, settlement: OutboxSettlement) -> None:
         self._parts = parts
         self._settlement = settlement
         self.retries = 0

@@ -36,7 +36,7 @@ from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.fetching import FetchStage
 from sagapost.outbox.relay.gate import Gate
 from sagapost.outbox.relay.ownership import Ownership
-from sagapost.outbox.relay.parts import Parts
+from sagapost.outbox.relay.parts import RelayParts
 from sagapost.outbox.relay.policy import Refusals
 from sagapost.outbox.relay.routes import Routes
 from sagapost.outbox.relay.scheduling import run_schedule
@@ -117,7 +117,7 @@ class Relay:
         self._runtime = Runtime(_NAME, observer=observer, clock=clock, backoff=settings.reconnect)
         background = Runtime(_NAME, observer=observer, clock=clock, backoff=settings.reconnect)
         settler = Settler(store.settlement, gate, ownership, background)
-        self._parts = Parts(
+        self._parts = RelayParts(
             settings, gate, routes, ownership, settler, clock, observer, background, self._runtime.stop
         )
         self._refusals = Refusals(self._parts, store.settlement)

@@ -10,7 +10,7 @@ from sagapost.outbox.relay.observations import Moved
 from sagapost.outbox.relay.settlement import is_store_error
 
 if TYPE_CHECKING:
-    from sagapost.outbox.relay.parts import Parts
+    from sagapost.outbox.relay.parts import RelayParts
 
 __all__ = ["run_schedule"]
 
@@ -18,7 +18,7 @@ _BATCH = 500
 _SHORTEST = timedelta(milliseconds=1)
 
 
-async def run_schedule(parts: Parts, schedule: OutboxSchedule) -> None:
+async def run_schedule(parts: RelayParts, schedule: OutboxSchedule) -> None:
     """Move due events until cancelled.
 
     Every relay does this; the store moves each row once. Between moves it sleeps until the next one is due, and never

@@ -15,7 +15,7 @@ from sagapost.outbox.relay.policy import Refusal, Refusals
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sagapost.outbox.relay.parts import Parts
+    from sagapost.outbox.relay.parts import RelayParts
 
 __all__ = ["SendStage"]
 
@@ -23,7 +23,7 @@ __all__ = ["SendStage"]
 class SendStage:
     """Sends what the gate has ready and handles what the broker answers. One per broker connection."""
 
-    def __init__(self, parts: Parts, publisher: Publisher, refusals: Refusals) -> None:
+    def __init__(self, parts: RelayParts, publisher: Publisher, refusals: Refusals) -> None:
         self._parts = parts
         self._publisher = publisher
         self._refusals = refusals
@@ -160,7 +160,7 @@ class SendStage:
                 parts.observer.notify(obs.Overtaken(key=key, position=int(hold.position), by=int(row.position)))
         parts.settler.add(rows)
         self.published += len(rows)
-        parts.observer.notify(obs.Confirmed(rows=len(rows)))
+        parts.observer.notify(obs.Published(rows=len(rows)))
 
     def _watch_blocked(self) -> None:
         if self._publisher.blocked is not self._blocked:

@@ -17,7 +17,7 @@ from sagapost.outbox.relay.settlement import is_store_error
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.fetching import FetchStage
-    from sagapost.outbox.relay.parts import Parts
+    from sagapost.outbox.relay.parts import RelayParts
 
 __all__ = ["run_sweep"]
 
@@ -28,7 +28,7 @@ one, a hundred thousand rows behind a dead letter) comes less often."""
 _LOWEST = Position(-(2**62))
 
 
-async def run_sweep(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> None:
+async def run_sweep(parts: RelayParts, sweeper: OutboxSweeper, fetcher: FetchStage) -> None:
     """Sweep until cancelled. A failure is reported and waited out: the other stages notice an outage by themselves."""
     interval = parts.settings.sweep_interval
     marked = False
@@ -48,7 +48,7 @@ async def run_sweep(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -
     await parts.background.every(interval, sweep, is_outage=is_store_error)
 
 
-async def _missed(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> set[Position]:
+async def _missed(parts: RelayParts, sweeper: OutboxSweeper, fetcher: FetchStage) -> set[Position]:
     """Return rows that were left and that the relay knows nothing of, seen so twice.
 
     Twice: a row that was settled while the answer was on its way is unknown when it arrives, and gone the next time.
@@ -61,7 +61,7 @@ async def _missed(parts: Parts, sweeper: OutboxSweeper, fetcher: FetchStage) -> 
 
 
 async def _unknown(
-    parts: Parts,
+    parts: RelayParts,
     sweeper: OutboxSweeper,
     fetcher: FetchStage,
     claims: Mapping[Partition, LeaseToken],

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sagapost.sagas.choreography.asyncapi import to_asyncapi
     from sagapost.sagas.choreography.bpmn import to_bpmn
     from sagapost.sagas.choreography.dot import to_dot
-    from sagapost.sagas.choreography.findings import Finding, Rule, Severity
+    from sagapost.sagas.choreography.findings import Finding, LintRule, Severity
     from sagapost.sagas.choreography.graph import graph_of
     from sagapost.sagas.choreography.linting import lint
     from sagapost.sagas.choreography.manifest import (
@@ -32,7 +32,7 @@ else:
             "asyncapi": "to_asyncapi",
             "bpmn": "to_bpmn",
             "dot": "to_dot",
-            "findings": "Finding Rule Severity",
+            "findings": "Finding LintRule Severity",
             "graph": "graph_of",
             "linting": "lint",
             "manifest": "Choreography Compensation DeclaredDeadline Manifest Step read_manifest write_manifest",
@@ -59,7 +59,7 @@ __all__ = [
     "lint",
     "Finding",
     "Severity",
-    "Rule",
+    "LintRule",
     "RULES",
     "STALE",
     "Acceptance",

@@ -8,7 +8,7 @@ from enum import Enum
 
 from sagapost.sagas.choreography.manifest import Choreography
 
-__all__ = ["Check", "Finding", "Rule", "Severity"]
+__all__ = ["Check", "Finding", "LintRule", "Severity"]
 
 Check = Callable[[Choreography], Iterator[tuple[str, str, str]]]
 """Yields service, subject (a step or an event) and message of each mistake."""
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class LintRule:
     """One thing that is looked for."""
 
     code: str

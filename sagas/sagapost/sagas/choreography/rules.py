@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sagapost.sagas.choreography import checks
-from sagapost.sagas.choreography.findings import Rule, Severity
+from sagapost.sagas.choreography.findings import LintRule, Severity
 
 __all__ = ["RULES", "STALE"]
 
-STALE = Rule(
+STALE = LintRule(
     "SP000",
     Severity.WARNING,
     "acceptance of nothing",
@@ -17,8 +17,8 @@ STALE = Rule(
 )
 """About the acceptances themselves, so no choreography is searched for it."""
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[LintRule, ...] = (
+    LintRule(
         "SP001",
         Severity.ERROR,
         "event nobody handles",
@@ -28,7 +28,7 @@ RULES: tuple[Rule, ...] = (
         "somebody outside these manifests listens.",
         checks.unhandled,
     ),
-    Rule(
+    LintRule(
         "SP002",
         Severity.ERROR,
         "handler nobody feeds",
@@ -38,7 +38,7 @@ RULES: tuple[Rule, ...] = (
         "handler. Accept it if the event comes from outside these manifests.",
         checks.unfed,
     ),
-    Rule(
+    LintRule(
         "SP003",
         Severity.ERROR,
         "step without compensation",
@@ -49,7 +49,7 @@ RULES: tuple[Rule, ...] = (
         "the business wants the effect to stay.",
         checks.no_compensation,
     ),
-    Rule(
+    LintRule(
         "SP004",
         Severity.WARNING,
         "saga without deadline",
@@ -58,7 +58,7 @@ RULES: tuple[Rule, ...] = (
         "the step it waits for. Accept it if a tracker's lateness is watched instead.",
         checks.no_deadline,
     ),
-    Rule(
+    LintRule(
         "SP005",
         Severity.ERROR,
         "saga without end",
@@ -68,7 +68,7 @@ RULES: tuple[Rule, ...] = (
         "failure.",
         checks.no_end,
     ),
-    Rule(
+    LintRule(
         "SP006",
         Severity.ERROR,
         "cycle",
@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
         "such as a number of tries kept in a row; say in the reason what does.",
         checks.cycle,
     ),
-    Rule(
+    LintRule(
         "SP007",
         Severity.ERROR,
         "type conflict",
@@ -88,7 +88,7 @@ RULES: tuple[Rule, ...] = (
         "Fields that the consumer does not know are no conflict.",
         checks.type_conflict,
     ),
-    Rule(
+    LintRule(
         "SP008",
         Severity.ADVICE,
         "cheaper step order",
@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
         "effect must be early, for instance because it makes sure of something scarce.",
         checks.cheaper_order,
     ),
-    Rule(
+    LintRule(
         "SP009",
         Severity.ERROR,
         "deadline nobody cancels",
@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
         "is harmless when all went well.",
         checks.deadline_nobody_cancels,
     ),
-    Rule(
+    LintRule(
         "SP010",
         Severity.ERROR,
         "compensation nothing triggers",
@@ -119,7 +119,7 @@ RULES: tuple[Rule, ...] = (
         "saga goes forward from that failure.",
         checks.nothing_triggers,
     ),
-    Rule(
+    LintRule(
         "SP011",
         Severity.WARNING,
         "deadline nobody sets",
@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
         "Correct the name, or cancel the deadline in the service that sets it.",
         checks.deadline_nobody_sets,
     ),
-    Rule(
+    LintRule(
         "SP012",
         Severity.ADVICE,
         "step no deadline waits for",
@@ -136,7 +136,7 @@ RULES: tuple[Rule, ...] = (
         "concern.",
         checks.step_nothing_waits_for,
     ),
-    Rule(
+    LintRule(
         "SP013",
         Severity.WARNING,
         "end nobody publishes",

@@ -7,15 +7,15 @@ from sagapost.core.lazy import lazily
 if TYPE_CHECKING:
     from sagapost.sagas.testing.clock import VirtualClock
     from sagapost.sagas.testing.rehearsal import Rehearsal, RehearsalError
-    from sagapost.sagas.testing.service import ParkedMessage, RehearsedService
+    from sagapost.sagas.testing.service import RehearsedService, UnhandledMessage
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "clock": "VirtualClock",
             "rehearsal": "Rehearsal RehearsalError",
-            "service": "ParkedMessage RehearsedService",
+            "service": "RehearsedService UnhandledMessage",
         },
     )
 
-__all__ = ["Rehearsal", "RehearsedService", "ParkedMessage", "RehearsalError", "VirtualClock"]
+__all__ = ["Rehearsal", "RehearsedService", "UnhandledMessage", "RehearsalError", "VirtualClock"]

@@ -26,13 +26,13 @@ from sagapost.sagas.operator import history
 from sagapost.sagas.sagas import Sagas
 from sagapost.sagas.testing.clock import VirtualClock
 
-__all__ = ["ParkedMessage", "RehearsedService"]
+__all__ = ["UnhandledMessage", "RehearsedService"]
 
 _ATTRIBUTES = [each.name for each in ATTRIBUTES if each.name not in {"id", "extensions"}]
 
 
 @dataclass(frozen=True, slots=True)
-class ParkedMessage:
+class UnhandledMessage:
     """A message that could not be handled, as its row in the service's database says."""
 
     type: str
@@ -110,11 +110,11 @@ class RehearsedService:
 
     # --- what the test asks ---
 
-    async def parked(self) -> list[ParkedMessage]:
+    async def parked(self) -> list[UnhandledMessage]:
         """Return the messages that could not be handled, oldest first."""
         table = self.inbox.tables.parked
         return [
-            ParkedMessage(row.type or "", row.state, row.reason, row.error, row.attempts, _utc(row.next_attempt_at))
+            UnhandledMessage(row.type or "", row.state, row.reason, row.error, row.attempts, _utc(row.next_attempt_at))
             for row in await self._rows(select(table).order_by(table.c.id))
         ]
 

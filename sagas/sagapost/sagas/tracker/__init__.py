@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from sagapost.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from sagapost.sagas.tracker.actions import Action, Emit, Notify, RequestRollback, Rule, Watch, WatchSettings
+    from sagapost.sagas.tracker.actions import (
+        Action,
+        Notify,
+        PublishEvent,
+        RequestRollback,
+        Rule,
+        Watch,
+        WatchSettings,
+    )
     from sagapost.sagas.tracker.consumer import TrackerConsumer, TrackerConsumerSettings
     from sagapost.sagas.tracker.differences import Difference
     from sagapost.sagas.tracker.drawing import timeline, tree
@@ -19,7 +27,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "actions": "Action Emit Notify RequestRollback Rule Watch WatchSettings",
+            "actions": "Action Notify PublishEvent RequestRollback Rule Watch WatchSettings",
             "consumer": "TrackerConsumer TrackerConsumerSettings",
             "differences": "Difference",
             "folding": "fold",
@@ -48,7 +56,7 @@ __all__ = [
     "Rule",
     "Action",
     "RequestRollback",
-    "Emit",
+    "PublishEvent",
     "Notify",
     "Watch",
     "WatchSettings",

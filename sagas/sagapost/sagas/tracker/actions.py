@@ -26,7 +26,7 @@ from sagapost.sagas.tracker.tracker import Tracker, cause_of
 from sagapost.sagas.tracker.view import SagaState
 from sagapost.sagas.tracker.webhooks import Webhooks
 
-__all__ = ["Action", "Emit", "Notify", "RequestRollback", "Rule", "Watch", "WatchSettings"]
+__all__ = ["Action", "PublishEvent", "Notify", "RequestRollback", "Rule", "Watch", "WatchSettings"]
 
 _WINDOW = timedelta(days=1)
 """How far back a rule about sagas that are over looks."""
@@ -38,7 +38,7 @@ class RequestRollback:
 
 
 @dataclass(frozen=True, slots=True)
-class Emit:
+class PublishEvent:
     """Publish this event in the saga: an instance of a class named with `@event`, or any payload with a type."""
 
     payload: object
@@ -57,7 +57,7 @@ class Notify:
             raise ConfigurationError("A webhook's URL begins with https:// or http://.")
 
 
-Action: TypeAlias = RequestRollback | Emit | Notify
+Action: TypeAlias = RequestRollback | PublishEvent | Notify
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +287,7 @@ def _encoded(rule: Rule, *, by: str) -> _Published | None:
             return None
         case RequestRollback():
             payload, type_ = RollbackRequested(rule.reason, by), None
-        case Emit(payload, type_):
+        case PublishEvent(payload, type_):
             pass
         case _ as never:
             assert_never(never)

@@ -15,13 +15,13 @@ from sagapost.sagas.tracker.lifecycle import Detail, clean, lifecycle_of
 from sagapost.sagas.tracker.route import Route, Stop
 from sagapost.sagas.tracker.view import (
     ExpectedStep,
-    IslandStep,
     OpenTask,
     PendingDeadline,
     Rollback,
     SagaState,
     SagaView,
     StepDone,
+    TrackedIslandStep,
 )
 
 __all__ = ["derive"]
@@ -55,8 +55,8 @@ class _Facts:
     requested: events.RollbackRequested | None = None
     tasks: dict[tuple[str, int], OpenTask] = field(default_factory=dict[tuple[str, int], OpenTask])
     ended_tasks: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    islands: dict[tuple[str, str, str, str], IslandStep] = field(
-        default_factory=dict[tuple[str, str, str, str], IslandStep]
+    islands: dict[tuple[str, str, str, str], TrackedIslandStep] = field(
+        default_factory=dict[tuple[str, str, str, str], TrackedIslandStep]
     )
     over: Entry | None = None
 
@@ -148,7 +148,7 @@ def _read_lifecycle(facts: _Facts, entry: Entry, detail: Detail) -> None:
             facts.ended_tasks.add((service, task))
         case events.IslandStepChanged(service, island, run, step, state, attempt, reason):
             # Its place in the list is that of its first change; what it shows is the last.
-            shown = IslandStep(service, island, run, step, state, attempt, reason)
+            shown = TrackedIslandStep(service, island, run, step, state, attempt, reason)
             facts.islands[service, island, run, step] = shown
         case events.RetryRequested():
             # Whoever was asked tries again; it says so if it gives up again.

@@ -15,7 +15,7 @@ from sagapost.sagas.tracker.entries import Entry, entry_of, saga_of
 from sagapost.sagas.tracker.lifecycle import clean, detail_of, lifecycle_of
 from sagapost.sagas.tracker.observations import PassedOver, PassedOverPart
 
-__all__ = ["Arrival", "Intake", "Reader", "halves", "reason_of"]
+__all__ = ["Arrival", "TrackerIntake", "Reader", "halves", "reason_of"]
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(slots=True)
-class Intake:
+class TrackerIntake:
     """What a batch of events brings."""
 
     arrivals: list[Arrival] = field(default_factory=list[Arrival])
@@ -53,9 +53,9 @@ class Reader:
         self._keys = keys
         self._starts = starts
 
-    def read(self, events: Iterable[Event]) -> Intake:
+    def read(self, events: Iterable[Event]) -> TrackerIntake:
         """Return what the events bring; those that are no part of a saga bring nothing."""
-        intake = Intake()
+        intake = TrackerIntake()
         for event in events:
             try:
                 self._read(event, intake)
@@ -63,7 +63,7 @@ class Reader:
                 self._pass_over(intake, event, "event", reason_of(error))
         return intake
 
-    def _read(self, event: Event, intake: Intake) -> None:
+    def _read(self, event: Event, intake: TrackerIntake) -> None:
         saga = saga_of(event, self._starts)
         if saga is None:
             return
@@ -75,7 +75,7 @@ class Reader:
             self._pass_over(intake, event, "key", flaw)
         intake.arrivals.append(Arrival(saga, entry, event.time, frozenset(keys)))
 
-    def _with_detail(self, entry: Entry, event: Event, intake: Intake) -> Entry:
+    def _with_detail(self, entry: Entry, event: Event, intake: TrackerIntake) -> Entry:
         """Return the entry of a lifecycle event with its data, as far as that can be read."""
         try:
             detail = detail_of(event.data)
@@ -90,7 +90,7 @@ class Reader:
             self._pass_over(intake, event, "data", reason_of(error))
         return msgspec.structs.replace(entry, detail=detail)
 
-    def _pass_over(self, intake: Intake, event: Event, part: PassedOverPart, reason: str) -> None:
+    def _pass_over(self, intake: TrackerIntake, event: Event, part: PassedOverPart, reason: str) -> None:
         report = PassedOver(_shown(event.id), _shown(event.type), _shown(event.correlationid), part, reason)
         intake.passed_over.append(report)
 

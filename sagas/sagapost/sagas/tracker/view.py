@@ -11,7 +11,7 @@ from sagapost.sagas.tracker.entries import Entry, moment
 __all__ = [
     "PendingDeadline",
     "ExpectedStep",
-    "IslandStep",
+    "TrackedIslandStep",
     "OpenTask",
     "Rollback",
     "SagaState",
@@ -99,7 +99,7 @@ class OpenTask:
 
 
 @dataclass(frozen=True, slots=True)
-class IslandStep:
+class TrackedIslandStep:
     """A step of an orchestrated part."""
 
     service: str
@@ -131,7 +131,7 @@ class SagaView:
     deadlines: tuple[PendingDeadline, ...]
     rollbacks: tuple[Rollback, ...]
     tasks: tuple[OpenTask, ...]
-    islands: tuple[IslandStep, ...]
+    islands: tuple[TrackedIslandStep, ...]
     keys: tuple[tuple[str, str], ...] = ()
     services: tuple[tuple[str, str], ...] = ()
     """Source -> service, for what is in the history."""
