@@ -10,7 +10,6 @@ from tests.house.source import House
 NOT_THERE_YET = {
     "hand-written reconnect loops": 3,
     "wake-up flags re-armed by hand": 4,
-    "functions over 60 lines": 9,
 }
 """The counts that are above their aim, and what they were last. A smaller figure is written down here."""
 

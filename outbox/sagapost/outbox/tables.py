@@ -135,12 +135,26 @@ class OutboxTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = big_integer()
 
-        self.outbox = Table(
-            f"{prefix}outbox",
+        self.outbox = self._outbox()
+        self.dead = self._dead()
+        self.scheduled = self._scheduled()
+        self.leases = self._leases()
+        self.relays = self._relays()
+        self.create_doorbell = CreateDoorbell(
+            outbox=self.outbox, relays=self.relays, name=f"{prefix}outbox_ring", channel=doorbell_channel(self.outbox)
+        )
+        """For a migration that was generated, where tables come without their triggers:
+        ``op.execute(tables.create_doorbell)``. Repeatable; does nothing where there is no NOTIFY."""
+        self.advance_positions = AdvancePositions(outbox=self.outbox, dead=self.dead)
+        """Lets positions go on behind those that are in use; see `AdvancePositions`."""
+        self._attach_doorbell()
+
+    def _outbox(self) -> Table:
+        table = Table(
+            f"{self.prefix}outbox",
             self.metadata,
-            Column("position", big, Identity(always=True), primary_key=True),
+            Column("position", big_integer(), Identity(always=True), primary_key=True),
             # The snapshot delta (docs/adr/0005) asks "which transactions became visible", so each row knows its own.
             Column(
                 "xid",
@@ -156,32 +170,32 @@ class OutboxTables:
             Column("last_error", Text),
             CheckConstraint(
                 "(attempts = 0) = (next_attempt_at IS NULL) AND (attempts = 0) = (last_error IS NULL)",
-                name=conv(f"{prefix}outbox_refused_rows_say_why"),
+                name=conv(f"{self.prefix}outbox_refused_rows_say_why"),
             ),
-            CheckConstraint(rules.ATTEMPTS, name=conv(f"{prefix}outbox_attempts")),
-            *_envelope_rules(f"{prefix}outbox"),
-            schema=schema,
+            CheckConstraint(rules.ATTEMPTS, name=conv(f"{self.prefix}outbox_attempts")),
+            *_envelope_rules(f"{self.prefix}outbox"),
+            schema=self.schema,
             sqlite_autoincrement=True,
         )
         # Stragglers (xid = ANY) and newcomers (xid >= x) are read along this index, so that a fetch never walks the
         # dead entries at the head of the primary key.
-        Index(conv(f"{prefix}outbox_xid_position"), self.outbox.c.xid, self.outbox.c.position).ddl_if(
-            dialect="postgresql"
-        )
+        Index(conv(f"{self.prefix}outbox_xid_position"), table.c.xid, table.c.position).ddl_if(dialect="postgresql")
         # Refused rows are few; the command line and the backlog count find them here.
         Index(
-            conv(f"{prefix}outbox_refused"),
-            self.outbox.c.next_attempt_at,
+            conv(f"{self.prefix}outbox_refused"),
+            table.c.next_attempt_at,
             postgresql_where=text("attempts > 0"),
             sqlite_where=text("attempts > 0"),
         )
+        return table
 
-        self.dead = Table(
-            f"{prefix}outbox_dead",
+    def _dead(self) -> Table:
+        table = Table(
+            f"{self.prefix}outbox_dead",
             self.metadata,
             # Both are the key: positions can begin again (a truncated table, a server whose sequence was never
             # replicated), and burying must not fail for a dead letter of former times.
-            Column("position", big, primary_key=True, autoincrement=False),
+            Column("position", big_integer(), primary_key=True, autoincrement=False),
             _slot(),
             _key_hash(),
             *_dead_envelope(),
@@ -190,41 +204,45 @@ class OutboxTables:
             Column("died_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             # A blocking letter holds back the later events of its key until an operator decides.
             Column("blocks_key", SmallInteger, nullable=False, server_default="0"),
-            schema=schema,
+            schema=self.schema,
         )
         Index(
-            conv(f"{prefix}outbox_dead_blocking"),
-            self.dead.c.partitionkey,
+            conv(f"{self.prefix}outbox_dead_blocking"),
+            table.c.partitionkey,
             postgresql_where=text("blocks_key = 1"),
             sqlite_where=text("blocks_key = 1"),
         )
+        return table
 
-        self.scheduled = Table(
-            f"{prefix}outbox_scheduled",
+    def _scheduled(self) -> Table:
+        table = Table(
+            f"{self.prefix}outbox_scheduled",
             self.metadata,
-            Column("id", big, Identity(always=True), primary_key=True),
+            Column("id", big_integer(), Identity(always=True), primary_key=True),
             Column("deliver_at", DateTime(timezone=True), nullable=False),
             # A deadline is cancelled by (saga, name): `correlationid` of the envelope plus this name.
             Column("name", String(255)),
             _key_hash(),
             *_envelope(),
-            CheckConstraint(rules.DELIVER_AT, name=conv(f"{prefix}outbox_scheduled_deliver_at")),
-            *_envelope_rules(f"{prefix}outbox_scheduled"),
-            schema=schema,
+            CheckConstraint(rules.DELIVER_AT, name=conv(f"{self.prefix}outbox_scheduled_deliver_at")),
+            *_envelope_rules(f"{self.prefix}outbox_scheduled"),
+            schema=self.schema,
             sqlite_autoincrement=True,
         )
-        Index(conv(f"{prefix}outbox_scheduled_due"), self.scheduled.c.deliver_at)
-        Index(conv(f"{prefix}outbox_scheduled_event"), self.scheduled.c.event_id, unique=True)
+        Index(conv(f"{self.prefix}outbox_scheduled_due"), table.c.deliver_at)
+        Index(conv(f"{self.prefix}outbox_scheduled_event"), table.c.event_id, unique=True)
         Index(
-            conv(f"{prefix}outbox_scheduled_name"),
-            self.scheduled.c.correlationid,
-            self.scheduled.c.name,
+            conv(f"{self.prefix}outbox_scheduled_name"),
+            table.c.correlationid,
+            table.c.name,
             postgresql_where=text("name IS NOT NULL"),
             sqlite_where=text("name IS NOT NULL"),
         )
+        return table
 
-        self.leases = Table(
-            f"{prefix}outbox_leases",
+    def _leases(self) -> Table:
+        return Table(
+            f"{self.prefix}outbox_leases",
             self.metadata,
             Column("partition", SmallInteger, primary_key=True, autoincrement=False),
             Column("owner", Uuid),
@@ -232,29 +250,21 @@ class OutboxTables:
             Column("token", BigInteger, nullable=False, server_default="0"),
             Column("expires_at", DateTime(timezone=True)),
             CheckConstraint(
-                "(owner IS NULL) = (expires_at IS NULL)", name=conv(f"{prefix}outbox_lease_owner_expires")
+                "(owner IS NULL) = (expires_at IS NULL)", name=conv(f"{self.prefix}outbox_lease_owner_expires")
             ),
-            schema=schema,
+            schema=self.schema,
         )
 
-        self.relays = Table(
-            f"{prefix}outbox_relays",
+    def _relays(self) -> Table:
+        return Table(
+            f"{self.prefix}outbox_relays",
             self.metadata,
             Column("relay", Uuid, primary_key=True),
             Column("expires_at", DateTime(timezone=True), nullable=False),
             # A relay that sleeps asks the next writer to ring; nobody rings while all are awake.
             Column("idle", SmallInteger, nullable=False, server_default="0"),
-            schema=schema,
+            schema=self.schema,
         )
-
-        self.create_doorbell = CreateDoorbell(
-            outbox=self.outbox, relays=self.relays, name=f"{prefix}outbox_ring", channel=doorbell_channel(self.outbox)
-        )
-        """For a migration that was generated, where tables come without their triggers:
-        ``op.execute(tables.create_doorbell)``. Repeatable; does nothing where there is no NOTIFY."""
-        self.advance_positions = AdvancePositions(outbox=self.outbox, dead=self.dead)
-        """Lets positions go on behind those that are in use; see `AdvancePositions`."""
-        self._attach_doorbell()
 
     def _attach_doorbell(self) -> None:
         """Create the trigger together with the table, and let its function go with it."""

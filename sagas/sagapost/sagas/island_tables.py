@@ -31,9 +31,19 @@ class IslandTables:
     """The three tables, in the metadata of the ledger they belong to."""
 
     def __init__(self, metadata: MetaData, *, schema: str | None, prefix: str) -> None:
-        self.runs = Table(
-            f"{prefix}saga_island_runs",
-            metadata,
+        self._metadata = metadata
+        self._schema = schema
+        self._prefix = prefix
+        self._run = f"{schema}.{prefix}saga_island_runs.id" if schema else f"{prefix}saga_island_runs.id"
+        self.runs = self._runs()
+        self.steps = self._steps()
+        self.commands = self._commands()
+        Index(conv(f"{prefix}saga_island_runs_saga"), self.runs.c.service, self.runs.c.saga)
+
+    def _runs(self) -> Table:
+        return Table(
+            f"{self._prefix}saga_island_runs",
+            self._metadata,
             Column("id", String(36), primary_key=True),
             Column("service", String(255), nullable=False),
             Column("island", String(255), nullable=False),
@@ -50,22 +60,25 @@ class IslandTables:
             Column("partitionkey", String(255)),
             Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             Column("ended_at", DateTime(timezone=True)),
-            UniqueConstraint("service", "island", "saga", "instance", name=conv(f"{prefix}saga_island_runs_once")),
-            CheckConstraint(f"state IN {RUN_STATES}", name=conv(f"{prefix}saga_island_runs_known")),
+            UniqueConstraint(
+                "service", "island", "saga", "instance", name=conv(f"{self._prefix}saga_island_runs_once")
+            ),
+            CheckConstraint(f"state IN {RUN_STATES}", name=conv(f"{self._prefix}saga_island_runs_known")),
             CheckConstraint(
                 "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
-                name=conv(f"{prefix}saga_island_runs_ended"),
+                name=conv(f"{self._prefix}saga_island_runs_ended"),
             ),
             CheckConstraint(
                 "(state IN ('rolling_back', 'rolled_back')) = (reason IS NOT NULL)",
-                name=conv(f"{prefix}saga_island_runs_say_why"),
+                name=conv(f"{self._prefix}saga_island_runs_say_why"),
             ),
-            schema=schema,
+            schema=self._schema,
         )
-        run = f"{schema}.{self.runs.name}.id" if schema else f"{self.runs.name}.id"
-        self.steps = Table(
-            f"{prefix}saga_island_steps",
-            metadata,
+
+    def _steps(self) -> Table:
+        return Table(
+            f"{self._prefix}saga_island_steps",
+            self._metadata,
             Column("run", String(36), primary_key=True),
             Column("step", String(255), primary_key=True),
             # In the order of declaration; steps of one parallel group share `stage`.
@@ -81,14 +94,18 @@ class IslandTables:
             # The open task about it, where a person must decide.
             Column("task", Integer),
             Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            ForeignKeyConstraint(["run"], [run], name=conv(f"{prefix}saga_island_steps_run")),
-            CheckConstraint(f"state IN {STEP_STATES}", name=conv(f"{prefix}saga_island_steps_known")),
-            CheckConstraint("(state = 'stuck') = (task IS NOT NULL)", name=conv(f"{prefix}saga_island_steps_tasks")),
-            schema=schema,
+            ForeignKeyConstraint(["run"], [self._run], name=conv(f"{self._prefix}saga_island_steps_run")),
+            CheckConstraint(f"state IN {STEP_STATES}", name=conv(f"{self._prefix}saga_island_steps_known")),
+            CheckConstraint(
+                "(state = 'stuck') = (task IS NOT NULL)", name=conv(f"{self._prefix}saga_island_steps_tasks")
+            ),
+            schema=self._schema,
         )
-        self.commands = Table(
-            f"{prefix}saga_island_commands",
-            metadata,
+
+    def _commands(self) -> Table:
+        return Table(
+            f"{self._prefix}saga_island_commands",
+            self._metadata,
             # The command's event id: the answer names it as its cause.
             Column("id", String(255), primary_key=True),
             Column("run", String(36), nullable=False),
@@ -96,10 +113,9 @@ class IslandTables:
             Column("attempt", Integer, nullable=False),
             Column("undo", Boolean, nullable=False),
             Column("sent_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            ForeignKeyConstraint(["run"], [run], name=conv(f"{prefix}saga_island_commands_run")),
-            schema=schema,
+            ForeignKeyConstraint(["run"], [self._run], name=conv(f"{self._prefix}saga_island_commands_run")),
+            schema=self._schema,
         )
-        Index(conv(f"{prefix}saga_island_runs_saga"), self.runs.c.service, self.runs.c.saga)
 
     @property
     def all(self) -> tuple[Table, ...]:

@@ -47,10 +47,16 @@ class SagaTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = big_integer()
 
-        self.states = Table(
-            f"{prefix}saga_states",
+        self.states = self._states()
+        self.compensations = self._compensations()
+        self.tasks = task_table(self.metadata, schema=schema, prefix=prefix)
+        self.islands = IslandTables(self.metadata, schema=schema, prefix=prefix)
+        place(self)
+
+    def _states(self) -> Table:
+        table = Table(
+            f"{self.prefix}saga_states",
             self.metadata,
             Column("service", String(255), primary_key=True),
             Column("saga", String(255), primary_key=True),
@@ -71,39 +77,43 @@ class SagaTables:
             # When the next compensation may be tried.
             Column("due_at", DateTime(timezone=True)),
             CheckConstraint(
-                "state IN ('running', 'rolling_back', 'rolled_back', 'stuck')", name=conv(f"{prefix}saga_states_known")
+                "state IN ('running', 'rolling_back', 'rolled_back', 'stuck')",
+                name=conv(f"{self.prefix}saga_states_known"),
             ),
             CheckConstraint(
                 "(state = 'rolling_back') = (due_at IS NOT NULL)",
-                name=conv(f"{prefix}saga_states_due_while_rolling_back"),
+                name=conv(f"{self.prefix}saga_states_due_while_rolling_back"),
             ),
             CheckConstraint(
                 "(state = 'running') = (rollback_started_at IS NULL)",
-                name=conv(f"{prefix}saga_states_rollback_recorded"),
+                name=conv(f"{self.prefix}saga_states_rollback_recorded"),
             ),
-            schema=schema,
+            schema=self.schema,
         )
         # The compensator's only question: what is due?
         Index(
-            conv(f"{prefix}saga_states_due"),
-            self.states.c.service,
-            self.states.c.due_at,
+            conv(f"{self.prefix}saga_states_due"),
+            table.c.service,
+            table.c.due_at,
             postgresql_where=text("state = 'rolling_back'"),
             sqlite_where=text("state = 'rolling_back'"),
         )
 
         # What waits for an operator, among what is kept for years.
         Index(
-            conv(f"{prefix}saga_states_stuck"),
-            self.states.c.service,
+            conv(f"{self.prefix}saga_states_stuck"),
+            table.c.service,
             postgresql_where=text("state = 'stuck'"),
             sqlite_where=text("state = 'stuck'"),
         )
-        self.compensations = Table(
-            f"{prefix}saga_compensations",
+        return table
+
+    def _compensations(self) -> Table:
+        table = Table(
+            f"{self.prefix}saga_compensations",
             self.metadata,
             # The order of the steps; undone from the highest down.
-            Column("id", big, Identity(always=True), primary_key=True),
+            Column("id", big_integer(), Identity(always=True), primary_key=True),
             Column("service", String(255), nullable=False),
             Column("saga", String(255), nullable=False),
             Column("name", String(255), nullable=False),
@@ -119,31 +129,29 @@ class SagaTables:
             Column("decided_by", Text),
             Column("note", Text),
             CheckConstraint(
-                "state IN ('pending', 'done', 'stuck', 'settled')", name=conv(f"{prefix}saga_compensations_known")
+                "state IN ('pending', 'done', 'stuck', 'settled')", name=conv(f"{self.prefix}saga_compensations_known")
             ),
             CheckConstraint(
                 "(state IN ('done', 'settled')) = (ended_at IS NOT NULL)",
-                name=conv(f"{prefix}saga_compensations_ended"),
+                name=conv(f"{self.prefix}saga_compensations_ended"),
             ),
             CheckConstraint(
-                "state <> 'stuck' OR last_error IS NOT NULL", name=conv(f"{prefix}saga_compensations_say_why")
+                "state <> 'stuck' OR last_error IS NOT NULL", name=conv(f"{self.prefix}saga_compensations_say_why")
             ),
             CheckConstraint(
                 "state <> 'settled' OR (decided_by IS NOT NULL AND note IS NOT NULL)",
-                name=conv(f"{prefix}saga_compensations_decisions_are_signed"),
+                name=conv(f"{self.prefix}saga_compensations_decisions_are_signed"),
             ),
-            schema=schema,
+            schema=self.schema,
             sqlite_autoincrement=True,
         )
         Index(
-            conv(f"{prefix}saga_compensations_saga"),
-            self.compensations.c.service,
-            self.compensations.c.saga,
-            self.compensations.c.id,
+            conv(f"{self.prefix}saga_compensations_saga"),
+            table.c.service,
+            table.c.saga,
+            table.c.id,
         )
-        self.tasks = task_table(self.metadata, schema=schema, prefix=prefix)
-        self.islands = IslandTables(self.metadata, schema=schema, prefix=prefix)
-        place(self)
+        return table
 
     @property
     def part(self) -> SchemaPart:

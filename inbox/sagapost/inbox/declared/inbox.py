@@ -119,19 +119,7 @@ class Inbox:
             dead letter. If it fails too, the message is a dead letter after all.
         :raises ConfigurationError: if nothing is named, a class has no event type, or the function cannot be called.
         """
-        accepts: dict[str, type] = {}
-        patterns: dict[str, type] = {}
-        for item in events:
-            if not isinstance(item, str):
-                accepts[event_type_of(item)] = item
-            elif is_pattern(item):
-                patterns[item] = payload if payload is not None else bytes
-            elif item:
-                accepts[item] = payload if payload is not None else dict
-        if not accepts and not patterns:
-            raise ConfigurationError(
-                "Inbox.on() needs an event class or an event type, for example @inbox.on(OrderPlaced)."
-            )
+        accepts, patterns = _types_and_patterns(events, payload)
         rules = tuple(
             FailureRule(exception, None if policy == "reject" else policy)
             for exception, policy in (errors or {}).items()
@@ -263,3 +251,21 @@ class Inbox:
 def is_pattern(topic: str) -> bool:
     """Return whether a topic has wildcards: words that are `*` or `#`."""
     return any(word in {"*", "#"} for word in topic.split("."))
+
+
+def _types_and_patterns(events: Iterable[type | str], payload: type | None) -> tuple[dict[str, type], dict[str, type]]:
+    """Return what the data of each event type, and of what matches each pattern, is decoded as."""
+    accepts: dict[str, type] = {}
+    patterns: dict[str, type] = {}
+    for item in events:
+        if not isinstance(item, str):
+            accepts[event_type_of(item)] = item
+        elif is_pattern(item):
+            patterns[item] = payload if payload is not None else bytes
+        elif item:
+            accepts[item] = payload if payload is not None else dict
+    if not accepts and not patterns:
+        raise ConfigurationError(
+            "Inbox.on() needs an event class or an event type, for example @inbox.on(OrderPlaced)."
+        )
+    return accepts, patterns

@@ -49,50 +49,61 @@ class InboxTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = big_integer()
-        small = SmallInteger().with_variant(Integer(), "sqlite")
 
+        self.consumers = self._consumers()
+        self.types = self._types()
+        self.seen = self._seen()
+        self.parked = self._parked()
+        self.attempts = self._attempts()
+        self.audit = self._audit()
+        place(self)
+
+    def _consumers(self) -> Table:
         # The consumer's name would be repeated in every row and index entry of `inbox_seen`; two bytes stand for it.
-        self.consumers = Table(
-            f"{prefix}inbox_consumers",
+        return Table(
+            f"{self.prefix}inbox_consumers",
             self.metadata,
-            Column("id", small, Identity(always=True), primary_key=True),
+            Column("id", SmallInteger().with_variant(Integer(), "sqlite"), Identity(always=True), primary_key=True),
             Column("name", String(255), nullable=False),
             Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            UniqueConstraint("name", name=conv(f"{prefix}inbox_consumers_name_key")),
-            schema=schema,
+            UniqueConstraint("name", name=conv(f"{self.prefix}inbox_consumers_name_key")),
+            schema=self.schema,
         )
 
+    def _types(self) -> Table:
         # Which version takes what: a type that nobody has ever taken, or that a newer start than one's own does, is
         # still to come; one that only older starts took was removed.
-        self.types = Table(
-            f"{prefix}inbox_types",
+        return Table(
+            f"{self.prefix}inbox_types",
             self.metadata,
             Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
             Column("type", String(255), primary_key=True),
             # When a process that takes it started last.
             Column("known_at", DateTime(timezone=True), nullable=False),
-            schema=schema,
+            schema=self.schema,
         )
 
-        self.seen = Table(
-            f"{prefix}inbox_seen",
+    def _seen(self) -> Table:
+        table = Table(
+            f"{self.prefix}inbox_seen",
             self.metadata,
             Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
             # 16 bytes: see `arriving.keys`. Keys of time-ordered ids sort by time, so inserts go to the right
             # edge of this index, whatever its size.
             Column("key", LargeBinary, primary_key=True),
             Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            schema=schema,
+            schema=self.schema,
         )
         # Pruning walks the oldest rows of a consumer along this index and nothing else.
-        Index(conv(f"{prefix}inbox_seen_age"), self.seen.c.consumer, self.seen.c.seen_at)
+        Index(conv(f"{self.prefix}inbox_seen_age"), table.c.consumer, table.c.seen_at)
+        return table
 
-        self.parked = Table(
-            f"{prefix}inbox_parked",
+    def _parked(self) -> Table:
+        table = Table(
+            f"{self.prefix}inbox_parked",
             self.metadata,
             # The order of parking, which within a key is the order of delivery.
-            Column("id", big, Identity(always=True), primary_key=True),
+            Column("id", big_integer(), Identity(always=True), primary_key=True),
             Column("consumer", SmallInteger, nullable=False),
             Column("key", LargeBinary, nullable=False),
             # waiting: due at next_attempt_at. behind: an earlier message of its ordering key is parked. dead: an
@@ -124,69 +135,80 @@ class InboxTables:
             # Every attribute as JSON in ASCII: strangers send text no database column takes (NUL, lone surrogates).
             Column("envelope", Text, nullable=False),
             Column("data", LargeBinary, nullable=False),
-            CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=conv(f"{prefix}inbox_parked_states")),
+            CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=conv(f"{self.prefix}inbox_parked_states")),
             CheckConstraint(
-                "(state = 'waiting') = (next_attempt_at IS NOT NULL)", name=conv(f"{prefix}inbox_parked_waits_until")
+                "(state = 'waiting') = (next_attempt_at IS NOT NULL)",
+                name=conv(f"{self.prefix}inbox_parked_waits_until"),
             ),
-            CheckConstraint("state <> 'behind' OR ordered = 1", name=conv(f"{prefix}inbox_parked_behind_is_ordered")),
-            schema=schema,
+            CheckConstraint(
+                "state <> 'behind' OR ordered = 1", name=conv(f"{self.prefix}inbox_parked_behind_is_ordered")
+            ),
+            schema=self.schema,
             sqlite_autoincrement=True,
         )
-        Index(conv(f"{prefix}inbox_parked_key"), self.parked.c.consumer, self.parked.c.key, unique=True)
+        self._index_parked(table)
+        return table
+
+    def _index_parked(self, table: Table) -> None:
+        Index(conv(f"{self.prefix}inbox_parked_key"), table.c.consumer, table.c.key, unique=True)
         Index(
-            conv(f"{prefix}inbox_parked_due"),
-            self.parked.c.consumer,
-            self.parked.c.next_attempt_at,
+            conv(f"{self.prefix}inbox_parked_due"),
+            table.c.consumer,
+            table.c.next_attempt_at,
             postgresql_where=text("state = 'waiting'"),
             sqlite_where=text("state = 'waiting'"),
         )
         # Asked on every delivery of an ordered consumer: is anything of this ordering key parked?
         Index(
-            conv(f"{prefix}inbox_parked_order"),
-            self.parked.c.consumer,
-            self.parked.c.partitionkey,
-            self.parked.c.id,
+            conv(f"{self.prefix}inbox_parked_order"),
+            table.c.consumer,
+            table.c.partitionkey,
+            table.c.id,
             postgresql_where=text("ordered = 1"),
             sqlite_where=text("ordered = 1"),
         )
 
-        self.attempts = Table(
-            f"{prefix}inbox_attempts",
+    def _attempts(self) -> Table:
+        return Table(
+            f"{self.prefix}inbox_attempts",
             self.metadata,
             Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
             Column("key", LargeBinary, primary_key=True),
             # Begun and not ended: written before a redelivered message is handled, deleted with its outcome.
             Column("started", Integer, nullable=False),
             Column("last_started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            schema=schema,
+            schema=self.schema,
         )
 
-        self.audit = Table(
-            f"{prefix}inbox_audit",
+    def _audit(self) -> Table:
+        table = Table(
+            f"{self.prefix}inbox_audit",
             self.metadata,
-            Column("id", big, Identity(always=True), primary_key=True),
+            Column("id", big_integer(), Identity(always=True), primary_key=True),
             Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             Column("actor", Text, nullable=False),
             Column("action", String(16), nullable=False),
             Column("reason", Text, nullable=False),
             Column("consumer", SmallInteger, nullable=False),
-            Column("parked_id", big, nullable=False),
+            Column("parked_id", big_integer(), nullable=False),
             Column("event_id", Text),
             Column("source", Text),
             Column("type", Text),
             # What a discard removed or an edit replaced; a redrive changes nothing and keeps nothing.
             Column("envelope", Text),
             Column("data", LargeBinary),
-            CheckConstraint("action IN ('redrive', 'discard', 'edit')", name=conv(f"{prefix}inbox_audit_actions")),
+            CheckConstraint(
+                "action IN ('redrive', 'discard', 'edit')", name=conv(f"{self.prefix}inbox_audit_actions")
+            ),
             CheckConstraint(
                 "action = 'redrive' OR (envelope IS NOT NULL AND data IS NOT NULL)",
-                name=conv(f"{prefix}inbox_audit_keeps_what_was_changed"),
+                name=conv(f"{self.prefix}inbox_audit_keeps_what_was_changed"),
             ),
-            schema=schema,
+            schema=self.schema,
             sqlite_autoincrement=True,
         )
-        Index(conv(f"{prefix}inbox_audit_parked"), self.audit.c.parked_id)
-        place(self)
+        Index(conv(f"{self.prefix}inbox_audit_parked"), table.c.parked_id)
+        return table
 
     @property
     def part(self) -> SchemaPart:

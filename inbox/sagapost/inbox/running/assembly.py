@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 import anyio
 
-from sagapost.core.life import Runtime
-from sagapost.core.observer import Observer
-from sagapost.inbox.declared.inbox import Inbox
-from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.handling.group_commit import GroupCommit
 from sagapost.inbox.handling.guarded import Guard
@@ -19,16 +15,15 @@ from sagapost.inbox.handling.together import Together
 from sagapost.inbox.handling.transaction import Toolbox
 from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.claims import Claims
-from sagapost.inbox.kept.database import Database
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
 from sagapost.inbox.kept.parking import ParkingLot
 from sagapost.inbox.kept.screening import Screening
 from sagapost.inbox.kept.stranded import Stranded
 from sagapost.inbox.kept.versions import Versions
-from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.retention import Pruner, Retention
 from sagapost.inbox.running.retries import Retries
+from sagapost.inbox.running.shared import Shared
 from sagapost.inbox.running.workers import Workers
 
 __all__ = ["ConsumerParts", "assemble"]
@@ -46,20 +41,14 @@ class ConsumerParts:
     prefetch: int
 
 
-def assemble(
-    inbox: Inbox,
-    settings: ConsumerSettings,
-    database: Database,
-    sessions: HandlerSessions,
-    availability: Availability,
-    observer: Observer,
-    runtime: Runtime,
-    *,
-    number: int,
-    max_prefetch: int | None,
-) -> ConsumerParts:
-    """Build the parts; opens nothing."""
-    clock = runtime.clock
+def assemble(shared: Shared, sessions: HandlerSessions, *, number: int, max_prefetch: int | None) -> ConsumerParts:
+    """Build the parts; opens nothing.
+
+    :param number: stands for the consumer's name in the tables.
+    :param max_prefetch: what the broker allows; None: anything.
+    """
+    inbox, settings, database, observer = shared.inbox, shared.settings, shared.database, shared.observer
+    clock = shared.runtime.clock
     tables, moments = inbox.tables, database.kit.moments(clock)
     dedup = Dedup(tables, database.kit, consumer=number)
     attempts = BegunAttempts(tables, moments, consumer=number)
@@ -79,43 +68,16 @@ def assemble(
     suspects = Suspects(database, attempts, observer, consumer=inbox.name)
     versions = Versions(tables, moments, consumer=number, takes=inbox.takes)
     dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions)
-    workers = Workers(
-        dispatcher,
-        Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered),
-        database,
-        availability,
-        batch=settings.batch,
-        ordered=inbox.ordered,
-        stop=runtime.stop,
-    )
-    retries = Retries(
+    workers = Workers(shared, dispatcher, Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered))
+    # The limit of every transaction of ours, and as much again as a call may take.
+    silent_for = settings.handler_timeout + settings.database_timeout
+    stranded = Stranded(database, tables, observer, consumer=inbox.name, silent_for=silent_for)
+    retention = Retention(tables, moments, consumer=number, window=settings.retention)
+    return ConsumerParts(
         dispatcher,
         workers,
-        availability,
-        # The limit of every transaction of ours, and as much again as a call may take.
-        Stranded(
-            database,
-            tables,
-            observer,
-            consumer=inbox.name,
-            silent_for=settings.handler_timeout + settings.database_timeout,
-        ),
-        interval=settings.poll_interval,
-        limit=database.concurrency,
-        ordered=inbox.ordered,
-        runtime=runtime,
+        Retries(shared, dispatcher, workers, stranded),
+        Pruner(shared, retention, attempts, moments, dispatcher),
+        screening,
+        settings.effective_prefetch(database.concurrency, max_prefetch),
     )
-    pruner = Pruner(
-        Retention(tables, moments, consumer=number, window=settings.retention),
-        attempts,
-        moments,
-        database,
-        dispatcher,
-        availability,
-        settings,
-        observer,
-        runtime,
-        consumer=inbox.name,
-    )
-    prefetch = settings.effective_prefetch(database.concurrency, max_prefetch)
-    return ConsumerParts(dispatcher, workers, retries, pruner, screening, prefetch)

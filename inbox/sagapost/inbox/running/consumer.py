@@ -32,6 +32,7 @@ from sagapost.inbox.running.assembly import ConsumerParts, assemble
 from sagapost.inbox.running.availability import Availability
 from sagapost.inbox.running.counters import ConsumerStatistics, Counters
 from sagapost.inbox.running.intake import Intake
+from sagapost.inbox.running.shared import Shared
 
 __all__ = ["Consumer"]
 
@@ -83,6 +84,7 @@ class Consumer:
         )
         self._stop = self._runtime.stop
         self._availability = Availability(self._database, self._runtime)
+        self._shared = Shared(inbox, self._settings, self._database, self._availability, self._observer, self._runtime)
         self._intake: Intake | None = None
         self._subscribed_once = False
 
@@ -124,17 +126,8 @@ class Consumer:
         return register_consumer(connection, tables, self._inbox.name)
 
     async def _run(self, number: int) -> int:
-        parts = assemble(
-            self._inbox,
-            self._settings,
-            self._database,
-            self._sessions,
-            self._availability,
-            self._observer,
-            self._runtime,
-            number=number,
-            max_prefetch=self._broker.capabilities.max_prefetch,
-        )
+        max_prefetch = self._broker.capabilities.max_prefetch
+        parts = assemble(self._shared, self._sessions, number=number, max_prefetch=max_prefetch)
         # Ages are judged by the database's clock from the first message on.
         await self._availability.until_available(parts.pruner.read_clock)
         await self._availability.until_available(parts.dispatcher.announce)
@@ -179,17 +172,7 @@ class Consumer:
                 self._subscribed_once = True
                 attempts.connected()
                 self._observer.notify(obs.ConsumerReady(self._inbox.name, self._broker.address, parts.prefetch))
-                self._intake = Intake(
-                    subscription,
-                    parts.dispatcher,
-                    parts.workers,
-                    parts.screening,
-                    self._availability,
-                    self._settings,
-                    self._observer,
-                    self._runtime,
-                    consumer=self._inbox.name,
-                )
+                self._intake = Intake(subscription, self._shared, parts.dispatcher, parts.workers, parts.screening)
                 await self._intake.run()
         finally:
             if self._counters.totals.acknowledged > acknowledged:

@@ -12,15 +12,13 @@ import anyio
 
 from sagapost.core.broker import Subscription
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
-from sagapost.core.life import Runtime, Signal
-from sagapost.core.observer import Observer
+from sagapost.core.life import Signal
 from sagapost.inbox.arriving.message import Arrival, Message
 from sagapost.inbox.arriving.settlement import Settlement
 from sagapost.inbox.declared import observations as obs
-from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.kept.screening import Screening
-from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.running.shared import Shared
 from sagapost.inbox.running.workers import Workers
 
 __all__ = ["Intake"]
@@ -34,26 +32,21 @@ class Intake:
     def __init__(
         self,
         subscription: Subscription,
+        shared: Shared,
         dispatcher: Dispatcher,
         workers: Workers,
         screening: Screening,
-        availability: Availability,
-        settings: ConsumerSettings,
-        observer: Observer,
-        runtime: Runtime,
-        *,
-        consumer: str,
     ) -> None:
         self._subscription = subscription
         self._dispatcher = dispatcher
         self._workers = workers
         self._screening = screening
-        self._availability = availability
-        self._settings = settings
-        self._observer = observer
-        self._consumer = consumer
-        self._stop = runtime.stop
-        self.settlement = Settlement(subscription, observer, consumer)
+        self._availability = shared.availability
+        self._settings = shared.settings
+        self._observer = shared.observer
+        self._consumer = shared.name
+        self._stop = shared.runtime.stop
+        self.settlement = Settlement(subscription, self._observer, self._consumer)
         self._unscreened: deque[Message] = deque()
         self._to_screen = Signal()
         self._receiving = anyio.CancelScope()

@@ -7,15 +7,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Row, delete, select
 
 from sagapost.core.databases import Moments
-from sagapost.core.life import Runtime
-from sagapost.core.observer import Observer
 from sagapost.inbox.declared.observations import PrunedKeys
-from sagapost.inbox.declared.settings import ConsumerSettings
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.kept.attempts import BegunAttempts
-from sagapost.inbox.kept.database import Database
-from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.running.shared import Shared
 
 __all__ = ["Pruner", "Retention"]
 
@@ -68,28 +64,22 @@ class Pruner:
 
     def __init__(
         self,
+        shared: Shared,
         retention: Retention,
         attempts: BegunAttempts,
         moments: Moments,
-        database: Database,
         dispatcher: Dispatcher,
-        availability: Availability,
-        settings: ConsumerSettings,
-        observer: Observer,
-        runtime: Runtime,
-        *,
-        consumer: str,
     ) -> None:
         self._retention = retention
         self._attempts = attempts
         self._moments = moments
-        self._database = database
         self._dispatcher = dispatcher
-        self._availability = availability
-        self._settings = settings
-        self._observer = observer
-        self._runtime = runtime
-        self._consumer = consumer
+        self._database = shared.database
+        self._availability = shared.availability
+        self._settings = shared.settings
+        self._observer = shared.observer
+        self._runtime = shared.runtime
+        self._consumer = shared.name
 
     async def run(self) -> None:
         """Prune until stopped."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import timedelta
 
 import anyio
 
 from sagapost.core.errors import StoreUnavailableError
-from sagapost.core.life import Runtime, Signal
+from sagapost.core.life import Signal
 from sagapost.inbox.arriving.message import Arrival, Message, Parking
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.kept.stranded import Stranded
-from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.running.shared import Shared
 from sagapost.inbox.running.workers import Workers
 
 __all__ = ["Retries"]
@@ -23,7 +22,7 @@ _SWEEP_EVERY = 30
 
 
 class Retries:
-    """Looks for due messages and feeds them to the workers; takes no more while `limit` are in flight.
+    """Looks for due messages and feeds them to the workers; takes no more while each worker has one.
 
     Claiming more than can be worked on would only let the claims lapse. But those in flight are not waited for as one:
     a message that is stuck (behind a lock, in a slow handler) holds up nobody else. What was in flight when a process
@@ -32,24 +31,19 @@ class Retries:
 
     def __init__(
         self,
+        shared: Shared,
         dispatcher: Dispatcher,
         workers: Workers,
-        availability: Availability,
         stranded: Stranded,
-        *,
-        interval: timedelta,
-        limit: int,
-        ordered: bool,
-        runtime: Runtime,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
-        self._availability = availability
+        self._availability = shared.availability
         self._stranded = stranded
-        self._interval = interval.total_seconds()
-        self._limit = limit
-        self._ordered = ordered
-        self._stop = runtime.stop
+        self._interval = shared.settings.poll_interval.total_seconds()
+        self._limit = shared.database.concurrency
+        self._ordered = shared.inbox.ordered
+        self._stop = shared.runtime.stop
         self._in_hand: set[Parking] = set()
         self._alone = False
         """A suspect is in flight; nothing else may be until it has come to its end."""

@@ -9,14 +9,13 @@ import anyio
 
 from sagapost.core.context import bind
 from sagapost.core.errors import StoreUnavailableError
-from sagapost.core.life import StopSignal
 from sagapost.inbox.arriving.message import Arrival, Message, Unreadable
 from sagapost.inbox.arriving.ordering import Lanes
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.handling.guarded import ConnectionLostError
 from sagapost.inbox.handling.together import Together
-from sagapost.inbox.kept.database import Database, Link
-from sagapost.inbox.running.availability import Availability
+from sagapost.inbox.kept.database import Link
+from sagapost.inbox.running.shared import Shared
 
 __all__ = ["Workers"]
 
@@ -26,22 +25,17 @@ class Workers:
 
     def __init__(
         self,
+        shared: Shared,
         dispatcher: Dispatcher,
         together: Together,
-        database: Database,
-        availability: Availability,
-        *,
-        batch: int,
-        ordered: bool,
-        stop: StopSignal,
     ) -> None:
         self._dispatcher = dispatcher
         self._together = together
-        self._database = database
-        self._availability = availability
-        self._batch = batch
-        self._ordered = ordered
-        self._stop = stop
+        self._database = shared.database
+        self._availability = shared.availability
+        self._batch = shared.settings.batch
+        self._ordered = shared.inbox.ordered
+        self._stop = shared.runtime.stop
         self._lanes: Lanes[Arrival] = Lanes()
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()

@@ -106,20 +106,11 @@ class Island(IslandPlan):
         failing, not_now = tuple(failures), tuple(retry_on)
 
         def declare(function: Build) -> IslandStep:
-            chosen = name if name is not None else function.__name__
-            if self.find_step(chosen) is not None:
-                raise ConfigurationError(f"The island {self.name!r} already has a step named {chosen!r}.")
-            if self._parallel and deadline is None:
-                raise ConfigurationError(
-                    f"The parallel step {chosen!r} needs a deadline: if another one of its group fails, the run can "
-                    "only be undone once this one has answered, or its time is over."
-                )
-            last = self.steps[-1].stage if self.steps else -1
             step = IslandStep(
-                name=chosen,
+                name=self._new_name(name if name is not None else function.__name__, deadline),
                 build=function,
                 command=event_type_of(sent_by(function)),
-                stage=last if self._parallel and self._joins else last + 1,
+                stage=self._next_stage(),
                 position=len(self.steps),
                 replies=types_of(replies),
                 failures=types_of(failing),
@@ -137,6 +128,21 @@ class Island(IslandPlan):
             return step
 
         return declare
+
+    def _new_name(self, name: str, deadline: timedelta | None) -> str:
+        """Return the name of a step, once it is clear that it may be declared here."""
+        if self.find_step(name) is not None:
+            raise ConfigurationError(f"The island {self.name!r} already has a step named {name!r}.")
+        if self._parallel and deadline is None:
+            raise ConfigurationError(
+                f"The parallel step {name!r} needs a deadline: if another one of its group fails, the run can "
+                "only be undone once this one has answered, or its time is over."
+            )
+        return name
+
+    def _next_stage(self) -> int:
+        last = self.steps[-1].stage if self.steps else -1
+        return last if self._parallel and self._joins else last + 1
 
     @contextmanager
     def parallel(self) -> Generator[None, None, None]:

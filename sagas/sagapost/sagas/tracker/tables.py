@@ -41,11 +41,17 @@ class TrackerTables:
         self.schema = schema
         self.prefix = prefix
         self.versions = schema_table(self.metadata, schema=schema, prefix=prefix)
-        big = big_integer()
 
+        self.sagas = self._sagas()
+        self.keys = self._keys()
+        self.observed = self._observed()
+        self.choreography = self._choreography()
+        self.actions = self._actions()
+
+    def _sagas(self) -> Table:
         # The history lies in the row: folding a batch is one read and one write per saga, showing a saga one read.
-        self.sagas = Table(
-            f"{prefix}tracker_sagas",
+        table = Table(
+            f"{self.prefix}tracker_sagas",
             self.metadata,
             Column("saga", String(255), primary_key=True),
             Column("state", String(16), nullable=False),
@@ -60,71 +66,77 @@ class TrackerTables:
             # msgpack, see `entries.pack`.
             Column("history", LargeBinary, nullable=False),
             # Grows with each write; a write that was computed from an older row changes nothing.
-            Column("version", big, nullable=False),
+            Column("version", big_integer(), nullable=False),
             CheckConstraint(
                 "state IN ('running', 'completed', 'rolling_back', 'rolled_back', 'waiting', 'stuck')",
-                name=conv(f"{prefix}tracker_sagas_known"),
+                name=conv(f"{self.prefix}tracker_sagas_known"),
             ),
             CheckConstraint(
                 "(state IN ('completed', 'rolled_back')) = (ended_at IS NOT NULL)",
-                name=conv(f"{prefix}tracker_sagas_ended"),
+                name=conv(f"{self.prefix}tracker_sagas_ended"),
             ),
-            schema=schema,
+            schema=self.schema,
             # Room for the next version of a row on its own page: a fold that changes no indexed column touches no
             # index.
             postgresql_with={"fillfactor": 70},
         )
         # Lists: of a state, newest first. `last_at` is in no index, since it changes with every event.
-        Index(conv(f"{prefix}tracker_sagas_state"), self.sagas.c.state, self.sagas.c.started_at, self.sagas.c.saga)
-        Index(conv(f"{prefix}tracker_sagas_started"), self.sagas.c.started_at, self.sagas.c.saga)
+        Index(conv(f"{self.prefix}tracker_sagas_state"), table.c.state, table.c.started_at, table.c.saga)
+        Index(conv(f"{self.prefix}tracker_sagas_started"), table.c.started_at, table.c.saga)
         # Who is late?
         Index(
-            conv(f"{prefix}tracker_sagas_due"),
-            self.sagas.c.due_at,
+            conv(f"{self.prefix}tracker_sagas_due"),
+            table.c.due_at,
             postgresql_where=text("due_at IS NOT NULL"),
             sqlite_where=text("due_at IS NOT NULL"),
         )
         # What may be forgotten?
         Index(
-            conv(f"{prefix}tracker_sagas_ended_at"),
-            self.sagas.c.ended_at,
+            conv(f"{self.prefix}tracker_sagas_ended_at"),
+            table.c.ended_at,
             postgresql_where=text("ended_at IS NOT NULL"),
             sqlite_where=text("ended_at IS NOT NULL"),
         )
+        return table
 
-        self.keys = Table(
-            f"{prefix}tracker_keys",
+    def _keys(self) -> Table:
+        table = Table(
+            f"{self.prefix}tracker_keys",
             self.metadata,
             Column("value", String(255), primary_key=True),
             Column("saga", String(255), primary_key=True),
             Column("name", String(255), primary_key=True),
-            schema=schema,
+            schema=self.schema,
         )
-        Index(conv(f"{prefix}tracker_keys_saga"), self.keys.c.saga)
+        Index(conv(f"{self.prefix}tracker_keys_saga"), table.c.saga)
+        return table
 
+    def _observed(self) -> Table:
         # Every (who, what) that was observed in a saga that is kept; compared with what is declared.
-        self.observed = Table(
-            f"{prefix}tracker_observed",
+        return Table(
+            f"{self.prefix}tracker_observed",
             self.metadata,
             Column("source", String(255), primary_key=True),
             Column("type", String(255), primary_key=True),
             Column("saga", String(255), nullable=False),
             Column("first_at", DateTime(timezone=True), nullable=False),
-            schema=schema,
+            schema=self.schema,
         )
 
+    def _choreography(self) -> Table:
         # What the rows were derived with, so that whoever asks derives the same.
-        self.choreography = Table(
-            f"{prefix}tracker_choreography",
+        return Table(
+            f"{self.prefix}tracker_choreography",
             self.metadata,
             Column("name", String(16), primary_key=True),
             # JSON, see `route.Declared`.
             Column("declared", LargeBinary, nullable=False),
-            schema=schema,
+            schema=self.schema,
         )
 
-        self.actions = Table(
-            f"{prefix}tracker_actions",
+    def _actions(self) -> Table:
+        table = Table(
+            f"{self.prefix}tracker_actions",
             self.metadata,
             # Of each rule at most one action per saga, whoever decides it and however often.
             Column("saga", String(255), primary_key=True),
@@ -138,16 +150,21 @@ class TrackerTables:
             Column("last_error", Text),
             Column("due_at", DateTime(timezone=True)),
             Column("decided_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            CheckConstraint("state IN ('pending', 'done', 'failed')", name=conv(f"{prefix}tracker_actions_known")),
-            CheckConstraint("(state = 'pending') = (due_at IS NOT NULL)", name=conv(f"{prefix}tracker_actions_due")),
-            schema=schema,
+            CheckConstraint(
+                "state IN ('pending', 'done', 'failed')", name=conv(f"{self.prefix}tracker_actions_known")
+            ),
+            CheckConstraint(
+                "(state = 'pending') = (due_at IS NOT NULL)", name=conv(f"{self.prefix}tracker_actions_due")
+            ),
+            schema=self.schema,
         )
         Index(
-            conv(f"{prefix}tracker_actions_pending"),
-            self.actions.c.due_at,
+            conv(f"{self.prefix}tracker_actions_pending"),
+            table.c.due_at,
             postgresql_where=text("state = 'pending'"),
             sqlite_where=text("state = 'pending'"),
         )
+        return table
 
     @property
     def part(self) -> SchemaPart:
