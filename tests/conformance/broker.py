@@ -551,6 +551,34 @@ class BrokerConformance:
             assert await self.dead_letters(broker, name, 1) == [b"2"]
             await self._assert_nothing_more(broker, subscription, topic)
 
+    async def test_what_lies_in_a_queue_can_be_counted(self, broker: Broker) -> None:
+        """What waits, who is connected, and what was rejected; a queue that is not there is not made by looking."""
+        topic, name, missing = word(), word(), word()
+        queue = Queue(name, frozenset({topic}))
+        await broker.declare(queue)
+        async with broker.publisher() as publisher:
+            await publish(publisher, topic, 1, 2, 3)
+        for _ in range(2):
+            absent, there = await broker.depths(missing, name)
+            assert (absent.queue, absent.messages, absent.consumers, absent.dead_letters) == (
+                missing,
+                None,
+                None,
+                None,
+            )
+            assert (there.queue, there.messages, there.consumers, there.dead_letters) == (name, 3, 0, 0)
+        async with broker.subscribe(queue, prefetch=10) as subscription:
+            one, two, three = await take(subscription, 3)
+            await subscription.ack(one, two)
+            await subscription.reject(three, requeue=False)
+            with anyio.fail_after(LIMIT):
+                # The broker moves it in its own time, and nothing tells when it has.
+                while (seen := (await broker.depths(name))[0]).dead_letters != 1:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            assert (seen.messages, seen.consumers) == (0, 1)
+            assert seen.dead_letter_queue is not None
+        assert await broker.depths() == []
+
     @pytest.mark.parametrize("ordered", [False, True])
     @pytest.mark.parametrize("stopped", [False, True])
     async def test_released_messages_come_again(self, broker: Broker, ordered: bool, stopped: bool) -> None:

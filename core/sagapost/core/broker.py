@@ -25,6 +25,7 @@ __all__ = [
     "PublishResult",
     "Publisher",
     "Queue",
+    "QueueDepth",
     "Rejected",
     "Returned",
     "Subscription",
@@ -236,6 +237,24 @@ class Subscription(Protocol):
         ...
 
 
+# --- looking ---
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How much lies in a consumer's queue, and among what the broker keeps of what that consumer rejected."""
+
+    queue: str
+    messages: int | None
+    """Those that wait to be handed out; None: there is no such queue, or it may not be looked at."""
+    consumers: int | None
+    """How many are connected to it; None as above."""
+    dead_letter_queue: str | None
+    """Where the broker puts what is rejected and what was handed out too often; None: it has no such place."""
+    dead_letters: int | None
+    """How many messages are there; None: there is no such queue, or it may not be looked at."""
+
+
 # --- the port ---
 
 
@@ -290,4 +309,14 @@ class Broker(Protocol):
 
     async def declare(self, *queues: Queue) -> None:
         """Create exchange, queues and bindings ahead of time. Idempotent; raises like `subscribe`."""
+        ...
+
+    async def depths(self, *queues: str) -> Sequence[QueueDepth]:
+        """Return how much lies in the queues of these names, in their order. Declares and changes nothing.
+
+        Without a name: only proves that the broker answers and takes the credentials.
+
+        :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
+        :raises BrokerRefusedError: if it was reached and refused.
+        """
         ...

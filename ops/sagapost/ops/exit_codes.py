@@ -37,6 +37,8 @@ class ExitCode(IntEnum):
     DRAIN_EXCEEDED = 6
     """Asked to stop, but work was still in flight when the budget ended, or the database went away. Nothing is lost:
     it is published or delivered again, under the same ids."""
+    UNWELL = 9
+    """`sagapost status --check`: something is not well, and the output says what. An unreachable database is 5."""
     INTERRUPTED = 128 + signal.SIGINT
     """A second signal arrived while draining, and it was SIGINT (Ctrl-C): stopped at once. As after `DRAIN_EXCEEDED`,
     nothing is lost. Also Ctrl-C in a command that runs once."""

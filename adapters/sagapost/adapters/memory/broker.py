@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio.lowlevel
@@ -19,6 +19,7 @@ from sagapost.core.broker import (
     Publisher,
     PublishResult,
     Queue,
+    QueueDepth,
     Rejected,
     Returned,
     Subscription,
@@ -115,6 +116,17 @@ class MemoryBroker:
         await self._connect()
         for queue in queues:
             self._declare(queue)
+
+    async def depths(self, *queues: str) -> Sequence[QueueDepth]:
+        """Return how much lies in these queues."""
+        await self._connect()
+        return [self._depth(name) for name in queues]
+
+    def _depth(self, name: str) -> QueueDepth:
+        queue = self._queues.get(name)
+        if queue is None:
+            return QueueDepth(name, None, None, None, None)
+        return QueueDepth(name, len(queue), len(queue.subscribers), f"{name} (dead letters)", len(queue.dead))
 
     # --- levers ---
 

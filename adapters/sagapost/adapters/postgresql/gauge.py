@@ -25,7 +25,7 @@ class PostgreSQLGauge:
                    (SELECT extract(epoch FROM clock_timestamp()) - extract(epoch FROM time)
                     FROM {outbox} WHERE isfinite(time) ORDER BY position LIMIT 1),
                    (SELECT count(*) FROM (SELECT FROM {scheduled} LIMIT {_COUNT_CAP}) s),
-                   (SELECT count(*) FROM {outbox} WHERE attempts > 0),
+                   (SELECT count(*) FROM (SELECT FROM {outbox} WHERE attempts > 0 LIMIT {_COUNT_CAP}) h),
                    (SELECT count(*) FROM (SELECT FROM {dead} LIMIT {_COUNT_CAP}) d)"""
 
     async def measure(self) -> OutboxBacklog:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from sagapost.adapters.cloudevents import StrangerPolicy
 from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, TopologySettings
-from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, Subscription
+from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -146,6 +146,14 @@ class RabbitMQBroker:
             await declare_exchange(link, self._topology)
             for queue in queues:
                 await declare_queue(link, self._topology, queue)
+
+    async def depths(self, *queues: str) -> Sequence[QueueDepth]:
+        """Return how much lies in these queues and their dead-letter queues."""
+        from sagapost.adapters.rabbitmq.connection import open_link
+        from sagapost.adapters.rabbitmq.topology import depth_of
+
+        async with open_link(self._settings, purpose="looking") as link:
+            return [await depth_of(link, self._topology, queue) for queue in queues]
 
 
 def _where(url: str | None, connection: AbstractConnection | None) -> str:

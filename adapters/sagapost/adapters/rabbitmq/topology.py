@@ -22,10 +22,10 @@ from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, declare
 from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, BrokerLink
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
-from sagapost.core.broker import Queue
+from sagapost.core.broker import Queue, QueueDepth
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["declare_exchange", "declare_queue", "keep_bound"]
+__all__ = ["declare_exchange", "declare_queue", "depth_of", "keep_bound"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
 
@@ -100,6 +100,29 @@ async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue)
     refusal = await _attempt(link, bind, _Entity("queue", queue.name, ""))
     if refusal is not None:
         _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
+
+
+async def depth_of(link: BrokerLink, settings: TopologySettings, queue: str) -> QueueDepth:
+    """Return how much lies in a queue and in its dead-letter queue, as the answers to passive declarations say.
+
+    :raises BrokerUnavailableError: if the connection ends.
+    """
+    dead_letter_queue = settings.dead_letter_queue(queue)
+    messages, consumers = await _count(link, queue)
+    dead_letters, _ = await _count(link, dead_letter_queue)
+    return QueueDepth(queue, messages, consumers, dead_letter_queue, dead_letters)
+
+
+async def _count(link: BrokerLink, name: str) -> tuple[int | None, int | None]:
+    """Return the messages and the consumers of a queue; None where it is not there or locked by another connection."""
+    found: list[tuple[int | None, int | None]] = []
+
+    async def look(channel: aio_pika.Channel) -> None:
+        queue = await channel.declare_queue(name, passive=True)
+        found.append((queue.declaration_result.message_count, queue.declaration_result.consumer_count))
+
+    refusal = await _attempt(link, look, _Entity("queue", name, ""))
+    return found[0] if refusal is None else (None, None)
 
 
 class _Entity(NamedTuple):

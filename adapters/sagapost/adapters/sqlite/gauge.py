@@ -25,7 +25,7 @@ class SQLiteGauge:
             SELECT (SELECT count(*) FROM (SELECT 1 FROM {outbox} LIMIT {_COUNT_CAP})),
                    (SELECT -{seconds_until("time")} FROM {outbox} ORDER BY position LIMIT 1),
                    (SELECT count(*) FROM (SELECT 1 FROM {scheduled} LIMIT {_COUNT_CAP})),
-                   (SELECT count(*) FROM {outbox} WHERE attempts > 0),
+                   (SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE attempts > 0 LIMIT {_COUNT_CAP})),
                    (SELECT count(*) FROM (SELECT 1 FROM {dead} LIMIT {_COUNT_CAP}))"""
 
     async def measure(self) -> OutboxBacklog:

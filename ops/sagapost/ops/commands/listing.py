@@ -16,7 +16,7 @@ COMMANDS = (
     Late("consume", "consume:consume", "Handle events, until stopped"),
     Late("track", "track:track", "Keep where each saga is, until stopped"),
     Late("declare", "declare:declare", "Create the queues of inboxes"),
-    Late("status", "status:status", "Show what waits in the outbox and the inboxes"),
+    Late("status", "status:status", "Show whether relays live, what waits and what is held"),
     Late("config", "config:config", "Show the settings in force and their sources"),
     Group(
         "dead",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
-from sagapost.core.broker import BrokerCapabilities, Delivery, Publisher, Queue, Subscription
+from sagapost.core.broker import BrokerCapabilities, Delivery, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
 
@@ -116,6 +116,10 @@ class Post:
 
     async def declare(self, *queues: Queue) -> None:
         """Nothing to do."""
+
+    async def depths(self, *queues: str) -> Sequence[QueueDepth]:
+        """Nothing lies here: what is delivered when, the rehearsal decides."""
+        return [QueueDepth(queue, 0, int(queue in self._lines), None, None) for queue in queues]
 
     def _opening(self, queue: str) -> anyio.Event:
         return self._ready.setdefault(queue, anyio.Event())
