@@ -186,7 +186,7 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
     service, engine = Service(ordered=True), postgresql_engine
     await service.install(engine)
     messages = [
-        Message(event, event.type, dedup_key(event), (), None)
+        Message(event, event.type, dedup_key(event), (), None, event.partitionkey)
         for event in (an_event(OrderPlaced(order), key="k") for order in ("1", "2"))
     ]
     async with engine.begin() as connection:
@@ -195,7 +195,7 @@ async def test_a_group_goes_behind_a_message_that_another_replica_parks_meanwhil
     dedup = Dedup(service.tables, moments.kit, consumer=consumer)
     order = ParkedOrder(service.tables, moments, consumer=consumer, on_dead="block")
     lot = ParkingLot(service.tables, dedup, moments, order, consumer=consumer, ordered=True)
-    claims = Claims(dedup, lot, BegunAttempts(service.tables, moments, consumer=consumer), ordered=True)
+    claims = Claims(dedup, lot, BegunAttempts(service.tables, moments, consumer=consumer))
     waiting = ParkingDecision("waiting", "failed", "it failed", attempts=1, retry_in=timedelta(hours=1))
     claimed: list[object] = []
 

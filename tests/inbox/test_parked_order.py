@@ -98,7 +98,7 @@ class Lot:
     def park(self, key: str, parked: ParkingDecision) -> None:
         """Park a message."""
         event = an_event(OrderPlaced("1"), key=key)
-        message = Message(event, event.type, dedup_key(event), (), None)
+        message = Message(event, event.type, dedup_key(event), (), None, key)
         if parked is BEHIND:
             self._lot.park_behind(self._connection, [message])
         else:

@@ -215,7 +215,7 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
         attempts = BegunAttempts(service.tables, moments, consumer=number)
         order = ParkedOrder(service.tables, moments, consumer=number, on_dead="block")
         lot = ParkingLot(service.tables, dedup, moments, order, consumer=number, ordered=True)
-        claims = Claims(dedup, lot, attempts, ordered=True)
+        claims = Claims(dedup, lot, attempts)
         parked = service.tables.parked
         # As if the first had only been called off.
         connection.execute(update(parked).values(attempts=0, crashes=0, claimed=0))
@@ -224,7 +224,7 @@ async def test_what_is_missing_in_between_keeps_a_group_from_going(engine: Async
         )
         due = lot.claim_due(connection, limit=1, lease=timedelta(seconds=9), suspects=False, train=3)
         messages = [
-            Message(item.content, item.topic, item.key, (), None, parking=item.place)
+            Message(item.content, item.topic, item.key, (), None, item.content.partitionkey, item.place)
             for item in due
             if isinstance(item.content, Event)
         ]

@@ -430,13 +430,13 @@ async def test_who_may_share_a_transaction_in_order() -> None:
 
     dispatcher: Any = SimpleNamespace(too_old=too_old)
     unused: Any = None
-    together = Together(dispatcher, unused, unused, ordered=True)
+    together = Together(dispatcher, unused, unused)
     handler: Any = object()
 
     def message(key: str | None, parking: int | None = None, *, attempts: int = 0) -> Message:
         event = an_event(OrderPlaced("1"), key=key)
         place = None if parking is None else Parking(parking, 1)
-        return Message(event, "orders", b"key", (handler,), None, parking=place, attempts=attempts)
+        return Message(event, "orders", b"sixteen bytes ..."[:16], (handler,), None, key, place, attempts)
 
     delivered, first, second = message("a"), message("a", 1), message("a", 3)
     failed, behind_it = message("b", 2, attempts=1), message("b", 4)

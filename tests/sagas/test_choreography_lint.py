@@ -55,6 +55,14 @@ def _without_deadline() -> list[Manifest]:
     return [msgspec.structs.replace(orders, steps=steps), *others]
 
 
+def _counted_beside_a_failure() -> list[Manifest]:
+    """Two more steps handle what the payment handles; the second has a transaction of its own."""
+    payment = healthy()[1]
+    beside = Step(name="count", handles=("order-placed",), changes_nothing=True)
+    apart = Step(name="notify", handles=("order-placed",), changes_nothing=True, transaction="mail")
+    return replace_manifest("payment", steps=(*payment.steps, beside, apart))
+
+
 def _without_ends() -> list[Manifest]:
     handled = Step(name="archive", handles=("order-completed", "order-cancelled", "payment-refunded"))
     archive = Manifest(service="archive", source="https://archive.example", steps=(handled,))
@@ -185,6 +193,7 @@ PLANTED = [
         lambda: replace_manifest("orders", ends=("order-completed", "order-cancelled", "order-canceled")),
         {("SP013", "order-canceled")},
     ),
+    Planted("a failure that undoes another step", _counted_beside_a_failure, {("SP014", "take_payment")}),
 ]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sagapost import sagas as saga_module
 from sagapost.core import event
 from sagapost.core.clock import SystemClock
-from sagapost.inbox import Context, Inbox
+from sagapost.inbox import BusinessFailure, Context, Inbox, Reject, RetryPolicy
 from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
 from sagapost.sagas import CompensationContext, Compensator, Deadline, Sagas, StepContext
@@ -77,6 +77,29 @@ async def test_pitfall_37_a_late_step_can_ask_before_it_acts(service: Warehouse)
         )
         await seen.until(obs.Handled, 5)
     assert sorted(done) == ["packed 1, True", "too late for 2", "too late for 3"]
+
+
+@pytest.mark.parametrize("answer", [BusinessFailure(OrderShipped("1")), Reject("no"), RuntimeError("no mail server")])
+async def test_pitfall_36_no_answer_of_a_handler_undoes_what_the_library_does(
+    service: Warehouse, answer: Exception
+) -> None:
+    """Whatever a handler of the same event answers, the rollback begins and the point of no return is passed."""
+    done = packing(service)
+
+    @service.inbox.on(ShippingFailed, OrderShipped, retry=RetryPolicy(quick=0, attempts=1))
+    async def notify(_event: object, _ctx: Context) -> None:
+        raise answer
+
+    service.sagas.pivots_on(service.inbox, OrderShipped)
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1")), an_event(OrderPacked("2"), saga="other"))
+        await seen.until(obs.Handled, 2)
+        await service.send(an_event(ShippingFailed("1")), an_event(OrderShipped("2"), saga="other"))
+        await seen.until(obs.Acknowledged, 4)
+    await undo_all(service)
+    assert sorted(done) == ["packed 1, True", "packed 2, True", "unpacked 1"]
+    states = {row.saga: row.pivoted_at for row in await service.rows(service.saga_tables.states)}
+    assert states["other"] is not None
 
 
 async def test_pitfall_37_a_second_attempt_under_the_id_of_a_saga_that_is_over_is_refused_aloud(

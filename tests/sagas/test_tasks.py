@@ -269,6 +269,42 @@ async def test_a_task_lives_and_dies_with_its_step(service: Warehouse) -> None:
     assert await service.effects_had() == ["good"]
 
 
+async def test_pitfall_36_a_task_beside_an_effect_offers_no_second_one(service: Warehouse) -> None:
+    """What the step did is kept, so by default nobody is asked whether to do it again."""
+
+    @service.inbox.on(OrderPacked)
+    async def dispatch(event: OrderPacked, ctx: StepContext) -> None:
+        await service.write(ctx.session, event.order_id)
+        await ctx.open_task("check-address", title="Is that a street?")
+
+    number = await escalated(service)
+    assert set((await service.desk.show(number)).outcomes) == {"roll-back", "close"}
+
+
+@pytest.mark.parametrize("transaction", ["", "by hand"])
+async def test_a_retry_is_for_the_handlers_that_the_task_came_from(on_sqlite: Warehouse, transaction: str) -> None:
+    """Those that share its transaction, and no others of the event."""
+    service, log = on_sqlite, list[str]()
+
+    @service.inbox.on(OrderPacked, transaction=transaction)
+    async def dispatch(_event: OrderPacked, _ctx: StepContext) -> None:
+        log.append("dispatched")
+        if log.count("dispatched") == 1:
+            raise Escalate("dispatch-by-hand", title="The courier refuses")
+
+    @service.inbox.on(OrderPacked, transaction="count")
+    async def count(_event: OrderPacked, _ctx: StepContext) -> None:
+        log.append("counted")
+
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("4711")))
+        await seen.until(obs.Handled, 2)
+        [task] = await service.desk.list()
+        await service.desk.resolve(task.id, "retry", by="ada", note="called them")
+        await seen.until(obs.Handled, 3)
+    assert sorted(log) == ["counted", "dispatched", "dispatched"]
+
+
 async def test_used_up_tries_open_a_task_with_the_last_error(on_sqlite: Warehouse) -> None:
     """`Sagas.escalation` is the last resort of a step with a schedule."""
     service = on_sqlite

@@ -17,7 +17,7 @@ from sagapost.outbox.options import PublishOptions
 from sagapost.sagas.compensations import NotYet
 from sagapost.sagas.deadlines import Deadline
 from sagapost.sagas.rollbacks import Rollbacks
-from sagapost.sagas.tasks import CHOICES, Outcome, open_task
+from sagapost.sagas.tasks import CHOICES_BESIDE_AN_EFFECT, Outcome, open_task
 
 __all__ = ["CompensationContext", "StepContext"]
 
@@ -134,7 +134,7 @@ class StepContext(Context):
         name: str,
         *,
         title: str,
-        outcomes: Mapping[str, Outcome] = CHOICES,
+        outcomes: Mapping[str, Outcome] = CHOICES_BESIDE_AN_EFFECT,
         details: Mapping[str, Any] | None = None,
         due: timedelta | None = None,
     ) -> int:
@@ -145,7 +145,8 @@ class StepContext(Context):
 
         :param name: what kind of decision it is.
         :param title: what is to be decided, in a sentence.
-        :param outcomes: what the person can choose. Default: retry the step, roll the saga back, or close the task.
+        :param outcomes: what the person can choose. Default: roll the saga back, or close the task. A
+            `RetryStep` would have a second effect, for the first is kept; `Escalate` undoes it.
         :param details: what the person should know; kept as JSON and shown.
         :param due: when the decision is late; only shown.
         """
@@ -158,8 +159,7 @@ class StepContext(Context):
             outcomes=outcomes,
             details=details,
             due=due,
-            event=self.event,
-            topic=self.topic,
+            step=self,
         )
 
     async def roll_back(self, reason: str) -> bool:

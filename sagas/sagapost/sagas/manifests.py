@@ -90,6 +90,7 @@ def _step(handler: Handler, sagas: Sagas | None) -> parts.Step:
         cancels=tuple(deadline.name for deadline in declared.cancels),
         changes_nothing=declared.changes_nothing,
         likely_to_fail=declared.likely_to_fail,
+        transaction=handler.transaction,
         summary=_first_line(handler.function),
     )
 

@@ -28,6 +28,10 @@ __all__ = ["Sagas"]
 _F = TypeVar("_F", bound=CompensationFunction)
 _H = TypeVar("_H", bound=Callable[..., Any])
 
+# What is the library's own runs in transactions of these names: no answer of a user's handler can undo it.
+_ROLLBACK = "saga rollback"
+_PIVOT = "saga pivot"
+
 
 class DeclaredIslandStep(Protocol):
     """One step of an island, as its service knows it."""
@@ -188,7 +192,8 @@ class Sagas(Rollbacks):
     def rolls_back_on(self, inbox: Inbox, *events: type | str) -> None:
         """Roll this service's part back when one of these events of the saga arrives, or an operator asks for it.
 
-        An operator's `RetryRequested` gives compensations that were given up another round of attempts.
+        An operator's `RetryRequested` gives compensations that were given up another round of attempts. All of it runs
+        in transactions of its own, whatever handlers of the same events answer.
         """
 
         async def start_rollback(_payload: object, ctx: StepContext) -> None:
@@ -196,7 +201,7 @@ class Sagas(Rollbacks):
 
         if events:
             self.rollback_events += type_names(events)
-            inbox.on(*type_names(events))(start_rollback)
+            inbox.on(*type_names(events), transaction=_ROLLBACK)(start_rollback)
 
         async def rollback_requested(payload: RollbackRequested, ctx: StepContext) -> None:
             await ctx.roll_back(f"{payload.reason} (asked for by {payload.by})")
@@ -208,8 +213,8 @@ class Sagas(Rollbacks):
             await ctx.session.execute(ledger.resume(ctx.saga))
 
         if not any(RollbackRequested in handler.accepts.values() for handler in inbox.handlers):
-            inbox.on(RollbackRequested)(rollback_requested)
-            inbox.on(RetryRequested)(retry_requested)
+            inbox.on(RollbackRequested, transaction=_ROLLBACK)(rollback_requested)
+            inbox.on(RetryRequested, transaction=_ROLLBACK)(retry_requested)
 
     def pivots_on(self, inbox: Inbox, *events: type | str) -> None:
         """From the arrival of one of these events on, this service does not roll the saga back by itself.
@@ -220,7 +225,7 @@ class Sagas(Rollbacks):
         async def pass_pivot(_payload: object, ctx: StepContext) -> None:
             await ctx.pivot(f"{ctx.event.type} from {ctx.event.source}")
 
-        inbox.on(*type_names(events))(pass_pivot)
+        inbox.on(*type_names(events), transaction=_PIVOT)(pass_pivot)
 
     def escalation(
         self,
@@ -251,8 +256,7 @@ class Sagas(Rollbacks):
                     "attempts": exhausted.attempts,
                 },
                 due=due,
-                event=ctx.event,
-                topic=ctx.topic,
+                step=ctx,
             )
 
         return escalate

@@ -194,7 +194,7 @@ class TaskDesk:
                 event_id = await _publish(session, sagas, row.saga, chosen, data)
                 return f"published {chosen['type']}", event_id
             case "retry":
-                await self._retry(session, row, note, until)
+                await self._retry(session, row, chosen, note, until)
                 return f"the step handles event {row.step_event} again", None
             case "roll-back":
                 reason = f"task {row.id} ({row.name}) resolved as {outcome!r} by {by}: {note}"
@@ -210,7 +210,9 @@ class TaskDesk:
             case _:
                 return "nothing further", None
 
-    async def _retry(self, session: AsyncSession, row: Row[Any], note: str, until: datetime | None) -> None:
+    async def _retry(
+        self, session: AsyncSession, row: Row[Any], chosen: Mapping[str, Any], note: str, until: datetime | None
+    ) -> None:
         event = restore(row.envelope, row.data)
         if isinstance(event, Malformed):
             raise ConfigurationError(f"The event that task {row.id} keeps cannot be read: {event.reason}.")
@@ -219,7 +221,15 @@ class TaskDesk:
 
         def put(sync: Connection) -> str | None:
             return redo(
-                sync, tables, moments, consumer=row.service, event=event, topic=row.topic, why=note, until=until
+                sync,
+                tables,
+                moments,
+                consumer=chosen["inbox"],
+                transaction=chosen["transaction"],
+                event=event,
+                topic=row.topic,
+                why=note,
+                until=until,
             )
 
         refusal = await connection.run_sync(put)

@@ -31,6 +31,7 @@ from sagapost.sagas.participant import Participant
 
 __all__ = [
     "CHOICES",
+    "CHOICES_BESIDE_AN_EFFECT",
     "Close",
     "Emit",
     "Escalate",
@@ -64,7 +65,11 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class RetryStep:
-    """Handle the event whose handling opened the task once more, with a fresh budget of attempts."""
+    """Handle the event whose handling opened the task once more, with a fresh budget of attempts.
+
+    By the same handlers, those that share the step's transaction. For a step that was undone: offered beside one whose
+    effect was kept (`StepContext.open_task`), it repeats that effect.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,17 @@ class Close:
 Outcome: TypeAlias = Emit | RetryStep | RollBack | Close
 
 CHOICES: Mapping[str, Outcome] = {"retry": RetryStep(), "roll-back": RollBack(), "close": Close()}
-"""What a person can choose where a step says nothing else."""
+"""What a person can choose where a step was undone and says nothing else."""
+
+CHOICES_BESIDE_AN_EFFECT: Mapping[str, Outcome] = {each: CHOICES[each] for each in ("roll-back", "close")}
+"""What a person can choose where the effect of a step was kept: handled again, its event would have a second one."""
 
 
 class Escalate(Instead):
     """Raise in a step: undo what it did, and open a task in its place. The message counts as handled.
 
-    Needs an inbox made with ``context=sagas.context``. Parameters as for `StepContext.open_task`.
+    Needs an inbox made with ``context=sagas.context``. Parameters as for `StepContext.open_task`; by default
+    the person can also let the step be tried again.
     """
 
     def __init__(
@@ -122,8 +131,7 @@ class Escalate(Instead):
                 outcomes=outcomes,
                 details=details,
                 due=due,
-                event=ctx.event,
-                topic=ctx.topic,
+                step=ctx,
             )
 
         super().__init__(work, reason=f"escalated to a person: {name}")
@@ -139,18 +147,18 @@ async def open_task(
     outcomes: Mapping[str, Outcome] = CHOICES,
     details: Mapping[str, Any] | None = None,
     due: timedelta | None = None,
-    event: Event | None = None,
-    topic: str | None = None,
+    step: Context | None = None,
     of_rollback: bool = False,
 ) -> int:
     """Open a task in the caller's transaction; return its number. See `StepContext.open_task`.
 
     If the saga is rolling back already, or has, the task is recorded as withdrawn.
 
+    :param step: what opens it, for outcomes that have to do with its event.
     :param of_rollback: the decision is about undoing something, so it is asked for all the same.
     :raises ConfigurationError: if there is no outcome, or one cannot be prepared.
     """
-    prepared = _prepared(name, outcomes, event)
+    prepared, event = _prepared(name, outcomes, step), step.event if step is not None else None
     table, ledger = sagas.tables.tasks, sagas.ledger(session)
     await session.execute(ledger.ensure(saga))
     running = of_rollback or (await session.execute(ledger.lock(saga))).one().state == "running"
@@ -166,7 +174,7 @@ async def open_task(
                 details=msgspec.to_builtins(dict(details or {}), str_keys=True),
                 outcomes=prepared,
                 step_event=event.id if event is not None else None,
-                topic=topic,
+                topic=step.topic if step is not None else None,
                 envelope=envelope_of(event) if event is not None else None,
                 data=event.data if event is not None else None,
                 source=sagas.outbox.source,
@@ -240,14 +248,15 @@ async def has_open_task(sagas: Participant, session: AsyncSession, saga: str, na
     return found > 0
 
 
-def _prepared(name: str, outcomes: Mapping[str, Outcome], event: Event | None) -> dict[str, dict[str, Any]]:
+def _prepared(name: str, outcomes: Mapping[str, Outcome], step: Context | None) -> dict[str, dict[str, Any]]:
     if not outcomes:
         raise ConfigurationError(f"The task {name!r} has no outcome a person could choose.")
-    return {choice: _recorded(name, choice, outcome, event) for choice, outcome in outcomes.items()}
+    return {choice: _recorded(name, choice, outcome, step) for choice, outcome in outcomes.items()}
 
 
-def _recorded(name: str, choice: str, outcome: Outcome, event: Event | None) -> dict[str, Any]:
+def _recorded(name: str, choice: str, outcome: Outcome, step: Context | None) -> dict[str, Any]:
     """Return an outcome as plain data; whoever resolves the task reads it back."""
+    event = step.event if step is not None else None
     match outcome:
         case Emit(event=payload, asks=asks, key=key, type=type_):
             recorded = _event(name, choice, payload, key, type_, event)
@@ -260,11 +269,11 @@ def _recorded(name: str, choice: str, outcome: Outcome, event: Event | None) -> 
             shape = schema_of(type(payload)) if asks else None
             return {"do": "emit", "asks": list(asks), "shape": shape, **recorded}
         case RetryStep():
-            if event is None:
+            if step is None:
                 raise ConfigurationError(
                     f"The outcome {choice!r} of the task {name!r} is RetryStep, but no event was being handled."
                 )
-            return {"do": "retry"}
+            return {"do": "retry", "inbox": step.consumer, "transaction": step.transaction}
         case RollBack(event=payload, force=force):
             recorded = _event(name, choice, payload, None, None, event) if payload is not None else {}
             return {"do": "roll-back", "force": force, **recorded}

@@ -37,7 +37,7 @@ class HandlerOptions(TypedDict, total=False):
     undoes: Iterable[type | str]
     """Events whose effect this handler undoes: it is part of a rollback."""
     rolls_back: bool
-    """Whether this service undoes its part of the saga when the event arrives, after this handler."""
+    """Whether this service undoes its part of the saga when the event arrives, in a transaction of its own."""
     pivots: bool
     """Whether the event is the point of no return: from then on this service does not roll the saga back by itself."""
     deadlines: Iterable[Deadline[Any]]
@@ -56,6 +56,9 @@ class HandlerOptions(TypedDict, total=False):
     """``async def last_resort(event, ctx, exhausted)``, or what `Service.escalation` returns: run in the message's
     transaction when its tries are used up or the handler rejected it. The message is handled with what this does, and
     is no dead letter. If it fails too, the message is a dead letter after all."""
+    transaction: str
+    """A name: the handler shares a transaction, and so its fate, only with handlers of the same name; see `Inbox.on`.
+    Default: with all handlers of the event that have no name."""
 
 
 class Handles(Protocol[E]):

@@ -175,6 +175,7 @@ class Service:
             retry=options.get("retry"),
             errors=options.get("errors"),
             on_exhausted=options.get("on_exhausted"),
+            transaction=options.get("transaction", ""),
         )
         described = self.sagas.step(
             emits=emits,

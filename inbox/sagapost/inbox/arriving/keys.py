@@ -17,9 +17,10 @@ from hashlib import blake2b
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 
-__all__ = ["KEY_BYTES", "dedup_key", "malformed_key"]
+__all__ = ["KEY_BYTES", "dedup_key", "malformed_key", "unit_key"]
 
 KEY_BYTES = 16
+_UNIT_BYTES = 4
 
 
 def dedup_key(event: Event) -> bytes:
@@ -34,6 +35,15 @@ def dedup_key(event: Event) -> bytes:
         # fromhex() skips white space, so what merely looks like a UUID may have come out shorter.
         return time + _digest(event.source, id_, KEY_BYTES - len(time))
     return _foreign(event)
+
+
+def unit_key(key: bytes, transaction: str) -> bytes:
+    """Return the key of an event for the handlers that share a named transaction, from its own; unnamed: the same.
+
+    It begins with the key of the event, so both are next to each other in the index, and is longer, so it can be told
+    from one of the unnamed transaction.
+    """
+    return key + blake2b(transaction.encode(), digest_size=_UNIT_BYTES).digest() if transaction else key
 
 
 def _foreign(event: Event) -> bytes:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
-from sagapost.core.broker import Delivery, Malformed
+from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
-from sagapost.inbox.arriving.settlement import Settlement
+from sagapost.inbox.arriving.keys import KEY_BYTES
+from sagapost.inbox.arriving.settlement import Receipt
 from sagapost.inbox.declared.handlers import Call
 
 __all__ = ["Arrival", "Message", "Parking", "Unreadable"]
@@ -26,7 +27,10 @@ class Parking:
 
 @dataclass(slots=True)
 class Message:
-    """An event with what is known of it."""
+    """An event for handlers that share a transaction, with what is known of it.
+
+    A delivery is one message for each transaction that its handlers run in.
+    """
 
     event: Event
     topic: str
@@ -34,10 +38,10 @@ class Message:
     """Of the dedup table."""
     calls: tuple[Call, ...]
     """Empty: no handler takes it."""
-    delivery: Delivery | None
-    """None: it comes from the parked messages."""
-    settlement: Settlement | None = None
-    """Where the delivery is acknowledged."""
+    receipt: Receipt | None
+    """Of its delivery; None: it comes from the parked messages."""
+    lane: str | None = None
+    """In an ordered inbox: what it is handled in order with."""
     parking: Parking | None = None
     attempts: int = 0
     """Rounds that have failed before."""
@@ -51,13 +55,24 @@ class Message:
     """How often in a row its connection was lost while its handlers ran or committed. Once is an outage."""
     since: datetime | None = None
     """When it was parked; None: it was not."""
+    failing: Call | None = None
+    """What was called when its last try failed; None: the transaction of all calls failed at its end."""
     on_end: Callable[[], None] | None = None
     """Called when nobody works on it any more."""
 
     @property
+    def order(self) -> str | None:
+        """The ordering key whose parked messages it waits for, and holds back when it is parked itself.
+
+        None: it waits for nobody, because the inbox is not ordered, it has no key, or its handlers have a transaction
+        of their own.
+        """
+        return self.lane if self.lane is None or len(self.key) == KEY_BYTES else None
+
+    @property
     def redelivered(self) -> bool:
         """Whether it was in flight when a connection or a process ended, by the broker's word."""
-        return self.delivery is not None and self.delivery.delivery_count > 0
+        return self.receipt is not None and self.receipt.delivery.delivery_count > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +81,7 @@ class Unreadable:
 
     content: Malformed
     topic: str
-    delivery: Delivery
-    settlement: Settlement
+    receipt: Receipt
 
 
 Arrival: TypeAlias = Message | Unreadable

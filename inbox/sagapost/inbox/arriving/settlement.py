@@ -7,7 +7,7 @@ from sagapost.core.life import Signal
 from sagapost.core.observer import Observer
 from sagapost.inbox.declared.observations import Acknowledged
 
-__all__ = ["Settlement"]
+__all__ = ["Receipt", "Settlement"]
 
 
 class Settlement:
@@ -82,3 +82,24 @@ class Settlement:
         self.in_hand -= len(deliveries)
         self.bytes_in_hand -= sum(delivery.size for delivery in deliveries)
         self._settled.set()
+
+
+class Receipt:
+    """A delivery that is owed its settlement once all that was made of it has come to an end."""
+
+    __slots__ = ("_open", "delivery", "settlement")
+
+    def __init__(self, delivery: Delivery, settlement: Settlement, *, messages: int = 1) -> None:
+        self.delivery = delivery
+        self.settlement = settlement
+        self._open = messages
+
+    def ended(self, *, refuse: bool = False) -> None:
+        """Take note that one of its messages is committed, parked, or (`refuse`) not wanted; settle with the last."""
+        self._open -= 1
+        if self._open:
+            return
+        if refuse:
+            self.settlement.refuse(self.delivery)
+        else:
+            self.settlement.ack(self.delivery)

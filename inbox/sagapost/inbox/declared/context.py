@@ -30,10 +30,17 @@ class _EventLog(logging.LoggerAdapter[logging.Logger]):
 class Delivered:
     """What both kinds of context share."""
 
-    __slots__ = ("_log", "_outbox", "attempt", "consumer", "event", "topic")
+    __slots__ = ("_log", "_outbox", "attempt", "consumer", "event", "topic", "transaction")
 
     def __init__(
-        self, *, consumer: str, event: Event, attempt: int, outbox: Outbox | None, topic: str | None = None
+        self,
+        *,
+        consumer: str,
+        event: Event,
+        attempt: int,
+        outbox: Outbox | None,
+        topic: str | None = None,
+        transaction: str = "",
     ) -> None:
         self.consumer = consumer
         """Name of the inbox."""
@@ -43,6 +50,8 @@ class Delivered:
         """1 for the first time this message is handled, as far as this process or the parked row knows."""
         self.topic = topic if topic is not None else event.type
         """What the message was published under."""
+        self.transaction = transaction
+        """Name of the transaction that the handler shares, by `Inbox.on(transaction=)`; empty: it has none."""
         self._outbox = outbox
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
@@ -95,8 +104,11 @@ class Context(Delivered):
         outbox: Outbox | None,
         session: AsyncSession,
         topic: str | None = None,
+        transaction: str = "",
     ) -> None:
-        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic)
+        super().__init__(
+            consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic, transaction=transaction
+        )
         self.session = session
 
     def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Coroutine[Any, Any, Event]:
@@ -130,8 +142,11 @@ class SyncContext(Delivered):
         outbox: Outbox | None,
         session: Session,
         topic: str | None = None,
+        transaction: str = "",
     ) -> None:
-        super().__init__(consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic)
+        super().__init__(
+            consumer=consumer, event=event, attempt=attempt, outbox=outbox, topic=topic, transaction=transaction
+        )
         self.session = session
 
     def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:

@@ -13,7 +13,7 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.declared.outcomes import LastResort
 from sagapost.inbox.declared.settings import RetryPolicy
 
-__all__ = ["Call", "FailureRule", "Handler", "HandlerFunction", "Upcaster", "is_async", "topic_regex"]
+__all__ = ["Call", "FailureRule", "Handler", "HandlerFunction", "Unit", "Upcaster", "is_async", "topic_regex"]
 
 HandlerFunction: TypeAlias = Callable[..., Any]
 """`async def handler(event, ctx: Context)`, or `def handler(event, ctx: SyncContext)` for a worker thread."""
@@ -45,6 +45,8 @@ class Handler:
     retry: RetryPolicy | None
     rules: tuple[FailureRule, ...] = field(default=())
     on_exhausted: LastResort | None = None
+    transaction: str = ""
+    """Name of the transaction it runs in; empty: that of all handlers without a name."""
 
     def policy_for(self, error: BaseException, default: RetryPolicy) -> RetryPolicy | None:
         """Return how a failure is retried; the most derived of the declared exceptions decides. None: never."""
@@ -72,6 +74,15 @@ class Call:
     handler: Handler
     payload: type
     upcasts: tuple[Upcaster, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is called for an event in one transaction, under one dedup key: all of it takes effect, or nothing does."""
+
+    transaction: str
+    """Empty: that of the handlers without a name."""
+    calls: tuple[Call, ...]
 
 
 def is_async(function: HandlerFunction) -> bool:

@@ -17,6 +17,7 @@ from sagapost.inbox.declared.handlers import (
     FailureRule,
     Handler,
     HandlerFunction,
+    Unit,
     Upcaster,
     is_async,
     name_of,
@@ -44,8 +45,9 @@ _NAME_BYTES = 255
 class Inbox:
     """The consuming side of a service: one name, which is one queue and one dedup space.
 
-    Every event is handled once per inbox: all its handlers here run in one transaction, in the order in which they
-    were declared, and either all of them took effect or none did.
+    Every event is handled once per inbox: its handlers here run in one transaction, in the order in which they were
+    declared, and either all of them took effect or none did; an answer of one (`BusinessFailure`, `Retry`, `Reject`,
+    ...) undoes them all. Handlers with `on(transaction=)` have a transaction and a fate of their own.
 
     :param name: names the queue and the consumer in the tables; keep it for the life of the service.
     :param outbox: what `ctx.publish` writes to; needed only if handlers publish.
@@ -87,7 +89,7 @@ class Inbox:
         self.around = around
         self._handlers: list[Handler] = []
         self._upcasters: dict[str, Upcaster] = {}
-        self._calls: dict[tuple[str, str], tuple[Call, ...]] = {}
+        self._units: dict[tuple[str, str], tuple[Unit, ...]] = {}
         self._patterned = False
 
     # --- declaring ---
@@ -101,6 +103,7 @@ class Inbox:
         retry: RetryPolicy | None = None,
         errors: Mapping[type[Exception], RetryPolicy | Literal["reject"]] | None = None,
         on_exhausted: LastResort | None = None,
+        transaction: str = "",
     ) -> Callable[[_F], _F]:
         """Handle these events with the decorated function ``(event, ctx)``.
 
@@ -117,6 +120,10 @@ class Inbox:
         :param on_exhausted: ``async def last_resort(event, ctx, exhausted)``, run in the message's transaction when
             its tries are used up or the handler rejected it: the message is handled with what this does, and is no
             dead letter. If it fails too, the message is a dead letter after all.
+        :param transaction: a name: the handler shares a transaction only with handlers of the same name, and is tried,
+            parked and redriven apart from the others. Keep the name: what was handled and parked is known by it. In
+            an ordered inbox it gets its events in order, but what is parked of it neither holds others back nor waits
+            for them. Default: the transaction of all handlers without a name.
         :raises ConfigurationError: if nothing is named, a class has no event type, or the function cannot be called.
         """
         accepts, patterns = _types_and_patterns(events, payload)
@@ -138,6 +145,7 @@ class Inbox:
                     retry=retry,
                     rules=rules,
                     on_exhausted=on_exhausted,
+                    transaction=transaction,
                 )
             )
             return function
@@ -165,7 +173,7 @@ class Inbox:
                 following = self._upcasters.get(step)
                 step = following.to_type if following is not None else None
             self._upcasters[from_type] = Upcaster(from_type, old, to_type, function)
-            self._calls.clear()
+            self._units.clear()
             return function
 
         return declare
@@ -173,7 +181,7 @@ class Inbox:
     def _add(self, handler: Handler) -> None:
         self._handlers.append(handler)
         self._patterned = self._patterned or bool(handler.patterns)
-        self._calls.clear()
+        self._units.clear()
 
     # --- asked by the consumer, and by the map of the saga ---
 
@@ -210,14 +218,21 @@ class Inbox:
         return {each.from_type for each in self._upcasters.values() if self._leads_to(each, wanted)}
 
     def calls(self, event_type: str, topic: str) -> tuple[Call, ...]:
-        """Return what is called for an event, in order; empty if no handler takes it."""
+        """Return what is called for an event, in whichever transaction; empty if no handler takes it."""
+        return tuple(call for unit in self.units(event_type, topic) for call in unit.calls)
+
+    def units(self, event_type: str, topic: str) -> tuple[Unit, ...]:
+        """Return what is called for an event by transaction, each in order; empty if no handler takes it."""
         # Topics matter only to patterns; without any, one entry per type is kept.
-        cached = self._calls.get((event_type, topic if self._patterned else ""))
+        cached = self._units.get((event_type, topic if self._patterned else ""))
         if cached is None:
-            cached = self._find_calls(event_type, topic)
+            shared: dict[str, list[Call]] = {}
+            for call in self._find_calls(event_type, topic):
+                shared.setdefault(call.handler.transaction, []).append(call)
+            cached = tuple(Unit(transaction, tuple(calls)) for transaction, calls in shared.items())
             if cached:
                 # Unknown types are not kept: strangers could send any number of them.
-                self._calls[event_type, topic if self._patterned else ""] = cached
+                self._units[event_type, topic if self._patterned else ""] = cached
         return cached
 
     def _find_calls(self, event_type: str, topic: str) -> tuple[Call, ...]:

@@ -13,10 +13,11 @@ from sqlalchemy import Connection
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.observer import Observer
-from sagapost.inbox.arriving.keys import dedup_key, malformed_key
+from sagapost.inbox.arriving.keys import KEY_BYTES, dedup_key, malformed_key, unit_key
 from sagapost.inbox.arriving.message import Arrival, Message, Parking, Unreadable
-from sagapost.inbox.arriving.settlement import Settlement
+from sagapost.inbox.arriving.settlement import Receipt, Settlement
 from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.declared.handlers import Unit
 from sagapost.inbox.declared.outcomes import DoneBefore, Failed, Outcome, TooOld
 from sagapost.inbox.declared.settings import ConsumerSettings, RetryPolicy
 from sagapost.inbox.handling.faults import kind_of, text_of, traceback_of
@@ -35,6 +36,8 @@ __all__ = ["Dispatcher"]
 
 _CONFLICT_TRIES = 5
 """Tries after deadlocks and serialisation failures that count as one: the message is not to blame."""
+
+_NOBODY = (Unit("", ()),)
 
 _FOR_ANOTHER_VERSION = frozenset({"unknown-type", "unknown-name"})
 
@@ -76,13 +79,37 @@ class Dispatcher:
 
     # --- decode ---
 
-    def read(self, delivery: Delivery, settlement: Settlement) -> Arrival:
-        """Read the envelope of a delivery."""
-        content = delivery.content
+    def read(self, delivery: Delivery, settlement: Settlement) -> list[Arrival]:
+        """Read the envelope of a delivery; return a message for each transaction that its handlers run in."""
+        content, topic = delivery.content, delivery.topic
         if isinstance(content, Malformed):
-            return Unreadable(content, delivery.topic, delivery, settlement)
-        calls = self._inbox.calls(content.type, delivery.topic)
-        return Message(content, delivery.topic, dedup_key(content), calls, delivery, settlement)
+            return [Unreadable(content, topic, Receipt(delivery, settlement))]
+        units, key = self._inbox.units(content.type, topic) or _NOBODY, dedup_key(content)
+        receipt = Receipt(delivery, settlement, messages=len(units))
+        return [
+            Message(
+                content,
+                topic,
+                unit_key(key, unit.transaction),
+                unit.calls,
+                receipt,
+                self._lane(content, unit.transaction),
+            )
+            for unit in units
+        ]
+
+    def _lane(self, event: Event, transaction: str) -> str | None:
+        key = event.partitionkey if self._inbox.ordered else None
+        return f"{key}\0{transaction}" if key and transaction else key
+
+    def _unit(self, due: Due) -> Unit | None:
+        """Return what is called for a parked message, by the key that it is parked under."""
+        if isinstance(due.content, Malformed):
+            return None
+        for unit in self._inbox.units(due.content.type, due.topic):
+            if due.key == unit_key(due.key[:KEY_BYTES], unit.transaction):
+                return unit
+        return None
 
     # --- a delivery ---
 
@@ -224,35 +251,45 @@ class Dispatcher:
             self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
         messages: list[Message] = []
         for item in due:
-            unfit = await self._unfit(item)
+            unit = self._unit(item)
+            unfit = await self._unfit(item, unit)
             if unfit is not None:
                 await self._park_again(item.place, item.content, unfit)
                 if not unfit.in_line and isinstance(item.content, Event) and item.content.partitionkey is not None:
                     await self.promote([item.content.partitionkey])
                 continue
-            if not isinstance(item.content, Malformed):
-                calls = self._inbox.calls(item.content.type, item.topic)
-                place, suspect = item.place, item.crashes > 0
-                message = Message(item.content, item.topic, item.key, calls, None, parking=place, suspect=suspect)
+            if not isinstance(item.content, Malformed) and unit is not None:
+                lane, suspect = self._lane(item.content, unit.transaction), item.crashes > 0
+                message = Message(item.content, item.topic, item.key, unit.calls, None, lane, item.place)
+                message.suspect = suspect
                 message.attempts, message.begin_by, message.since = item.attempts, begin_by, item.since
                 messages.append(message)
         return messages
 
-    async def _unfit(self, due: Due) -> ParkingDecision | None:
+    async def _unfit(self, due: Due, unit: Unit | None) -> ParkingDecision | None:
         """Return how a due message is parked that cannot be tried; None: it can."""
         if isinstance(due.content, Malformed):
             return undecodable(due.content)
         if due.crashes >= self._settings.max_crashes:
             return killer(due.crashes, due.attempts)
-        if not self._inbox.calls(due.content.type, due.topic):
-            return await self._unhandled(due.content.type, due.attempts, self._now() - due.since)
+        if unit is None:
+            waited = self._now() - due.since
+            return await self._unhandled(due.content.type, due.attempts, waited, apart=len(due.key) > KEY_BYTES)
         return None
 
-    async def _unhandled(self, type_: str, attempts: int, waited: timedelta) -> ParkingDecision:
+    async def _unhandled(
+        self, type_: str, attempts: int, waited: timedelta, *, apart: bool = False
+    ) -> ParkingDecision:
         removed = await self._database.run(lambda connection: self._versions.was_removed(connection, type_))
         unknown_for = self._settings.unknown_for
         return unhandled(
-            self._consumer, type_, attempts=attempts, waited=waited, unknown_for=unknown_for, removed=removed
+            self._consumer,
+            type_,
+            attempts=attempts,
+            waited=waited,
+            unknown_for=unknown_for,
+            removed=removed,
+            apart=apart,
         )
 
     async def announce(self) -> None:
@@ -266,14 +303,14 @@ class Dispatcher:
 
     async def handle_parked(self, link: Link, message: Message) -> None:
         """Bring the round of a parked message to its end."""
-        place, key = message.parking, message.event.partitionkey
+        place, key = message.parking, message.order
         if place is None:
             raise ValueError("the message is not parked")
         if anyio.current_time() > message.begin_by:
             # It came behind others that took long. Claimed by somebody else meanwhile, it would count as a crash.
             await link.give_back()
             await self._database.run(lambda connection: self._lot.stand_back(connection, place))
-            if self._inbox.ordered and key is not None:
+            if key is not None:
                 await self.promote([key])
             return
         if message.losses:
@@ -290,7 +327,7 @@ class Dispatcher:
             if not held and parked.reason == "broke-contract":
                 # The handler has committed that the message was taken out.
                 await self._park(message, parked, unclaimed=False)
-        if self._inbox.ordered and key is not None and not isinstance(outcome, DoneBefore):
+        if key is not None and not isinstance(outcome, DoneBefore):
             await self.promote([key])
 
     # --- park ---
@@ -309,9 +346,9 @@ class Dispatcher:
             self._observer.notify(obs.Duplicate(self._consumer, event.id, event.type))
             return
         self._notify_parked(event.id, event.type, done)
-        if done.state == "behind" and event.partitionkey is not None:
+        if done.state == "behind" and message.order is not None:
             # What it waits for may have gone between the look and the commit.
-            await self.promote([event.partitionkey])
+            await self.promote([message.order])
 
     async def park_broken(self, message: Message, parked: ParkingDecision) -> None:
         """Park a message, delivered or parked before, whose claim may be committed although it was not handled."""

@@ -22,7 +22,7 @@ from sagapost.inbox.handling.invocation import call_async, call_in_thread
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.kept.database import Database
 
-__all__ = ["Execution", "decode"]
+__all__ = ["Execution", "decode", "decode_for"]
 
 
 def decode(message: Message) -> list[object]:
@@ -32,10 +32,11 @@ def decode(message: Message) -> list[object]:
 
     :raises DecodingError: if it does not fit a class, or a conversion fails.
     """
-    return [_decode(call, message) for call in message.calls]
+    return [decode_for(call, message) for call in message.calls]
 
 
-def _decode(call: Call, message: Message) -> object:
+def decode_for(call: Call, message: Message) -> object:
+    """Decode the data for one handler, as `decode` does for all."""
     event, cls, what = message.event, call.payload, "the class"
     try:
         payload: object = decode_data(event.data, cls, event_id=event.id, event_type=event.type)
@@ -85,6 +86,7 @@ class Execution(GuardedTransaction):
                 outbox=inbox.outbox,
                 session=self.session.sync_session,
                 topic=message.topic,
+                transaction=handler.transaction,
             )
             handling = call_in_thread(handler.function, payload, sync_ctx, saga, around, self._threads)
         self.call(handler.name, handling)
@@ -110,6 +112,7 @@ class Execution(GuardedTransaction):
             outbox=inbox.outbox,
             session=self.session,
             topic=message.topic,
+            transaction=message.calls[0].handler.transaction,
         )
 
     def write_for(self, event: Event) -> None:

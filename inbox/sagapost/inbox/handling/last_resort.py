@@ -1,4 +1,4 @@
-"""What is done in place of making a message a dead letter, where its handlers declare something."""
+"""What is done in place of making a message a dead letter, where the handler that failed declares something."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from sagapost.core.errors import DecodingError
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared.context import Context
 from sagapost.inbox.declared.outcomes import Exhausted, Instead
-from sagapost.inbox.handling.execution import decode
+from sagapost.inbox.handling.execution import decode_for
+from sagapost.inbox.handling.verdicts import at_fault
 from sagapost.inbox.kept.parking import ParkingDecision
 
 __all__ = ["last_resort_of"]
@@ -16,20 +17,20 @@ _BY_HANDLERS = frozenset({"failed", "retry", "conflict", "rejected"})
 
 
 def last_resort_of(message: Message, parked: ParkingDecision) -> Instead | None:
-    """Return what the handlers declare with `on_exhausted`; None: nothing, or the message is not dead yet."""
+    """Return what the handler that failed declares with `on_exhausted`; None: nothing, or it is not dead yet."""
     if parked.state != "dead" or parked.reason not in _BY_HANDLERS:
         return None
-    if all(call.handler.on_exhausted is None for call in message.calls):
+    call = at_fault(message)
+    last_resort = call.handler.on_exhausted if call is not None else None
+    if call is None or last_resort is None:
         return None
     try:
-        payloads = decode(message)
+        payload = decode_for(call, message)
     except DecodingError:
         return None
     exhausted = Exhausted(parked.reason, parked.error, parked.attempts)
 
     async def work(ctx: Context) -> None:
-        for call, payload in zip(message.calls, payloads, strict=True):
-            if call.handler.on_exhausted is not None:
-                await call.handler.on_exhausted(payload, ctx, exhausted)
+        await last_resort(payload, ctx, exhausted)
 
     return Instead(work, reason="on_exhausted")

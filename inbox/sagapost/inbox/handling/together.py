@@ -19,11 +19,10 @@ __all__ = ["Together"]
 class Together:
     """The groups of one consumer. Like the dispatcher's methods, `handle` may be called again with the same."""
 
-    def __init__(self, dispatcher: Dispatcher, groups: GroupCommit, suspects: Suspects, *, ordered: bool) -> None:
+    def __init__(self, dispatcher: Dispatcher, groups: GroupCommit, suspects: Suspects) -> None:
         self._dispatcher = dispatcher
         self._groups = groups
         self._suspects = suspects
-        self._ordered = ordered
 
     def split(self, arrivals: Sequence[Arrival]) -> tuple[list[list[Message]], list[Arrival]]:
         """Return those that may share a transaction, in groups, and the rest, which is to be handled one by one.
@@ -47,7 +46,7 @@ class Together:
         """Return together what one of has to wait for another of."""
         lanes: dict[str, list[Arrival]] = {}
         for arrival in arrivals:
-            key = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
+            key = arrival.lane if isinstance(arrival, Message) else None
             if key is None:
                 yield [arrival]
             else:
@@ -90,8 +89,8 @@ class Together:
         self._dispatcher.parked_behind(ended.behind)
         # What they waited for may have gone between the look and the commit, as for one that is parked alone.
         moved = [*ended.behind, *(message for message in messages if message.parking is not None)]
-        keys = {key for message in moved if (key := message.event.partitionkey) is not None}
-        if self._ordered and keys:
+        keys = {key for message in moved if (key := message.order) is not None}
+        if keys:
             await link.give_back()
             await self._dispatcher.promote(keys)
         return True

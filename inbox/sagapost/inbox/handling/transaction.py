@@ -101,7 +101,7 @@ class Transactions:
     ) -> Outcome:
         if instead is not None:
             return self._run_instead(connection, outer, message, instead, attempt, progress)
-        event = message.event
+        event, message.failing = message.event, None
         try:
             payloads = decode(message)
         except DecodingError as error:
@@ -114,8 +114,13 @@ class Transactions:
         execution = self._tools.execution(connection, outer, progress)
         try:
             for call, payload in zip(message.calls, payloads, strict=True):
+                message.failing = call
                 execution.handle(call, payload, message, attempt)
+                if len(payloads) > 1:
+                    # So that what it wrote fails as its own.
+                    execution.write_for(event)
                 self._observer.notify(obs.HandlerReturned(self._consumer, event.id, call.handler.name))
+            message.failing = None
             execution.write_for(event)
             self._observer.notify(obs.Written(self._consumer, event.id))
             execution.commit()

@@ -9,6 +9,7 @@ from typing import assert_never
 from sagapost.core.backoff import wait_for_another_version
 from sagapost.core.broker import Malformed
 from sagapost.inbox.arriving.message import Message
+from sagapost.inbox.declared.handlers import Call
 from sagapost.inbox.declared.outcomes import (
     Behind,
     Done,
@@ -28,21 +29,23 @@ from sagapost.inbox.handling.faults import clean, text_of, traceback_of
 from sagapost.inbox.handling.guarded import GuardError
 from sagapost.inbox.kept.parking import BEHIND, ParkingDecision
 
-__all__ = ["in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
+__all__ = ["at_fault", "in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
     """Return the retry policy for a failure of this message; None: it is declared not to be retried.
 
-    All handlers of a message share its transaction and its fate: the first that has a policy of its own decides.
+    The handler that failed decides. What fails at the end of the transaction of several is nobody's: the default.
     """
-    for call in message.calls:
-        policy = call.handler.retry if error is None else call.handler.policy_for(error, default)
-        if error is None and policy is None:
-            continue
-        if policy is not default:
-            return policy
-    return default
+    call = at_fault(message)
+    if call is None:
+        return default
+    return (call.handler.retry or default) if error is None else call.handler.policy_for(error, default)
+
+
+def at_fault(message: Message) -> Call | None:
+    """Return what the last try of a message failed in; None: the transaction of several handlers did, at its end."""
+    return message.calls[0] if len(message.calls) == 1 else message.failing
 
 
 def verdict(
@@ -86,16 +89,26 @@ def undecodable(content: Malformed) -> ParkingDecision:
 
 
 def unhandled(
-    consumer: str, event_type: str, *, attempts: int, waited: timedelta, unknown_for: timedelta, removed: bool
+    consumer: str,
+    event_type: str,
+    *,
+    attempts: int,
+    waited: timedelta,
+    unknown_for: timedelta,
+    removed: bool,
+    apart: bool,
 ) -> ParkingDecision:
     """Return how an event is parked that no handler of this version takes.
 
     It keeps its place in the order of its key while a version that takes it may be on its way. If older versions took
     it and this one does not, or once it is a dead letter, nothing waits for it.
+
+    :param apart: it was for handlers with a transaction of their own.
     """
+    how = " in a transaction of their own of the name that it was parked for" if apart else ""
     sentence = (
-        f"No handler of inbox {consumer!r} in this version takes events of type {event_type!r}. Deploy one that does, "
-        f"or redrive it then; or discard it, and remove the queue's binding."
+        f"No handler of inbox {consumer!r} in this version takes events of type {event_type!r}{how}. Deploy one "
+        f"that does, or redrive it then; or discard it, and remove the queue's binding."
     )
     parked = _for_another_version("unknown-type", sentence, attempts, waited, unknown_for)
     return replace(parked, in_line=parked.state == "waiting" and not removed)

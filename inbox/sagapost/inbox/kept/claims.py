@@ -31,11 +31,10 @@ class ClaimedGroup:
 class Claims:
     """Claims messages in the open transaction: committed or undone with everything else in it."""
 
-    def __init__(self, dedup: Dedup, lot: ParkingLot, attempts: BegunAttempts, *, ordered: bool) -> None:
+    def __init__(self, dedup: Dedup, lot: ParkingLot, attempts: BegunAttempts) -> None:
         self._dedup = dedup
         self._lot = lot
         self._attempts = attempts
-        self._ordered = ordered
 
     def claim(self, connection: Connection, message: Message) -> Claim:
         """Make the message this transaction's own.
@@ -44,14 +43,14 @@ class Claims:
         """
         if message.recorded:
             self._attempts.clear(connection, message.key)
-        place, key = message.parking, message.event.partitionkey
+        place, key = message.parking, message.order
         if place is not None:
             if not self._lot.take_out(connection, [place]):
                 return "seen"
-            return "behind" if self._ordered and key and self._blocked(connection, key, place.id) else "claimed"
+            return "behind" if key and self._blocked(connection, key, place.id) else "claimed"
         if not self._dedup.claim(connection, message.key):
             return "seen"
-        return "behind" if self._ordered and key and self._blocked(connection, key) else "claimed"
+        return "behind" if key and self._blocked(connection, key) else "claimed"
 
     def claim_all(self, connection: Connection, messages: Sequence[Message]) -> ClaimedGroup | None:
         """Claim messages together, and park those that must wait for a parked message of their ordering key.
@@ -68,12 +67,12 @@ class Claims:
         claimed = ClaimedGroup()
         if parked:
             taken = self._lot.take_out(connection, parked)
-            if self._ordered and self._has_gap(connection, parked):
+            if self._has_gap(connection, parked):
                 return None
             claimed.own.update(message.key for place, message in parked.items() if place.id in taken)
         if delivered:
             claimed.own.update(self._dedup.claim_all(connection, {message.key for message in delivered}))
-            if self._ordered and claimed.own:
+            if claimed.own:
                 self._park_behind(connection, delivered, claimed)
         return claimed
 
@@ -84,7 +83,7 @@ class Claims:
         """Return whether a message that was not taken out goes before one that was."""
         last: dict[str, int] = {}
         for place, message in parked.items():
-            if key := message.event.partitionkey:
+            if key := message.order:
                 last[key] = max(place.id, last.get(key, place.id))
         # Those taken out are gone here: whatever is left before the last of them is missing in between.
         firsts = self._lot.order.firsts(connection, last) if last else {}
@@ -92,10 +91,10 @@ class Claims:
 
     def _park_behind(self, connection: Connection, delivered: Sequence[Message], claimed: ClaimedGroup) -> None:
         # After the claim, which may have waited for another replica to park one of them.
-        keys = {key for message in delivered if message.key in claimed.own and (key := message.event.partitionkey)}
+        keys = {key for message in delivered if message.key in claimed.own and (key := message.order)}
         blocked = self._lot.order.firsts(connection, keys) if keys else {}
         for message in delivered if blocked else ():
-            if message.key in claimed.own and message.event.partitionkey in blocked:
+            if message.key in claimed.own and message.order in blocked:
                 # Of two copies the first.
                 claimed.own.discard(message.key)
                 claimed.behind.append(message)

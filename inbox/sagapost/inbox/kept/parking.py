@@ -97,8 +97,10 @@ class ParkingLot:
         fresh = self._dedup.claim(connection, message.key)
         if not fresh and unclaimed:
             return None
-        key = message.event.partitionkey
-        if parked.state != "dead" and parked.in_line and self._ordered and key is not None:
+        key = message.order
+        if key is None:
+            parked = replace(parked, in_line=parked.in_line and message.lane is None)
+        elif parked.state != "dead" and parked.in_line:
             if self.order.is_blocked(connection, key):
                 parked = replace(parked, state="behind", retry_in=None)
             elif parked.state == "behind":

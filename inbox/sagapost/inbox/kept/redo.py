@@ -8,7 +8,7 @@ from sqlalchemy import Connection, DateTime, literal, select
 
 from sagapost.core.databases import Moments
 from sagapost.core.envelope import Event
-from sagapost.inbox.arriving.keys import dedup_key
+from sagapost.inbox.arriving.keys import dedup_key, unit_key
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder
@@ -23,6 +23,7 @@ def redo(
     moments: Moments,
     *,
     consumer: str,
+    transaction: str,
     event: Event,
     topic: str | None,
     why: str,
@@ -34,6 +35,7 @@ def redo(
     done once for one decision. In an ordered inbox the event goes on its own: it was handled, and later events of its
     key may have gone past it. Only where one of them is parked before it does it wait for that.
 
+    :param transaction: name of that whose handlers handle it; empty: those without a name.
     :param until: not before this time, by the database's clock; default: at once.
     """
     number = connection.execute(
@@ -45,6 +47,7 @@ def redo(
     order = ParkedOrder(tables, moments, consumer=number, on_dead="skip")
     lot = ParkingLot(tables, dedup, moments, order, consumer=number, ordered=False)
     at = moments.now() if until is None else literal(until.astimezone(UTC), DateTime(timezone=True))
-    if not lot.park_anew(connection, event, dedup_key(event), topic or event.type, why=why, at=at):
+    key = unit_key(dedup_key(event), transaction)
+    if not lot.park_anew(connection, event, key, topic or event.type, why=why, at=at):
         return f"event {event.id} is parked in the inbox {consumer!r} already. See: sagapost parked list {consumer}"
     return None

@@ -57,7 +57,7 @@ def assemble(shared: Shared, sessions: HandlerSessions, *, number: int, max_pref
     tools = Toolbox(
         inbox,
         database,
-        Claims(dedup, lot, attempts, ordered=inbox.ordered),
+        Claims(dedup, lot, attempts),
         sessions,
         observer,
         clock,
@@ -68,7 +68,7 @@ def assemble(shared: Shared, sessions: HandlerSessions, *, number: int, max_pref
     suspects = Suspects(database, attempts, observer, consumer=inbox.name)
     versions = Versions(tables, moments, consumer=number, takes=inbox.takes)
     dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions)
-    workers = Workers(shared, dispatcher, Together(dispatcher, GroupCommit(tools), suspects, ordered=inbox.ordered))
+    workers = Workers(shared, dispatcher, Together(dispatcher, GroupCommit(tools), suspects))
     # The limit of every transaction of ours, and as much again as a call may take.
     silent_for = settings.handler_timeout + settings.database_timeout
     stranded = Stranded(database, tables, observer, consumer=inbox.name, silent_for=silent_for)

@@ -91,14 +91,14 @@ class Intake:
         async for delivery in self._subscription:
             settlement.received(delivery)
             self._observer.notify(obs.Received(self._consumer, delivery.topic, delivery.size, delivery.delivery_count))
-            arrival = self._dispatcher.read(delivery, settlement)
-            if isinstance(arrival, Message) and (
-                self._screening.due or self._unscreened or (delivery.delivery_count and arrival.calls)
-            ):
-                self._unscreened.append(arrival)
-                self._to_screen.set()
-            else:
-                self._workers.feed(arrival)
+            for arrival in self._dispatcher.read(delivery, settlement):
+                if isinstance(arrival, Message) and (
+                    self._screening.due or self._unscreened or (delivery.delivery_count and arrival.calls)
+                ):
+                    self._unscreened.append(arrival)
+                    self._to_screen.set()
+                else:
+                    self._workers.feed(arrival)
             if settlement.bytes_in_hand > limit:
                 # The adapter stops reading from its side; what is in flight must be settled first.
                 await settlement.until_below(limit)
@@ -116,8 +116,8 @@ class Intake:
                 return
             for message in batch:
                 self._unscreened.popleft()
-                if message.key in known and message.delivery is not None:
-                    self.settlement.ack(message.delivery)
+                if message.key in known and message.receipt is not None:
+                    message.receipt.ended()
                 else:
                     self._workers.feed(message)
 
@@ -149,10 +149,12 @@ class Intake:
     async def _give_back(self, arrivals: list[Arrival]) -> None:
         with anyio.move_on_after(5):
             await self.settlement.flushed()
-            deliveries = [arrival.delivery for arrival in arrivals if arrival.delivery is not None]
+            # Of a delivery that is several messages some may have come to their end; it goes back once, as a whole.
+            receipts = dict.fromkeys(arrival.receipt for arrival in arrivals if arrival.receipt is not None)
+            deliveries = [receipt.delivery for receipt in receipts]
             if deliveries:
                 await self.settlement.release(*deliveries)
                 self._observer.notify(obs.GivenBack(self._consumer, len(deliveries)))
 
     def _is_mine(self, arrival: Arrival) -> bool:
-        return arrival.settlement is self.settlement
+        return arrival.receipt is not None and arrival.receipt.settlement is self.settlement

@@ -34,7 +34,6 @@ class Workers:
         self._database = shared.database
         self._availability = shared.availability
         self._batch = shared.settings.batch
-        self._ordered = shared.inbox.ordered
         self._stop = shared.runtime.stop
         self._lanes: Lanes[Arrival] = Lanes()
         self._scope = anyio.CancelScope()
@@ -45,8 +44,7 @@ class Workers:
 
     def feed(self, arrival: Arrival) -> None:
         """Hand over a message; in an ordered inbox behind the others of its ordering key."""
-        lane = arrival.event.partitionkey if self._ordered and isinstance(arrival, Message) else None
-        self._lanes.put(arrival, lane)
+        self._lanes.put(arrival, arrival.lane if isinstance(arrival, Message) else None)
 
     def withdraw(self, which: Callable[[Arrival], bool]) -> list[Arrival]:
         """Take back what is not yet in work."""
@@ -186,9 +184,5 @@ def _let_go(arrival: Arrival) -> None:
 
 
 def _settle(arrival: Message | Unreadable, *, refuse: bool = False) -> None:
-    if arrival.settlement is None or arrival.delivery is None:
-        return
-    if refuse:
-        arrival.settlement.refuse(arrival.delivery)
-    else:
-        arrival.settlement.ack(arrival.delivery)
+    if arrival.receipt is not None:
+        arrival.receipt.ended(refuse=refuse)

@@ -24,6 +24,7 @@ __all__ = [
     "deadline_nobody_cancels",
     "deadline_nobody_sets",
     "end_nobody_says",
+    "failure_undoes_another",
     "no_compensation",
     "no_deadline",
     "no_end",
@@ -265,6 +266,28 @@ def step_nothing_waits_for(choreography: Choreography) -> Found:
             f"No deadline is open while the saga waits for {step.name}: if {manifest.service} stays silent there, "
             "nobody notices. Cancel a deadline later, or set one in a step before.",
         )
+
+
+def failure_undoes_another(choreography: Choreography) -> Found:
+    """SP014."""
+    for manifest, step in choreography.steps():
+        if not step.fails_with:
+            continue
+        for event in step.handles:
+            others = [
+                other.name
+                for other in manifest.steps
+                if other is not step and event in other.handles and other.transaction == step.transaction
+            ]
+            if others:
+                yield (
+                    manifest.service,
+                    step.name,
+                    f"{step.name} and {', '.join(others)} handle {short_name(event)} in one transaction. When "
+                    f"{step.name} fails with {short_name(step.fails_with[0])}, what the other did is undone, and not "
+                    "done again. Give one of them a transaction of its own (on(..., transaction='a name')), or make "
+                    "them one handler.",
+                )
 
 
 def end_nobody_says(choreography: Choreography) -> Found:

@@ -54,6 +54,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """The step has no effect to undo (a projection, a notification nobody regrets)."""
     likely_to_fail: bool = False
     """Declared by the author: business failures are common here (a card declined, stock missing)."""
+    transaction: str = ""
+    """Name of the transaction that it shares with other steps of its service; empty: that of all without a name."""
     summary: str = ""
 
 

@@ -144,5 +144,15 @@ RULES: tuple[LintRule, ...] = (
         "Correct its name, or declare it where it is published. Accept it if it comes from outside these manifests.",
         checks.end_nobody_says,
     ),
+    LintRule(
+        "SP014",
+        Severity.WARNING,
+        "failure that undoes another",
+        "Two steps of a service handle one event in one transaction, and one of them can fail for a business reason. "
+        "Then what the other did is undone with it, though nothing was wrong with that.",
+        "Give one of them a transaction of its own with on(..., transaction='a name'), or make them one handler. "
+        "Accept it if they belong together, all or nothing.",
+        checks.failure_undoes_another,
+    ),
 )
 """Every rule, in the order of the codes."""

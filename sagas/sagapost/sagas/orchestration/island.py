@@ -63,8 +63,9 @@ class Island(IslandPlan):
         self._replies: dict[str, list[IslandStep]] = {}
         sagas.add_island(self)
         self._undo = sagas.compensation(name=f"island {name}")(self._undo_run)
-        inbox.on(self.timeout_type, payload=StepTimedOut)(self._timed_out)
-        inbox.on(self.decision_type, payload=StepDecided)(self._decided)
+        self._transaction = f"island {name}"
+        inbox.on(self.timeout_type, payload=StepTimedOut, transaction=self._transaction)(self._timed_out)
+        inbox.on(self.decision_type, payload=StepDecided, transaction=self._transaction)(self._decided)
 
     # --- declaring ---
 
@@ -169,7 +170,7 @@ class Island(IslandPlan):
                     await self.start(ctx, state)
 
             self.started_by += types_of(events)
-            self._inbox.on(*events)(begin)
+            self._inbox.on(*events, transaction=self._transaction)(begin)
             return function
 
         return declare
@@ -299,4 +300,4 @@ class Island(IslandPlan):
         fresh = [cls for cls in dict.fromkeys(classes) if cls not in self._heard]
         self._heard.update(fresh)
         if fresh:
-            self._inbox.on(*fresh)(self._answer)
+            self._inbox.on(*fresh, transaction=self._transaction)(self._answer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from sagapost.sagas.choreography import manifest as parts
 from sagapost.sagas.orchestration.plan import IslandPlan
 
@@ -62,4 +64,4 @@ def steps_of(island: IslandPlan) -> list[parts.Step]:
                 summary=f"Tries again where a step says so, else undoes the island {island.name} in reverse order.",
             )
         )
-    return drawn
+    return [msgspec.structs.replace(step, transaction=f"island {island.name}") for step in drawn]
