@@ -92,6 +92,8 @@ class ServiceProcesses:
 
     def __init__(self, name: str, site: Site, environment: Mapping[str, str]) -> None:
         self.name = name
+        self._site = site
+        self._settings = environment
         self._home = site.new_folder(f"service-{name}")
         self._logs = site.logs
         self._launch = site.launch
@@ -104,9 +106,16 @@ class ServiceProcesses:
             **environment,
         }
 
+    def beside(self, version: str, **settings: str) -> ServiceProcesses:
+        """Return the processes of another version, to be started beside these: the same database and broker.
+
+        :param settings: variables that it has in the place of these.
+        """
+        return ServiceProcesses(f"{self.name}-{version}", self._site, {**self._settings, **settings})
+
     @property
     def roles(self) -> tuple[str, ...]:
-        """What was started."""
+        """What was started and not stopped."""
         return tuple(self._commands)
 
     def start(self, role: str, *arguments: str) -> None:
@@ -155,6 +164,7 @@ class ServiceProcesses:
         :raises DemoError: if it does not end well.
         """
         process = self._processes.pop(role)
+        del self._commands[role]
         process.send_signal(signal.SIGTERM)
         try:
             status = process.wait(_STOP_SECONDS)
@@ -209,6 +219,11 @@ class Processes:
         """Fail if a process has ended by itself."""
         for run in self.runs:
             run.check()
+
+    def kill_all(self) -> None:
+        """End what still runs, at once."""
+        for run in self.runs:
+            run.kill_all()
 
     async def disturb(self) -> str | None:
         """Kill the relay of orders and start another."""
@@ -303,10 +318,9 @@ async def processes(
         # Before the first event: what is published while a consumer has no queue yet does not wait for it.
         listener = TrackerConsumer(tracker, deployment.broker)
         await deployment.broker.declare(listener.queue, *(service.inbox.queue for service in services))
-        stack.callback(tracking.kill_all)
+        stack.callback(deployment.kill_all)
         tracking.start("track", *_manifests(site, services), "--key", "order_id")
         for service, run in zip(services, runs, strict=True):
-            stack.callback(run.kill_all)
             if together:
                 run.start("consume", "--with-relay", path_of(service))
             else:

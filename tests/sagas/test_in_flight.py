@@ -303,6 +303,20 @@ def test_pitfall_35_a_compatible_change_passes(in_flight: Connection, change: st
     }  # fmt: skip
 
 
+def test_what_only_a_person_could_still_ask_for_is_a_warning(in_flight: Connection) -> None:
+    """Past the point of no return a saga is brought to its end: its compensations may go, which is said."""
+    inbox = replace(OLD, compensation=None, second=None).build()
+    states = inbox.context.sagas.tables.states  # type: ignore[attr-defined]
+    with in_flight.begin_nested() as pivoted:
+        in_flight.execute(states.update().values(pivoted_at=NOW, pivot_reason="the parcel has left"))
+        report = check_in_flight(in_flight, [inbox])
+        pivoted.rollback()
+    assert grave(report) == set()
+    warned = {each.subject: each for each in report.findings if each.severity is Severity.WARNING}
+    assert warned.keys() == {"refund", "release"}
+    assert "past their point of no return" in warned["refund"].message
+
+
 def test_ten_thousand_sagas_in_flight_are_judged_within_a_minute() -> None:
     """Each with three intents, a run of an island, two events, a deadline and a parked message."""
     engine = create_engine("sqlite://", poolclass=StaticPool)

@@ -22,20 +22,25 @@ _STATE_IN_FLIGHT = ("running", "rolling_back")
 
 def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, deep: bool) -> None:
     """Hold every intent that is not undone against the compensations: their names, and the arguments recorded."""
-    columns, known = sagas.tables.compensations.c, sagas.compensations
+    intents, states, known = sagas.tables.compensations, sagas.tables.states, sagas.compensations
+    columns = intents.c
+    same = (states.c.service == columns.service) & (states.c.saga == columns.saga)
+    recorded = intents.outerjoin(states, same)
     mine = (columns.service == sagas.service, columns.state.in_(_UNDONE))
-    counts = select(columns.name, func.count().label("intents"), func.min(columns.saga).label("saga"))
-    for row in connection.execute(counts.where(*mine).group_by(columns.name).order_by(columns.name)):
+    past_pivot = ((states.c.state == "running") & states.c.pivoted_at.is_not(None)).label("past_pivot")
+    counts = select(columns.name, past_pivot, func.count().label("intents"), func.min(columns.saga).label("saga"))
+    grouped = counts.select_from(recorded).where(*mine).group_by(columns.name, past_pivot)
+    for row in connection.execute(grouped.order_by(columns.name)):
         found.looked_at["intents"] += row.intents
         if row.name not in known:
             island = row.name.removeprefix("island ")
             what = f"the island {island!r}" if island != row.name else f"a compensation named {row.name!r}"
             found.add(
-                Severity.ERROR,
+                _severity_of(row),
                 "compensation",
                 sagas.service,
                 row.name,
-                f"steps are recorded that {what} undoes, and nothing is registered under that name",
+                f"steps {_whose(row)}are recorded that {what} undoes, and nothing is registered under that name",
                 f"Register it as long as a saga may need it; with @sagas.compensation(name={row.name!r}) the function "
                 "may have another name. Or settle the intents, when the steps are undone by other means.",
                 count=row.intents,
@@ -43,21 +48,30 @@ def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, dee
             )
     if not deep or not known:
         return
-    listed = select(columns.id, columns.name, columns.saga, columns.arguments)
+    listed = select(columns.id, columns.name, columns.saga, columns.arguments, past_pivot).select_from(recorded)
     for row in pages(connection, listed.where(*mine, columns.name.in_(sorted(known))), columns.id):
         try:
             known[row.name].unpack(row.arguments)
         except ConfigurationError as error:
             found.add(
-                Severity.ERROR,
+                _severity_of(row),
                 "arguments",
                 sagas.service,
                 row.name,
-                f"steps are recorded with the arguments {', '.join(sorted(row.arguments)) or '(none)'}, which the "
-                f"compensation does not take any more: {error.__cause__}",
+                f"steps {_whose(row)}are recorded with the arguments {', '.join(sorted(row.arguments)) or '(none)'}, "
+                f"which the compensation does not take any more: {error.__cause__}",
                 "Keep accepting what was recorded: give new parameters a default, and keep removed or renamed ones.",
                 saga=row.saga,
             )
+
+
+def _severity_of(row: Any) -> Severity:
+    # Past the point of no return a saga is undone only if a person says so.
+    return Severity.WARNING if row.past_pivot else Severity.ERROR
+
+
+def _whose(row: Any) -> str:
+    return "of sagas past their point of no return " if row.past_pivot else ""
 
 
 def check_runs(connection: Connection, sagas: Sagas, found: Collector, *, deep: bool) -> None:
