@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff, Event, Observation, event, new_id
+from sagapost.core.audit import AuditEntry
 from sagapost.core.broker import Broker, Confirmed, Outgoing
 from sagapost.core.codec import encode_data
 from sagapost.core.life import Server, ServerLost, Signal
@@ -107,7 +108,7 @@ class Service:
 
     async def install(self, engine: AsyncEngine) -> None:
         """Create the tables."""
-        parts = [self.outbox.tables.part, self.tables.part]
+        parts = [self.tables.audit.part, self.outbox.tables.part, self.tables.part]
         async with engine.begin() as connection:
             await connection.run_sync(lambda sync: install_schema(sync, self.tables.versions, parts))
             await connection.run_sync(lambda sync: self.effects.create(sync, checkfirst=True))
@@ -120,6 +121,12 @@ class Service:
         """Return all rows of a table, by primary key."""
         async with engine.connect() as connection:
             return (await connection.execute(select(table).order_by(*table.primary_key))).all()
+
+    async def decisions(self, engine: AsyncEngine) -> list[AuditEntry]:
+        """Return what operators decided, latest first."""
+        async with engine.connect() as connection:
+            rows = (await connection.execute(self.tables.audit.select(limit=1_000))).all()
+        return self.tables.audit.entries(rows)
 
     async def written(self, engine: AsyncEngine) -> list[str]:
         """Return the orders that had an effect, in the order of the effects."""

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.audit import Decision
 from sagapost.inbox import Context, Reject
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.operated.redrive import ParkedMessages
@@ -130,7 +131,7 @@ async def _with_a_dead_first(
         before = await service.written(engine)
         broken = False
         operator = ParkedMessages(engine, service.tables, "warehouse", on_dead=on_dead)
-        await operator.redrive(Selection(), actor="ada", reason="corrected")
+        await operator.redrive(Selection(), Decision("ada", "corrected"))
         await consumer.seen.until(obs.Handled, 4)
     return service, before
 
@@ -166,10 +167,10 @@ async def test_a_discarded_dead_letter_lets_its_key_go_on(engine: AsyncEngine, b
     async with running(service, engine, broker, retry=FAST) as consumer:
         await consumer.settled(4)
         operator = ParkedMessages(engine, service.tables, "warehouse")
-        assert await operator.discard(Selection(state="dead"), actor="ada", reason="a test order") == 1
+        assert await operator.discard(Selection(state="dead"), Decision("ada", "a test order")) == 1
         await consumer.seen.until(obs.Handled, 3)
     assert await service.written(engine) == ["1", "2", "3"]
-    (entry,) = await operator.audit()
+    (entry,) = await service.decisions(engine)
     assert (entry.action, entry.actor, entry.reason) == ("discard", "ada", "a test order")
     assert entry.original is not None
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import anyio
 import pytest
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
 from sagapost.inbox import Context
 from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.kept.envelope import restore
 from sagapost.inbox.operated.redrive import ParkedMessages
 from sagapost.inbox.operated.selection import Selection
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
@@ -64,7 +69,7 @@ async def test_nothing_is_parked_for_a_consumer_that_never_ran(engine: AsyncEngi
     operator = ParkedMessages(engine, service.tables, "nobody")
     assert await operator.list() == ()
     assert (await operator.counts()).total == 0
-    assert await operator.discard(Selection(), actor="ada", reason="x") == 0
+    assert await operator.discard(Selection(), Decision("ada", "x")) == 0
     assert await service.count(engine, service.tables.consumers) == 0
 
 
@@ -85,17 +90,17 @@ async def test_redrive_of_one_a_key_a_filter_or_all(
     repairable = Repairable()
     service = repairable.service
     operator = await repairable.with_parked(engine, broker, "a", "b", "c")
-    dry = await operator.redrive(selection, actor="ada", reason="looking", dry_run=True)
+    dry = await operator.redrive(selection, Decision("ada", "looking"), dry_run=True)
     assert dry.waiting == len(expected)
-    assert await operator.audit() == []
+    assert await repairable.service.decisions(engine) == []
     repairable.repaired = True
-    done = await operator.redrive(selection, actor="ada", reason="printer on again")
+    done = await operator.redrive(selection, Decision("ada", "printer on again"))
     assert done == dry
     async with running(service, engine, broker) as consumer:
         await consumer.seen.until(obs.Handled, len(expected))
     assert set(await service.written(engine)) == expected
     assert len(await service.parked(engine)) == 3 - len(expected)
-    entries = await operator.audit()
+    entries = await repairable.service.decisions(engine)
     assert {entry.event_id for entry in entries} == expected
     assert {(entry.action, entry.actor, entry.reason) for entry in entries} <= {("redrive", "ada", "printer on again")}
 
@@ -104,7 +109,7 @@ async def test_a_redriven_message_has_a_fresh_budget(engine: AsyncEngine, broker
     """Failing again it is parked again, counting from one."""
     repairable = Repairable()
     operator = await repairable.with_parked(engine, broker, "a")
-    await operator.redrive(Selection(), actor="ada", reason="try")
+    await operator.redrive(Selection(), Decision("ada", "try"))
     async with running(repairable.service, engine, broker) as consumer:
         (parked,) = await consumer.seen.until(obs.Parked)
     assert (parked.state, parked.attempts) == ("dead", 1)
@@ -114,13 +119,13 @@ async def test_a_rate_spreads_a_redrive_over_time(engine: AsyncEngine, broker: M
     """At fifty a second the sixth message starts a tenth of a second after the first."""
     repairable = Repairable()
     operator = await repairable.with_parked(engine, broker, *"abcdef")
-    await operator.redrive(Selection(), actor="ada", reason="gently", per_second=50)
+    await operator.redrive(Selection(), Decision("ada", "gently"), per_second=50)
     due = [message.next_attempt_at for message in await operator.list()]
     moments = [moment for moment in due if moment is not None]
     assert moments == sorted(moments)
     assert 0.09 < (moments[-1] - moments[0]).total_seconds() < 5
     with pytest.raises(ConfigurationError, match="positive"):
-        await operator.redrive(Selection(), actor="ada", reason="x", per_second=0)
+        await operator.redrive(Selection(), Decision("ada", "x"), per_second=0)
 
 
 async def test_many_are_redriven_in_chunks(
@@ -131,13 +136,13 @@ async def test_many_are_redriven_in_chunks(
     repairable = Repairable()
     names = [f"{n:04}" for n in range(100)]
     operator = await repairable.with_parked(postgresql_engine, broker, *names)
-    redrive = await operator.redrive(Selection(), actor="ada", reason="all")
+    redrive = await operator.redrive(Selection(), Decision("ada", "all"))
     assert redrive.waiting == 100
     repairable.repaired = True
     async with running(repairable.service, postgresql_engine, broker, retry=FAST) as consumer:
         await consumer.seen.until(obs.Handled, 100)
     assert sorted(await repairable.service.written(postgresql_engine)) == names
-    assert len(await operator.audit(limit=1_000)) == 100
+    assert len(await repairable.service.decisions(postgresql_engine)) == 100
 
 
 async def test_discard_keeps_the_message_in_the_audit_and_its_key_known(
@@ -147,13 +152,17 @@ async def test_discard_keeps_the_message_in_the_audit_and_its_key_known(
     repairable = Repairable()
     service = repairable.service
     operator = await repairable.with_parked(engine, broker, "a", "b")
-    assert await operator.discard(Selection(event_id="a"), actor="ada", reason="a test", dry_run=True) == 1
+    assert await operator.discard(Selection(event_id="a"), Decision("ada", "a test"), dry_run=True) == 1
     assert len(await service.parked(engine)) == 2
-    assert await operator.discard(Selection(event_id="a"), actor="ada", reason="a test") == 1
-    (entry,) = await operator.audit()
+    assert await operator.discard(Selection(event_id="a"), Decision("ada", "a test")) == 1
+    (entry,) = await service.decisions(engine)
     assert (entry.action, entry.reason) == ("discard", "a test")
-    assert isinstance(entry.original, Event)
-    assert entry.original.data == b'{"order_id":"a","note":""}'
+    assert (entry.desk, entry.place, entry.event_id, entry.key) == ("parked", "warehouse", "a", "k-a")
+    assert entry.original is not None
+    assert entry.data is not None
+    original = restore(entry.original, entry.data)
+    assert isinstance(original, Event)
+    assert original.data == b'{"order_id":"a","note":""}'
     repairable.repaired = True
     await send(broker, service, an_event(OrderPlaced("a"), id="a"))
     async with running(service, engine, broker) as consumer:
@@ -169,16 +178,15 @@ async def test_edit_and_redrive_keeps_the_original(engine: AsyncEngine, broker: 
     operator = await repairable.with_parked(engine, broker, "a")
     operator = ParkedMessages(engine, repairable.service.tables, "warehouse", observer=seen)
     (message,) = await operator.list()
-    assert await operator.edit(message.id, actor="ada", reason="typo", data=b'{"order_id":"corrected"}')
-    await operator.redrive(Selection(id=message.id), actor="ada", reason="typo")
+    await operator.edit(message.id, Decision("ada", "typo"), data=b'{"order_id":"corrected"}')
+    await operator.redrive(Selection(id=message.id), Decision("ada", "typo"))
     repairable.repaired = True
     async with running(repairable.service, engine, broker) as consumer:
         await consumer.seen.until(obs.Handled)
     assert await repairable.service.written(engine) == ["corrected"]
-    entries = await operator.audit(parked_id=message.id)
+    entries = await repairable.service.decisions(engine)
     assert [entry.action for entry in entries] == ["redrive", "edit"]
-    assert isinstance(entries[1].original, Event)
-    assert entries[1].original.data == b'{"order_id":"a","note":""}'
+    assert entries[1].data == b'{"order_id":"a","note":""}'
     assert [type(event).__name__ for event in seen.events] == ["Edited", "Redriven"]
 
 
@@ -195,29 +203,28 @@ async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEn
         operator = ParkedMessages(engine, service.tables, "warehouse")
         (message,) = await operator.list()
         assert isinstance(message.content, Malformed)
-        redrive = await operator.redrive(Selection(), actor="ada", reason="try")
+        redrive = await operator.redrive(Selection(), Decision("ada", "try"))
         assert (redrive.waiting, redrive.unreadable) == (0, 1)
         with pytest.raises(ConfigurationError, match="id, source, type"):
-            await operator.edit(message.id, actor="ada", reason="complete it")
+            await operator.edit(message.id, Decision("ada", "complete it"))
         with pytest.raises(ConfigurationError, match="partitionkey cannot be edited"):
-            await operator.edit(message.id, actor="ada", reason="x", attributes={"partitionkey": "k"})
+            await operator.edit(message.id, Decision("ada", "x"), attributes={"partitionkey": "k"})
         attributes = {"id": "1", "source": "urn:erp", "type": "orders.order-placed.v1"}
-        assert await operator.edit(message.id, actor="ada", reason="complete it", attributes=attributes)
-        redrive = await operator.redrive(Selection(), actor="ada", reason="complete now")
+        await operator.edit(message.id, Decision("ada", "complete it"), attributes=attributes)
+        redrive = await operator.redrive(Selection(), Decision("ada", "complete now"))
         assert (redrive.waiting, redrive.unreadable) == (1, 0)
         await consumer.seen.until(obs.Handled)
     assert await service.written(engine) == ["o-1"]
 
 
-async def test_who_and_why_are_asked_for(engine: AsyncEngine) -> None:
-    """No decision without a name and a reason."""
-    service = Service()
-    await service.install(engine)
-    operator = ParkedMessages(engine, service.tables, "warehouse")
-    with pytest.raises(ConfigurationError, match="actor"):
-        await operator.redrive(Selection(), actor=" ", reason="x")
-    with pytest.raises(ConfigurationError, match="reason"):
-        await operator.discard(Selection(), actor="ada", reason="")
+def test_who_and_why_are_asked_for() -> None:
+    """No decision without a name and a reason that a database keeps."""
+    for actor, reason in ((" ", "x"), ("ada", "")):
+        with pytest.raises(ConfigurationError, match="who decides"):
+            Decision(actor, reason)
+    for odd in ("a\x00b", "a\udcffb"):
+        with pytest.raises(ConfigurationError, match="NUL character or bytes that are no UTF-8"):
+            Decision("ada", odd)
 
 
 async def test_a_message_whose_round_is_running_is_left_alone(
@@ -244,9 +251,26 @@ async def test_a_message_whose_round_is_running_is_left_alone(
         with anyio.fail_after(10):
             await started.wait()
         operator = ParkedMessages(postgresql_engine, service.tables, "warehouse")
-        redrive = await operator.redrive(Selection(), actor="ada", reason="hurry")
+        redrive = await operator.redrive(Selection(), Decision("ada", "hurry"))
         assert (redrive.waiting, redrive.in_work) == (0, 1)
-        assert await operator.discard(Selection(), actor="ada", reason="hurry") == 0
+        assert await operator.discard(Selection(), Decision("ada", "hurry")) == 0
         go_on.set()
         await consumer.seen.until(obs.Handled)
     assert await service.written(postgresql_engine) == ["o-1"]
+
+
+async def test_an_edit_says_whether_the_message_is_there(postgresql_engine: AsyncEngine, broker: MemoryBroker) -> None:
+    """A number that names nothing is not found; one that is being handled is a conflict, and nothing is written."""
+    repairable = Repairable()
+    operator = await repairable.with_parked(postgresql_engine, broker, "a")
+    (message,) = await operator.list()
+    with pytest.raises(NotFoundError, match="no parked message 99"):
+        await operator.edit(99, Decision("ada", "typo"), data=b"{}")
+    tables = repairable.service.tables
+    async with postgresql_engine.begin() as connection:
+        later = {"state": "waiting", "claimed": 1, "next_attempt_at": datetime.now(UTC) + timedelta(hours=1)}
+        await connection.execute(update(tables.parked).values(later))
+    with pytest.raises(ConflictError, match="is being handled just now"):
+        await operator.edit(message.id, Decision("ada", "typo"), data=b"{}")
+    async with postgresql_engine.connect() as connection:
+        assert (await connection.execute(tables.audit.select())).all() == []

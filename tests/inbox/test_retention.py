@@ -9,6 +9,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.audit import Decision
 from sagapost.core.clock import SystemClock
 from sagapost.core.databases import kit_of
 from sagapost.core.ids import new_uuid
@@ -129,7 +130,7 @@ async def test_an_event_from_before_the_window_is_parked_not_handled(
         assert (parked.state, parked.reason) == ("dead", "too-old")
         assert "before the dedup window" in parked.error
         operator = ParkedMessages(engine, service.tables, "warehouse")
-        await operator.redrive(Selection(reason="too-old"), actor="ada", reason="it never arrived")
+        await operator.redrive(Selection(reason="too-old"), Decision("ada", "it never arrived"))
         await consumer.seen.until(obs.Handled, 2)
         await send(broker, service, old)
         await consumer.settled(4)

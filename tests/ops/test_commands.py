@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -119,10 +120,10 @@ def test_upgrade_installs_and_a_second_one_finds_nothing_to_do(tmp_path: Path) -
     first = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
     second = invoke("db", "upgrade", "--json", cwd=tmp_path, **settings)
     checked = invoke("db", "check", cwd=tmp_path, **settings)
-    assert json.loads(first.stdout)["changed"] == ["outbox", "inbox", "sagas"]
+    assert json.loads(first.stdout)["changed"] == ["audit", "outbox", "inbox", "sagas"]
     assert json.loads(second.stdout)["changed"] == []
     assert (first.returncode, second.returncode, checked.returncode) == (0, 0, 0)
-    assert "as this release needs it (outbox 2, inbox 2, sagas 2)" in checked.stdout
+    assert "as this release needs it (audit 3, outbox 2, inbox 3, sagas 2)" in checked.stdout
 
 
 def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_upgrades_at_the_same_time_take_turns(tmp_path: Path) -> None:
     replicas = run_at_once("db", "upgrade", "--json", cwd=tmp_path, times=3, SAGAPOST_DATABASE_URL=url)
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
     changed = [part for replica in replicas for part in json.loads(replica.stdout)["changed"]]
-    assert sorted(changed) == ["inbox", "outbox", "sagas"]
+    assert sorted(changed) == ["audit", "inbox", "outbox", "sagas"]
 
 
 @pytest.mark.parametrize("command", [("db", "check"), ("status",)])
@@ -188,11 +189,28 @@ def test_the_written_statements_make_what_upgrade_makes(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+def test_statements_lead_an_older_database_to_this_release(tmp_path: Path) -> None:
+    """`db sql --from`: also what did not exist in that version is created and recorded, so that `db check` passes."""
+    settings = {"SAGAPOST_DATABASE_URL": sqlite(tmp_path)}
+    script = invoke("db", "sql", "--from", "1", cwd=tmp_path, **settings).stdout
+    with sqlite3.connect(tmp_path / "orders.db") as connection:
+        connection.executescript((Path(__file__).parents[1] / "upgrade" / "version-1.sqlite.sql").read_text())
+        connection.execute("DELETE FROM sagapost_schema WHERE part = 'tracker'")
+        connection.executescript(script)
+        recorded = dict(connection.execute("SELECT part, version FROM sagapost_schema"))
+    connection.close()
+    ran = invoke("db", "check", "--json", cwd=tmp_path, **settings)
+    assert ran.returncode == 0, ran.stderr
+    assert recorded == json.loads(ran.stdout)["versions"]
+    assert recorded["audit"] == 3
+    assert invoke("db", "sql", "--from", "3", cwd=tmp_path, **settings).stdout == ""
+
+
 def test_statements_for_postgresql_need_no_server(tmp_path: Path) -> None:
     """The dialect is enough; schema, trigger and version rows are there."""
     script = invoke("db", "sql", "--dialect", "postgresql", cwd=tmp_path, SAGAPOST_DATABASE_SCHEMA="messaging").stdout
     assert script.startswith("CREATE SCHEMA IF NOT EXISTS messaging;")
-    for words in ("CREATE TABLE messaging.outbox (", "CREATE TRIGGER", "VALUES ('inbox', 2)"):
+    for words in ("CREATE TABLE messaging.outbox (", "CREATE TRIGGER", "VALUES ('inbox', 3)"):
         assert words in script
 
 

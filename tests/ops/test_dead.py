@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, NotFoundError
 from sagapost.ops.commands import app
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
@@ -49,10 +50,11 @@ def test_list_dry_run_and_redrive(database: Path) -> None:
     """What is listed is what a dry run names and what a redrive moves."""
     listed = json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout)
     assert [(letter["position"], letter["reason"]) for letter in listed] == [(7, "no queue is bound")]
-    tried = runner.invoke(app, ["dead", "redrive", "--key", "k", "--dry-run"])
+    tried = runner.invoke(app, ["dead", "redrive", "--key", "k", "--reason", "bound", "--dry-run"])
     assert "1 would be redriven" in tried.stdout
     assert json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout) == listed
-    assert "1 redriven" in runner.invoke(app, ["dead", "redrive", "7"]).stdout
+    assert json.loads(runner.invoke(app, ["audit", "list", "--json"]).stdout) == []
+    assert "1 redriven" in runner.invoke(app, ["dead", "redrive", "7", "--reason", "bound", "--actor", "ada"]).stdout
     assert json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout) == []
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT position, attempts FROM outbox").fetchall() == [(7, 0)]
@@ -61,6 +63,37 @@ def test_list_dry_run_and_redrive(database: Path) -> None:
 
 def test_discard_needs_to_be_told_what(database: Path) -> None:
     """Nothing is deleted by a command that names nothing."""
-    result = runner.invoke(app, ["dead", "discard"])
+    result = runner.invoke(app, ["dead", "discard", "--reason", "x"])
     assert isinstance(result.exception, ConfigurationError)
-    assert "1 discarded" in runner.invoke(app, ["dead", "discard", "--all"]).stdout
+    assert isinstance(runner.invoke(app, ["dead", "discard", "8", "--reason", "x"]).exception, NotFoundError)
+    assert "1 discarded" in runner.invoke(app, ["dead", "discard", "--all", "--reason", "x"]).stdout
+
+
+def test_a_decision_is_signed_and_kept_with_what_it_removed(database: Path) -> None:
+    """Who, where, why and what about; the payload only where it is asked for."""
+    assert runner.invoke(app, ["dead", "discard", "--all", "--reason", "a test order"]).exit_code == 0
+    (entry,) = json.loads(runner.invoke(app, ["audit", "list", "--json"]).stdout)
+    assert (entry["desk"], entry["action"], entry["subject"], entry["type"]) == ("dead", "discard", "7", "a.b")
+    assert entry["event_id"] == "00000000-0000-0000-0000-000000000000"
+    assert entry["reason"] == "a test order"
+    name, _, host = entry["actor"].partition("@")
+    assert name
+    assert host == socket.gethostname()
+    shown = json.loads(runner.invoke(app, ["audit", "show", str(entry["id"])]).stdout)
+    assert (shown["original"]["partitionkey"], shown["bytes"]) == ("k", 2)
+    assert "data" not in shown
+    assert json.loads(runner.invoke(app, ["audit", "show", str(entry["id"]), "--data"]).stdout)["data"] == "{}"
+    assert "a test order" in runner.invoke(app, ["audit", "list"]).stdout
+    assert json.loads(runner.invoke(app, ["audit", "list", "--json", "--before", str(entry["id"])]).stdout) == []
+    assert isinstance(runner.invoke(app, ["audit", "show", "99"]).exception, NotFoundError)
+
+
+def test_no_audit_no_decision(database: Path) -> None:
+    """The row is written in the transaction of the decision: where it cannot be, nothing is decided."""
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON sagapost_audit BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+    connection.close()
+    assert runner.invoke(app, ["dead", "discard", "--all", "--reason", "x"]).exit_code != 0
+    assert len(json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout)) == 1

@@ -68,13 +68,19 @@ def test_an_operator_looks_edits_redrives_and_discards(
     assert shown["error"] == f"order {json.loads(with_data['data'])['number']} is odd"
 
     (tmp_path / "corrected.json").write_text('{"number": 4}')
-    parked("edit", str(first["id"]), "--because", "typing error", "--data-file", "corrected.json")
-    chosen = ("--where", f"id={first['id']}", "--because", "corrected", "--actor", "ada")
+    parked("edit", str(first["id"]), "--reason", "typing error", "--data-file", "corrected.json")
+    chosen = ("--where", f"id={first['id']}", "--reason", "corrected", "--actor", "ada")
     assert parked("redrive", *chosen, "--dry-run").startswith("1 would be handled again")
     assert {entry["state"] for entry in parked("list", "--json")} == {"dead"}
     assert parked("redrive", *chosen, "--json")["waiting"] == 1
 
-    assert parked("discard", "--where", f"id={second['id']}", "--because", "a joke") == "1 are discarded\n"
+    assert parked("discard", "--where", f"id={second['id']}", "--reason", "a joke") == "1 are discarded\n"
+    audit = json.loads(invoke("audit", "list", "--json", cwd=tmp_path, **settings).stdout)
+    assert [(entry["action"], entry["place"], entry["subject"]) for entry in audit] == [
+        ("discard", "warehouse", str(second["id"])),
+        ("redrive", "warehouse", str(first["id"])),
+        ("edit", "warehouse", str(first["id"])),
+    ]
     with started("consume", "shop:inbox", "--with-relay", cwd=tmp_path, **settings) as process:
         process.wait_for("order 4 handled")
         process.send(signal.SIGTERM)
@@ -84,14 +90,14 @@ def test_an_operator_looks_edits_redrives_and_discards(
 
 def test_nothing_is_changed_by_accident(parked: Parked, settings: dict[str, str], tmp_path: Path) -> None:
     """Without a condition, `--all` must be said; without a reason nothing happens; unknown inboxes are named."""
-    assert "--all for everything" in parked("discard", "--because", "x", code=2)
-    assert "--all for everything" in parked("redrive", "--because", "x", "--all", "--where", "state=dead", code=2)
-    assert "--because" in parked("discard", "--all", code=2)
-    assert "no parked message 99" in parked("show", "99", code=2)
-    assert "with --data-file or --set" in parked("edit", "1", "--because", "x", code=2)
+    assert "--all for everything" in parked("discard", "--reason", "x", code=2)
+    assert "--all for everything" in parked("redrive", "--reason", "x", "--all", "--where", "state=dead", code=2)
+    assert "--reason" in parked("discard", "--all", code=2)
+    assert "no parked message 99" in parked("show", "99", code=7)
+    assert "with --data-file or --set" in parked("edit", "1", "--reason", "x", code=2)
     assert len(parked("list", "--json")) == 2
     ran = invoke("parked", "list", "warehose", cwd=tmp_path, **settings)
-    assert ran.returncode == 2
+    assert ran.returncode == 7
     assert "This database knows no inbox 'warehose'; it knows: warehouse." in ran.stderr
 
 

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import Engine, MetaData, Table, create_engine, inspect
+from sqlalchemy import Engine, MetaData, Table, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 
 from sagapost.adapters.memory import MemoryBroker
@@ -67,7 +68,13 @@ class House:
         self.outbox = OutboxTables(metadata)
         inbox, sagas, tracker = InboxTables(metadata), SagaTables(metadata), TrackerTables(metadata)
         self.versions: Table = self.outbox.versions
-        self.parts: Sequence[SchemaPart] = (self.outbox.part, inbox.part, sagas.part, tracker.part)
+        self.parts: Sequence[SchemaPart] = (
+            self.outbox.audit.part,
+            self.outbox.part,
+            inbox.part,
+            sagas.part,
+            tracker.part,
+        )
 
     def upgrade(self, engine: Engine, report: Callable[[UpgradeProgress], None] = lambda _: None) -> list[str]:
         """Upgrade on a connection of its own."""
@@ -204,6 +211,48 @@ def test_states_of_sagas_are_said_in_the_words_of_version_2(
     assert states("saga_island_runs", "id") == ["rolling_back", "rolled_back", "running"]
     assert states("saga_island_steps", "run, step") == ["rolled_back", "rolling_back", "stuck", "waiting"]
     assert states("tracker_sagas", "saga") == ["rolling_back", "rolled_back", "running"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_what_operators_decided_before_is_in_the_audit_of_all_decisions(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str
+) -> None:
+    """Every row of `inbox_audit`, with what it kept; the table itself is gone."""
+    if database == "postgresql":
+        engine: Engine = request.getfixturevalue("postgresql_engine")
+    else:
+        with sqlite3.connect(tmp_path / "shop.db") as connection:
+            connection.executescript((FOLDER / "version-1.sqlite.sql").read_text())
+        connection.close()
+        engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    house, body = House(), b"{}"
+    with engine.begin() as sync:
+        sync.exec_driver_sql("INSERT INTO inbox_consumers (name) VALUES ('warehouse')")
+        rows = [
+            {"at": datetime(2026, 1, day, tzinfo=UTC), "action": action, "envelope": kept, "data": kept and body}
+            for day, (action, kept) in enumerate([("redrive", None), ("discard", '{"id": "1"}')], 1)
+        ]
+        sync.execute(
+            text(
+                "INSERT INTO inbox_audit (at, actor, action, reason, consumer, parked_id, event_id, envelope, data) "
+                "VALUES (:at, 'ada', :action, 'why', 1, 17, '1', :envelope, :data)"
+            ),
+            rows,
+        )
+    assert {"audit", "inbox"} <= set(house.upgrade(engine))
+    audit = house.outbox.audit
+    with engine.connect() as sync:
+        entries = audit.entries(sync.execute(audit.select()).all())
+    assert [(entry.action, entry.desk, entry.place, entry.subject) for entry in entries] == [
+        ("discard", "parked", "warehouse", "17"),
+        ("redrive", "parked", "warehouse", "17"),
+    ]
+    assert [(entry.at.day, entry.original, entry.data) for entry in entries] == [
+        (2, '{"id": "1"}', body),
+        (1, None, None),
+    ]
+    assert not inspect(engine).has_table("inbox_audit")
     engine.dispose()
 
 

@@ -12,6 +12,8 @@
     │   ├── EncodingError             the event cannot be serialised
     │   ├── EventTooLargeError        the encoded event is over the limit
     │   └── InvalidEventError         an attribute breaks a rule (key length, empty type, ...)
+    ├── NotFoundError                 an operator named what is not there; the message says where to look
+    ├── ConflictError                 what an operator wants cannot be done any more, or not now; the message says why
     ├── DecodingError                 a message cannot be read as the declared class
     ├── SchemaError                   the database lacks the tables or has other ones; run `sagapost db upgrade`
     │   └── UpgradeBlockedError       others held a table for so long that it could not be changed; run it again
@@ -62,6 +64,14 @@ class TopologyConflictError(ConfigurationError):
             f"({detail}). Change the setting to match, or delete the {entity} once it is empty and start again; "
             "it was left untouched."
         )
+
+
+class NotFoundError(SagapostError):
+    """What an operator named (an event, a parked message, a task, a saga, an inbox) is not there."""
+
+
+class ConflictError(SagapostError):
+    """What an operator decided does not fit the state that the thing is in; somebody else may have been first."""
 
 
 class PublishError(SagapostError):

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
-from sqlalchemy import Connection, Table, create_mock_engine, insert, update
+from sqlalchemy import Connection, Table, create_mock_engine, delete, insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -275,7 +275,9 @@ def migration(tables: Tables, dialect: str, *, after: int) -> list[str]:
             statements.append(f"-- {part.name}: {'; '.join(remarks)}\n{_tidy(statement)}")
         for supplement in part.supplements:
             note(supplement)
-        note(update(tables.versions).where(tables.versions.c.part == part.name).values(version=part.version))
+        # Not an UPDATE: a part that this release brings, or tables that Alembic made, have no row yet.
+        note(delete(tables.versions).where(tables.versions.c.part == part.name))
+        note(insert(tables.versions).values(part=part.name, version=part.version))
     return statements
 
 

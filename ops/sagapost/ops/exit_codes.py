@@ -9,6 +9,8 @@ from sagapost.core.errors import (
     BrokerRefusedError,
     BrokerUnavailableError,
     ConfigurationError,
+    ConflictError,
+    NotFoundError,
     SchemaError,
     StoreRefusedError,
     StoreUnavailableError,
@@ -37,6 +39,11 @@ class ExitCode(IntEnum):
     DRAIN_EXCEEDED = 6
     """Asked to stop, but work was still in flight when the budget ended, or the database went away. Nothing is lost:
     it is published or delivered again, under the same ids."""
+    NOT_FOUND = 7
+    """What was named (an event, a parked message, a task, a saga, an inbox) is not there."""
+    CONFLICT = 8
+    """What was decided cannot be done: the thing is in another state, perhaps since somebody else was first. Nothing
+    was changed."""
     UNWELL = 9
     """`sagapost status --check`: something is not well, and the output says what. An unreachable database is 5."""
     INTERRUPTED = 128 + signal.SIGINT
@@ -49,6 +56,8 @@ class ExitCode(IntEnum):
 
 _BY_ERROR: tuple[tuple[type[Exception], ExitCode], ...] = (
     (ConfigurationError, ExitCode.CONFIGURATION),
+    (NotFoundError, ExitCode.NOT_FOUND),
+    (ConflictError, ExitCode.CONFLICT),
     (SchemaError, ExitCode.SCHEMA),
     (StoreRefusedError, ExitCode.REFUSED),
     (BrokerRefusedError, ExitCode.REFUSED),
@@ -57,13 +66,23 @@ _BY_ERROR: tuple[tuple[type[Exception], ExitCode], ...] = (
 )
 
 
+# An unexpected failure first; among the others those that starting again cannot help.
+_GRAVEST_FIRST = (
+    ExitCode.UNEXPECTED,
+    ExitCode.CONFIGURATION,
+    ExitCode.SCHEMA,
+    ExitCode.REFUSED,
+    ExitCode.NOT_FOUND,
+    ExitCode.CONFLICT,
+    ExitCode.UNAVAILABLE,
+)
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """Return the exit code for an error that ends a command; of a group, that of the error a person must look at."""
     if isinstance(error, BaseExceptionGroup):
         codes = {exit_code_of(member) for member in error.exceptions}
-        # An unplanned failure first; among the planned ones those that starting again cannot help.
-        order = (ExitCode.UNEXPECTED, ExitCode.CONFIGURATION, ExitCode.SCHEMA, ExitCode.REFUSED, ExitCode.UNAVAILABLE)
-        return next(code for code in order if code in codes)
+        return next(code for code in _GRAVEST_FIRST if code in codes)
     for kind, code in _BY_ERROR:
         if isinstance(error, kind):
             return code

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData, Table
 
+from sagapost.core.audit import AuditTables
 from sagapost.core.schema import SchemaPart
 from sagapost.outbox.tables import OutboxTables
 
@@ -59,6 +60,11 @@ class Tables:
         return TrackerTables(self._metadata, **self._where)
 
     @property
+    def audit(self) -> AuditTables:
+        """What operators decided about anything in it."""
+        return self.outbox.audit
+
+    @property
     def versions(self) -> Table:
         """The table that records which parts are installed."""
         return self.outbox.versions
@@ -66,7 +72,7 @@ class Tables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        parts = (self.outbox.part, self.inbox.part, self.sagas.part)
+        parts = (self.audit.part, self.outbox.part, self.inbox.part, self.sagas.part)
         return (*parts, self.tracker.part) if self._with_tracker else parts
 
 

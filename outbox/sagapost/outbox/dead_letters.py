@@ -1,8 +1,13 @@
-"""What an operator does about events the relay gave up on: list them, send them again in order, or discard them."""
+"""What an operator does about events the relay gave up on: list them, send them again in order, or discard them.
+
+Every decision leaves a row in the audit (`sagapost.core.audit`) for each letter, in the caller's transaction; a
+discard keeps there what it removed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -10,8 +15,9 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, CursorResult, Dialect, TextClause, bindparam, delete, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sagapost.core.audit import Action, Decision
 from sagapost.core.databases import kit_of
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, NotFoundError
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
 
 __all__ = ["DeadLetter", "DeadLetters"]
@@ -41,6 +47,7 @@ class DeadLetters:
     def __init__(self, tables: OutboxTables) -> None:
         self._dead = tables.dead
         self._outbox = tables.outbox
+        self._audit = tables.audit
 
     async def list(self, connection: AsyncConnection, *, limit: int = 100, after: int = 0) -> Sequence[DeadLetter]:
         """Return dead letters in the order of their positions, from beyond `after`."""
@@ -50,6 +57,7 @@ class DeadLetters:
     async def redrive(
         self,
         connection: AsyncConnection,
+        decision: Decision,
         *,
         position: int | None = None,
         key: str | None = None,
@@ -63,16 +71,18 @@ class DeadLetters:
         three alone would send it before the first. Attempts start again from zero. Events of the key that wait in the
         outbox follow. With `dry_run` nothing is changed.
 
-        :raises ConfigurationError: unless one of position, key, type or everything is given, or if the position is
-            no dead letter.
+        :raises ConfigurationError: unless one of position, key, type or everything is given.
+        :raises NotFoundError: if the position is no dead letter.
         """
         chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
         keys = select(self._dead.c.partitionkey).where(chosen, self._dead.c.partitionkey.is_not(None))
         wanted = chosen | self._dead.c.partitionkey.in_(keys)
-        letters = await self._take(connection, wanted, position)
+        rows = await self._take(connection, wanted, position)
+        letters = [_letter(row) for row in rows]
         if dry_run or not letters:
             return letters
         positions = [letter.position for letter in letters]
+        await self._record(connection, decision, "redrive", rows)
         await connection.execute(self._put_back(connection.dialect), {"positions": positions})
         await connection.execute(delete(self._dead).where(self._dead.c.position.in_(positions)))
         return letters
@@ -80,6 +90,7 @@ class DeadLetters:
     async def discard(
         self,
         connection: AsyncConnection,
+        decision: Decision,
         *,
         position: int | None = None,
         key: str | None = None,
@@ -89,11 +100,13 @@ class DeadLetters:
     ) -> Sequence[DeadLetter]:
         """Delete dead letters for good; return them. Events that waited behind them go on without them.
 
-        :raises ConfigurationError: as `redrive`.
+        Raises like `redrive`.
         """
         chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
-        letters = await self._take(connection, chosen, position)
+        rows = await self._take(connection, chosen, position)
+        letters = [_letter(row) for row in rows]
         if letters and not dry_run:
+            await self._record(connection, decision, "discard", rows)
             result = await connection.execute(
                 delete(self._dead).where(self._dead.c.position.in_([letter.position for letter in letters]))
             )
@@ -116,15 +129,36 @@ class DeadLetters:
 
     async def _take(
         self, connection: AsyncConnection, wanted: ColumnElement[bool], position: int | None
-    ) -> Sequence[DeadLetter]:
+    ) -> Sequence[Mapping[Any, Any]]:
         """Lock and read; two operators take turns."""
         query = select(self._dead).where(wanted).order_by(self._dead.c.position).with_for_update()
-        letters = [_letter(row) for row in (await connection.execute(query)).mappings()]
-        if position is not None and not letters:
-            raise ConfigurationError(
+        rows = (await connection.execute(query)).mappings().all()
+        if position is not None and not rows:
+            raise NotFoundError(
                 f"The outbox has no dead letter at position {position}. List them with `sagapost dead list`."
             )
-        return letters
+        return rows
+
+    async def _record(
+        self, connection: AsyncConnection, decision: Decision, action: Action, rows: Sequence[Mapping[Any, Any]]
+    ) -> None:
+        kept = action == "discard"
+        await connection.execute(
+            self._audit.record(decision, "dead", action),
+            [
+                {
+                    "subject": str(row["position"]),
+                    "event_id": str(row["event_id"]),
+                    "source": row["source"],
+                    "type": row["type"],
+                    "partitionkey": row["partitionkey"],
+                    "correlationid": row["correlationid"],
+                    "original": _original(row) if kept else None,
+                    "data": row["data"] if kept else None,
+                }
+                for row in rows
+            ],
+        )
 
     def _chosen(
         self, *, position: int | None, key: str | None, type_: str | None, everything: bool
@@ -142,6 +176,12 @@ class DeadLetters:
         for condition in conditions:
             chosen = chosen & condition
         return chosen
+
+
+def _original(row: Mapping[Any, Any]) -> str:
+    """Return the envelope of a letter as JSON, for the audit: it may be no event that could be read."""
+    envelope = {name: row[name] for name in ENVELOPE_COLUMNS if name != "data" and row[name] is not None}
+    return json.dumps(envelope, default=str)
 
 
 def _letter(row: Any) -> DeadLetter:

@@ -30,9 +30,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import conv
 
+from sagapost.core.audit import AuditTables
 from sagapost.core.columns import big_integer, json_document, transaction_id
 from sagapost.core.envelope import ATTRIBUTES, Attribute, Form
-from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.core.schema import SchemaPart, schema_table, tables_beside
 from sagapost.outbox import rules
 from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
 from sagapost.outbox.migrations import outbox_migrations
@@ -149,6 +150,8 @@ class OutboxTables:
         self.advance_positions = AdvancePositions(outbox=self.outbox, dead=self.dead)
         """Lets positions go on behind those that are in use; see `AdvancePositions`."""
         self._attach_doorbell()
+        self.audit = tables_beside(AuditTables, self)
+        """What operators decided, here and in the inboxes and sagas beside it."""
 
     def _outbox(self) -> Table:
         table = Table(

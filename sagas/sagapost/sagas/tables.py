@@ -23,8 +23,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import conv
 
+from sagapost.core.audit import AuditTables
 from sagapost.core.columns import big_integer, json_document
-from sagapost.core.schema import SchemaPart, place, schema_table
+from sagapost.core.schema import SchemaPart, place, schema_table, tables_beside
 from sagapost.sagas.island_tables import IslandTables
 from sagapost.sagas.migrations import saga_migrations
 from sagapost.sagas.task_tables import task_table
@@ -52,6 +53,8 @@ class SagaTables:
         self.compensations = self._compensations()
         self.tasks = task_table(self.metadata, schema=schema, prefix=prefix)
         self.islands = IslandTables(self.metadata, schema=schema, prefix=prefix)
+        self.audit = tables_beside(AuditTables, self)
+        """What operators decided about tasks."""
         place(self)
 
     def _states(self) -> Table:

@@ -68,7 +68,7 @@ class ServiceTables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        return (self.outbox.part, self.inbox.part, self.sagas.part)
+        return (self.outbox.audit.part, self.outbox.part, self.inbox.part, self.sagas.part)
 
     def install(self, connection: Connection) -> list[str]:
         """Create what is missing, as `sagapost db upgrade` does; return the names of the parts that changed.

@@ -17,7 +17,15 @@ from sqlalchemy.exc import IntegrityError
 from sagapost.outbox import OutboxTables
 from tests.outbox.write.service import Base, Database, outbox, placed, tables
 
-TABLES = {"outbox", "outbox_dead", "outbox_scheduled", "outbox_leases", "outbox_relays", "sagapost_schema"}
+TABLES = {
+    "sagapost_audit",
+    "outbox",
+    "outbox_dead",
+    "outbox_scheduled",
+    "outbox_leases",
+    "outbox_relays",
+    "sagapost_schema",
+}
 
 
 @pytest.fixture(params=["on_sqlite", pytest.param("own_database", marks=pytest.mark.servers)])

@@ -1,8 +1,8 @@
 """The inbox tables, as SQLAlchemy `Table`s that can live in your own MetaData.
 
 `inbox_seen` remembers what was handled; `inbox_parked` keeps what could not be, with the reason; `inbox_attempts`
-knows which messages were being handled when a process died; `inbox_audit` records what an operator decided;
-`inbox_types` knows what each consumer takes, so that versions that run side by side know of each other.
+knows which messages were being handled when a process died; `inbox_types` knows what each consumer takes, so that
+versions that run side by side know of each other.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import conv
 
+from sagapost.core.audit import AuditTables
 from sagapost.core.columns import big_integer
-from sagapost.core.migrations import AddTable, Migration
-from sagapost.core.schema import SchemaPart, place, schema_table
+from sagapost.core.schema import SchemaPart, place, schema_table, tables_beside
+from sagapost.inbox.declared.migrations import inbox_migrations
 
 __all__ = ["INBOX_SCHEMA_VERSION", "InboxTables"]
 
-INBOX_SCHEMA_VERSION = 2
+INBOX_SCHEMA_VERSION = 3
 
 
 class InboxTables:
@@ -55,7 +56,8 @@ class InboxTables:
         self.seen = self._seen()
         self.parked = self._parked()
         self.attempts = self._attempts()
-        self.audit = self._audit()
+        self.audit = tables_beside(AuditTables, self)
+        """What operators decided about parked messages."""
         place(self)
 
     def _consumers(self) -> Table:
@@ -180,43 +182,12 @@ class InboxTables:
             schema=self.schema,
         )
 
-    def _audit(self) -> Table:
-        table = Table(
-            f"{self.prefix}inbox_audit",
-            self.metadata,
-            Column("id", big_integer(), Identity(always=True), primary_key=True),
-            Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-            Column("actor", Text, nullable=False),
-            Column("action", String(16), nullable=False),
-            Column("reason", Text, nullable=False),
-            Column("consumer", SmallInteger, nullable=False),
-            Column("parked_id", big_integer(), nullable=False),
-            Column("event_id", Text),
-            Column("source", Text),
-            Column("type", Text),
-            # What a discard removed or an edit replaced; a redrive changes nothing and keeps nothing.
-            Column("envelope", Text),
-            Column("data", LargeBinary),
-            CheckConstraint(
-                "action IN ('redrive', 'discard', 'edit')", name=conv(f"{self.prefix}inbox_audit_actions")
-            ),
-            CheckConstraint(
-                "action = 'redrive' OR (envelope IS NOT NULL AND data IS NOT NULL)",
-                name=conv(f"{self.prefix}inbox_audit_keeps_what_was_changed"),
-            ),
-            schema=self.schema,
-            sqlite_autoincrement=True,
-        )
-        Index(conv(f"{self.prefix}inbox_audit_parked"), table.c.parked_id)
-        return table
-
     @property
     def part(self) -> SchemaPart:
         """The tables as one installable part."""
         return SchemaPart(
             name="inbox",
             version=INBOX_SCHEMA_VERSION,
-            tables=(self.consumers, self.types, self.seen, self.parked, self.attempts, self.audit),
-            # Version 2: what each consumer takes. Consumers of version 1 may run on meanwhile.
-            migrations=(Migration(2, (AddTable(self.types),)),),
+            tables=(self.consumers, self.types, self.seen, self.parked, self.attempts),
+            migrations=inbox_migrations(self.types, self.consumers, self.audit),
         )

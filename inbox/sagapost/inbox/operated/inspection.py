@@ -1,4 +1,4 @@
-"""Looking at what is parked, and at what operators decided about it."""
+"""Looking at what is parked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sagapost.inbox.kept.parking import State
 from sagapost.inbox.kept.registry import find_consumer
 from sagapost.inbox.operated.selection import Selection
 
-__all__ = ["AuditEntry", "Inspection", "ParkedCounts", "ParkedMessage"]
+__all__ = ["Inspection", "ParkedCounts", "ParkedMessage"]
 
 T = TypeVar("T")
 
@@ -58,21 +58,6 @@ class ParkedCounts:
     def total(self) -> int:
         """All of it."""
         return sum(self.by_state.values())
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One decision of an operator."""
-
-    at: datetime
-    actor: str
-    action: str
-    reason: str
-    parked_id: int
-    event_id: str | None
-    type: str | None
-    original: Event | Malformed | None
-    """What was discarded or replaced; None for a redrive."""
 
 
 class Inspection:
@@ -124,30 +109,6 @@ class Inspection:
             return ParkedCounts(states, reasons, oldest)
 
         return await self._run(read, ParkedCounts({}, {}, None))
-
-    async def audit(self, *, parked_id: int | None = None, limit: int = 100) -> Sequence[AuditEntry]:
-        """Return what operators decided, latest first."""
-
-        def read(connection: Connection, consumer: int) -> Sequence[AuditEntry]:
-            table = self._tables.audit
-            statement = select(table).where(table.c.consumer == consumer)
-            if parked_id is not None:
-                statement = statement.where(table.c.parked_id == parked_id)
-            return [
-                AuditEntry(
-                    aware(row.at),
-                    row.actor,
-                    row.action,
-                    row.reason,
-                    row.parked_id,
-                    row.event_id,
-                    row.type,
-                    None if row.envelope is None else restore(row.envelope, row.data),
-                )
-                for row in connection.execute(statement.order_by(table.c.id.desc()).limit(limit))
-            ]
-
-        return await self._run(read, ())
 
     async def _run(self, work: Callable[[Connection, int], T], nothing: T) -> T:
         def look_up(connection: Connection) -> T:

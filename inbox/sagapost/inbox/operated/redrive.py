@@ -1,7 +1,7 @@
 """What a person does about parked messages: look, let them be handled again, give them up, correct them.
 
-Every decision leaves a row in `inbox_audit` with who, when and why, in the transaction that carries it out; a discard
-and an edit keep there what they removed.
+Every decision leaves a row in the audit (`sagapost.core.audit`) for each message, in the transaction that carries it
+out; a discard and an edit keep there what they removed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, Text, and_, cast, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sagapost.core.audit import Action, Decision
 from sagapost.core.clock import Clock
 from sagapost.core.databases import aware
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
 from sagapost.core.observer import NullObserver, Observer
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.settings import DeadLetterPolicy
@@ -70,9 +71,8 @@ class ParkedMessages(Inspection):
     async def redrive(
         self,
         selection: Selection,
+        decision: Decision,
         *,
-        actor: str,
-        reason: str,
         per_second: float | None = None,
         dry_run: bool = False,
     ) -> Redrive:
@@ -83,9 +83,8 @@ class ParkedMessages(Inspection):
 
         :param per_second: spread them over time; default: all at once, as fast as the consumer's concurrency allows.
         :param dry_run: change nothing, only count.
-        :raises ConfigurationError: if `per_second` is not positive, or actor or reason is empty.
+        :raises ConfigurationError: if `per_second` is not positive.
         """
-        _require(actor, reason)
         if per_second is not None and per_second <= 0:
             raise ConfigurationError(f"per_second is {per_second}; it must be positive.")
         columns = self._table.c
@@ -99,7 +98,7 @@ class ParkedMessages(Inspection):
                 rows = self._lock(connection, consumer, selection, after, end, columns.source.is_not(None))
                 if not dry_run:
                     self._release(connection, rows, place, per_second)
-                    self._record(connection, consumer, [row.id for row in rows], "redrive", actor, reason)
+                    self._record(connection, decision, "redrive", [row.id for row in rows])
                 numbers = [row.id for row in rows]
                 return [numbers[-1] if len(numbers) == _CHUNK else end, *(int(row.follows) for row in rows)]
 
@@ -107,17 +106,14 @@ class ParkedMessages(Inspection):
             behind += sum(follows)
             waiting += len(follows) - sum(follows)
         if waiting + behind and not dry_run:
-            self._observer.notify(obs.Redriven(self._name, waiting + behind, actor))
+            self._observer.notify(obs.Redriven(self._name, waiting + behind, decision.actor))
         return Redrive(waiting, behind, unreadable, in_work)
 
-    async def discard(self, selection: Selection, *, actor: str, reason: str, dry_run: bool = False) -> int:
+    async def discard(self, selection: Selection, decision: Decision, *, dry_run: bool = False) -> int:
         """Give parked messages up; return how many. Each is kept in the audit, and its dedup key stays.
 
         In an ordered inbox the next message of each key goes on.
-
-        :raises ConfigurationError: if actor or reason is empty.
         """
-        _require(actor, reason)
         discarded = 0
         after, end = 0, await self._last(selection)
         while after < end:
@@ -126,7 +122,7 @@ class ParkedMessages(Inspection):
                 rows = self._lock(connection, consumer, selection, after, end)
                 numbers = [row.id for row in rows]
                 if not dry_run:
-                    self._record(connection, consumer, numbers, "discard", actor, reason)
+                    self._record(connection, decision, "discard", numbers)
                     connection.execute(delete(self._table).where(self._table.c.id.in_(numbers)))
                 keys = {row.partitionkey for row in rows if row.ordered and row.partitionkey is not None}
                 return (numbers[-1] if len(numbers) == _CHUNK else end), len(numbers), keys
@@ -136,36 +132,39 @@ class ParkedMessages(Inspection):
             if not dry_run:
                 await self._promote(keys)
         if discarded and not dry_run:
-            self._observer.notify(obs.Discarded(self._name, discarded, actor))
+            self._observer.notify(obs.Discarded(self._name, discarded, decision.actor))
         return discarded
 
     async def edit(
         self,
         parked_id: int,
+        decision: Decision,
         *,
-        actor: str,
-        reason: str,
         data: bytes | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> bool:
+    ) -> None:
         """Correct a parked message; the original goes to the audit. Redrive it afterwards.
 
         :param attributes: CloudEvents attributes to replace. A message that could not be read as an event needs at
             least `id`, `source` and `type`.
-        :returns: False if there is no such message, or a round of it is running.
-        :raises ConfigurationError: if actor or reason is empty, or an attribute is unknown or missing.
+        :raises NotFoundError: if there is no such message.
+        :raises ConflictError: if a round of it is running.
+        :raises ConfigurationError: if an attribute is unknown or missing.
         :raises InvalidEventError: if an attribute breaks a rule.
         """
-        _require(actor, reason)
+        missing = NotFoundError(f"The inbox {self._name!r} has no parked message {parked_id}.")
 
         def change(connection: Connection, consumer: int) -> bool:
             table = self._table
             rows = self._lock(connection, consumer, Selection(id=parked_id), 0, parked_id)
             if not rows:
-                return False
+                there = select(table.c.id).where(table.c.id == parked_id, table.c.consumer == consumer)
+                if connection.execute(there).first() is not None:
+                    raise ConflictError(f"The parked message {parked_id} is being handled just now. Try again later.")
+                raise missing
             row = connection.execute(select(table).where(table.c.id == parked_id)).one()
             event = edited(restore(row.envelope, row.data), aware(row.parked_at), data, attributes or {})
-            self._record(connection, consumer, [parked_id], "edit", actor, reason)
+            self._record(connection, decision, "edit", [parked_id])
             connection.execute(
                 update(table)
                 .where(table.c.id == parked_id)
@@ -180,10 +179,9 @@ class ParkedMessages(Inspection):
             )
             return True
 
-        changed = await self._run(change, False)
-        if changed:
-            self._observer.notify(obs.Edited(self._name, parked_id, actor))
-        return changed
+        if not await self._run(change, False):
+            raise missing
+        self._observer.notify(obs.Edited(self._name, parked_id, decision.actor))
 
     # --- inside ---
 
@@ -257,39 +255,24 @@ class ParkedMessages(Inspection):
                     .values(state="waiting", next_attempt_at=self._moments.after(delay), **fresh)
                 )
 
-    def _record(
-        self, connection: Connection, consumer: int, ids: Sequence[int], action: str, actor: str, reason: str
-    ) -> None:
-        table, audit = self._table, self._tables.audit
+    def _record(self, connection: Connection, decision: Decision, action: Action, ids: Sequence[int]) -> None:
+        columns = self._table.c
         kept = action != "redrive"
         connection.execute(
-            insert(audit).from_select(
-                [
-                    "actor",
-                    "action",
-                    "reason",
-                    "consumer",
-                    "parked_id",
-                    "event_id",
-                    "source",
-                    "type",
-                    "envelope",
-                    "data",
-                ],
-                select(
-                    literal(actor),
-                    literal(action),
-                    literal(reason),
-                    literal(consumer),
-                    table.c.id,
-                    table.c.event_id,
-                    table.c.source,
-                    table.c.type,
-                    table.c.envelope if kept else literal(None, table.c.envelope.type),
-                    table.c.data if kept else literal(None, table.c.data.type),
-                )
-                .where(table.c.id.in_(ids))
-                .order_by(table.c.id),
+            self._tables.audit.record_rows(
+                decision,
+                "parked",
+                action,
+                {
+                    "place": self._name,
+                    "subject": cast(columns.id, Text),
+                    **{
+                        name: columns[name] for name in ("event_id", "source", "type", "partitionkey", "correlationid")
+                    },
+                    "original": columns.envelope if kept else None,
+                    "data": columns.data if kept else None,
+                },
+                select(self._table).where(columns.id.in_(ids)).order_by(columns.id),
             )
         )
 
@@ -302,8 +285,3 @@ class ParkedMessages(Inspection):
 
         if keys:
             await self._run(promote, None)
-
-
-def _require(actor: str, reason: str) -> None:
-    if not actor.strip() or not reason.strip():
-        raise ConfigurationError("Say who decides (actor) and why (reason): both are kept in the audit.")

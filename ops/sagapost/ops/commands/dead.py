@@ -10,7 +10,9 @@ import anyio
 import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sagapost.core.audit import Decision
 from sagapost.ops import database
+from sagapost.ops.commands.desk import Actor, After, DryRun, Limit, Reason
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_line, write_table
@@ -26,12 +28,11 @@ Position: TypeAlias = Annotated[
 Key: TypeAlias = Annotated[str | None, typer.Option(help="Those of this ordering key.", show_default=False)]
 Type: TypeAlias = Annotated[str | None, typer.Option("--type", help="Those of this event type.", show_default=False)]
 Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
-DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
 def list_(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    after: Annotated[int, typer.Option(help="Begin after this position.")] = 0,
+    limit: Limit = 100,
+    after: After = 0,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,6 +42,8 @@ def list_(
 
 
 def redrive(
+    reason: Reason,
+    actor: Actor,
     position: Position = None,
     key: Key = None,
     type_: Type = None,
@@ -50,10 +53,11 @@ def redrive(
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters again, each with all others of its key, in the key's order."""
+    decision = Decision(actor, reason)
     letters = _run(
         env_file,
         lambda dead, connection: dead.redrive(
-            connection, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
+            connection, decision, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
         ),
     )
     _show(letters, as_json=as_json)
@@ -62,6 +66,8 @@ def redrive(
 
 
 def discard(
+    reason: Reason,
+    actor: Actor,
     position: Position = None,
     key: Key = None,
     type_: Type = None,
@@ -70,11 +76,12 @@ def discard(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete dead letters for good; what waited behind them goes on without them."""
+    """Delete dead letters; each is kept in the audit. What waited behind them goes on without them."""
+    decision = Decision(actor, reason)
     letters = _run(
         env_file,
         lambda dead, connection: dead.discard(
-            connection, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
+            connection, decision, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
         ),
     )
     _show(letters, as_json=as_json)
@@ -91,7 +98,7 @@ def _run(
 
     async def run() -> Sequence[DeadLetter]:
         async with database.connect(loaded) as connection:
-            await database.check(connection, tables.versions, [tables.outbox.part])
+            await database.check(connection, tables.versions, [tables.audit.part, tables.outbox.part])
             return await act(DeadLetters(tables.outbox), connection)
 
     return anyio.run(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ COMMANDS = (
         (
             Late("list", "dead:list_", "Show the dead letters"),
             Late("redrive", "dead:redrive", "Send dead letters again"),
-            Late("discard", "dead:discard", "Delete dead letters for good"),
+            Late("discard", "dead:discard", "Delete dead letters"),
         ),
     ),
     Group(
@@ -65,6 +65,14 @@ COMMANDS = (
         ),
     ),
     Group(
+        "audit",
+        "Who decided what, when and why",
+        (
+            Late("list", "audit:list_", "Show what operators decided"),
+            Late("show", "audit:show", "Show one decision and what it removed"),
+        ),
+    ),
+    Group(
         "db",
         "Create and check sagapost's tables",
         (
@@ -79,6 +87,10 @@ COMMANDS = (
 
 class _Root(LateGroup):
     members = COMMANDS
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; help and errors call it by its name, however it was started (`python -m sagapost`)."""
+        return super().main(*args, **{"prog_name": "sagapost", **options})
 
 
 app = new_app(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +11,13 @@ import anyio
 import typer
 from sqlalchemy import select
 
+from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, NotFoundError
 from sagapost.inbox.operated.inspection import ParkedMessage
 from sagapost.inbox.operated.redrive import ParkedMessages
 from sagapost.ops import database
+from sagapost.ops.commands.desk import Actor, After, DryRun, Limit, Reason, ShowData
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.commands.selection import parse_selection
@@ -29,15 +29,6 @@ __all__ = ["discard", "edit", "list_", "redrive", "show"]
 
 
 T = TypeVar("T")
-
-
-def _user() -> str:
-    """Return who is at the keyboard; in a container often only a number is known."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
-
 
 InboxName: TypeAlias = Annotated[str, typer.Argument(metavar="INBOX", help="Name of the inbox, e.g. warehouse.")]
 ParkedId: TypeAlias = Annotated[int, typer.Argument(metavar="ID", help="Number of the parked message, as listed.")]
@@ -51,16 +42,13 @@ Where: TypeAlias = Annotated[
     ),
 ]
 Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Everything that is parked.")]
-Because: TypeAlias = Annotated[str, typer.Option(help="Why; kept in the audit.")]
-Actor: TypeAlias = Annotated[str, typer.Option(help="Who decides; kept in the audit.", default_factory=_user)]
-DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
 def list_(
     inbox: InboxName,
     where: Where = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    after: Annotated[int, typer.Option(help="Begin after this number.")] = 0,
+    limit: Limit = 100,
+    after: After = 0,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,13 +77,13 @@ def list_(
 def show(
     inbox: InboxName,
     number: ParkedId,
-    data: Annotated[bool, typer.Option("--data", help="Show the payload too, which may be personal.")] = False,
+    data: ShowData = False,
     env_file: EnvFile = None,
 ) -> None:
     """Show one parked message with its error, traceback and attributes, as JSON."""
     found = _run(env_file, inbox, lambda parked: parked.list(parse_selection([f"id={number}"])))
     if not found:
-        raise ConfigurationError(f"The inbox {inbox!r} has no parked message {number}.")
+        raise NotFoundError(f"The inbox {inbox!r} has no parked message {number}.")
     message = found[0]
     content = message.content
     shown = _brief(message) | {"error": message.error, "traceback": message.traceback, "topic": message.topic}
@@ -114,7 +102,7 @@ def show(
 
 def redrive(
     inbox: InboxName,
-    because: Because,
+    reason: Reason,
     actor: Actor,
     where: Where = None,
     everything: Everything = False,
@@ -124,11 +112,11 @@ def redrive(
     as_json: AsJson = False,
 ) -> None:
     """Let parked messages be handled again, with a fresh budget of attempts; the order of a key is kept."""
-    selection = parse_selection(where or [], everything=everything)
+    decision, selection = Decision(actor, reason), parse_selection(where or [], everything=everything)
     result = _run(
         env_file,
         inbox,
-        lambda parked: parked.redrive(selection, actor=actor, reason=because, per_second=per_second, dry_run=dry_run),
+        lambda parked: parked.redrive(selection, decision, per_second=per_second, dry_run=dry_run),
     )
     if as_json:
         write_json(asdict(result) | {"dry_run": dry_run})
@@ -143,7 +131,7 @@ def redrive(
 
 def discard(
     inbox: InboxName,
-    because: Because,
+    reason: Reason,
     actor: Actor,
     where: Where = None,
     everything: Everything = False,
@@ -152,11 +140,11 @@ def discard(
     as_json: AsJson = False,
 ) -> None:
     """Give parked messages up; each is kept in the audit. The next message of its key goes on."""
-    selection = parse_selection(where or [], everything=everything)
+    decision, selection = Decision(actor, reason), parse_selection(where or [], everything=everything)
     count = _run(
         env_file,
         inbox,
-        lambda parked: parked.discard(selection, actor=actor, reason=because, dry_run=dry_run),
+        lambda parked: parked.discard(selection, decision, dry_run=dry_run),
     )
     if as_json:
         write_json({"discarded": count, "dry_run": dry_run})
@@ -167,7 +155,7 @@ def discard(
 def edit(
     inbox: InboxName,
     number: ParkedId,
-    because: Because,
+    reason: Reason,
     actor: Actor,
     data_file: Annotated[Path | None, typer.Option(help="File with the new payload.", show_default=False)] = None,
     attribute: Annotated[
@@ -177,6 +165,7 @@ def edit(
     env_file: EnvFile = None,
 ) -> None:
     """Correct a parked message; the original goes to the audit. Redrive it afterwards."""
+    decision = Decision(actor, reason)
     attributes: dict[str, str] = {}
     for entry in attribute or []:
         name, equals, value = entry.partition("=")
@@ -189,13 +178,7 @@ def edit(
         raise ConfigurationError(f"The file {data_file} cannot be read: {error.strerror}.") from None
     if data is None and not attributes:
         raise ConfigurationError("Say what to change, with --data-file or --set.")
-    changed = _run(
-        env_file,
-        inbox,
-        lambda parked: parked.edit(number, actor=actor, reason=because, data=data, attributes=attributes),
-    )
-    if not changed:
-        raise ConfigurationError(f"The inbox {inbox!r} has no parked message {number} that is at rest.")
+    _run(env_file, inbox, lambda parked: parked.edit(number, decision, data=data, attributes=attributes))
     write_line(f"message {number} is changed; redrive it with: sagapost parked redrive {inbox} --where id={number}")
 
 
@@ -217,11 +200,11 @@ def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awa
 async def _require_inbox(loaded: LoadedSettings, inbox: str) -> None:
     tables = tables_of(loaded.settings).inbox
     async with database.connect(loaded) as connection:
-        await database.check(connection, tables.versions, [tables.part])
+        await database.check(connection, tables.versions, [tables.audit.part, tables.part])
         names = set((await connection.execute(select(tables.consumers.c.name))).scalars())
     if inbox not in names:
         known = ", ".join(sorted(names)) or "none has run yet"
-        raise ConfigurationError(f"This database knows no inbox {inbox!r}; it knows: {known}.")
+        raise NotFoundError(f"This database knows no inbox {inbox!r}; it knows: {known}.")
 
 
 def _event_id(message: ParkedMessage) -> str | None:

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops import database
+from sagapost.ops.commands.desk import Actor
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.parked import Actor
 from sagapost.ops.output import write_json, write_line, write_table, write_text
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of

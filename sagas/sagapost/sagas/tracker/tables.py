@@ -19,8 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import conv
 
+from sagapost.core.audit import AuditTables
 from sagapost.core.columns import big_integer
-from sagapost.core.schema import SchemaPart, schema_table
+from sagapost.core.schema import SchemaPart, schema_table, tables_beside
 from sagapost.sagas.migrations import tracker_migrations
 
 __all__ = ["TRACKER_SCHEMA_VERSION", "TrackerTables"]
@@ -47,6 +48,8 @@ class TrackerTables:
         self.observed = self._observed()
         self.choreography = self._choreography()
         self.actions = self._actions()
+        self.audit = tables_beside(AuditTables, self)
+        """What operators asked of services."""
 
     def _sagas(self) -> Table:
         # The history lies in the row: folding a batch is one read and one write per saga, showing a saga one read.
