@@ -218,7 +218,7 @@ def test_an_unknown_dialect_is_a_usage_error(tmp_path: Path) -> None:
     """Exit code 2, like every wrong argument."""
     ran = invoke("db", "sql", "--dialect", "oracle", cwd=tmp_path)
     assert ran.returncode == 2
-    assert "'oracle' is not one of postgresql, sqlite" in ran.stderr
+    assert "no database is called 'oracle'. There are adapters for postgres" in ran.stderr
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sagapost.core.context import SagaContext, bind
 from sagapost.core.envelope import Event
 from sagapost.ops.log_format import HumanFormatter, JsonFormatter
 from sagapost.ops.logs import SagaContextFilter, configure_logging
-from sagapost.ops.registry import broker_adapter
+from sagapost.ops.registry import brokers
 
 SAGA = SagaContext(correlationid="saga-1", causationid="event-1")
 
@@ -199,7 +199,7 @@ def test_warnings_become_log_lines(stream: io.StringIO) -> None:
 def test_the_level_holds_and_drivers_are_kept_quiet(level: str, seen: list[str]) -> None:
     """Their chatter says nothing to an operator; aiormq's errors come as exceptions, and so only once."""
     written = io.StringIO()
-    drivers = broker_adapter("amqp").loggers
+    drivers = brokers.find("amqp").loggers
     configure_logging(format="json", level=level, stream=written, loggers=drivers)
     for driver in ("aiormq", "sqlalchemy"):
         logging.getLogger(f"{driver}.pool").info("chatter")

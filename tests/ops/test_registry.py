@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -11,10 +15,12 @@ import pytest
 
 from sagapost.core.errors import ConfigurationError, MissingExtraError
 from sagapost.ops.adapters import make_broker
-from sagapost.ops.registry import UnknownSchemeError, broker_adapter
+from sagapost.ops.registry import UnknownSchemeError, brokers
 from sagapost.ops.settings import load_settings
 from tests.ops.processes import invoke
-from tests.ops.services import prepare, write_service
+from tests.ops.services import place_orders, prepare, write_service
+from tests.processes.command import SAGAPOST
+from tests.processes.command import environment as clean_environment
 
 TOY = '''
 import logging
@@ -65,14 +71,16 @@ adapter = BrokerAdapter(
 '''
 
 
-def install(folder: Path, package: str, scheme: str, value: str, code: str) -> None:
+def install(
+    folder: Path, package: str, scheme: str, value: str, code: str, *, group: str = "sagapost.brokers"
+) -> None:
     """Put a package with an entry point into a folder, as pip would: its module and its metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{value.partition(':')[0]}.py").write_text(textwrap.dedent(code))
     metadata = folder / f"{package}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[sagapost.brokers]\n{scheme} = {value}\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{scheme} = {value}\n")
 
 
 @pytest.fixture
@@ -136,7 +144,7 @@ def test_events_go_through_it(site: Path, tmp_path: Path) -> None:
 def test_an_unknown_scheme_names_the_nearest(tmp_path: Path) -> None:
     """And all the others, so that somebody who expected another adapter sees that it is not installed."""
     with pytest.raises(UnknownSchemeError, match=r"Did you mean amqps://\? There are adapters for amqps://, amqp://"):
-        broker_adapter("ampqs")
+        brokers.find("ampqs")
     ran = invoke("config", cwd=tmp_path, SAGAPOST_BROKER_URL="kafka://app:secret@localhost/")
     assert ran.returncode == 2
     assert "has the scheme 'kafka', which no adapter serves. There are adapters for amqp://" in ran.stderr
@@ -149,11 +157,11 @@ def test_two_adapters_for_one_scheme_are_refused(site: Path) -> None:
     install(site, "bricks", "toy", "toy_bricks:adapter", TOY)
     install(site, "rabbits", "amqp", "toy_rabbits:adapter", TOY)
     with pytest.raises(ConfigurationError, match=r"Two adapters serve toy://: .*toy_.* of the package"):
-        broker_adapter("toy")
+        brokers.find("toy")
     with pytest.raises(
         ConfigurationError, match=r"of the package sagapost and toy_rabbits:adapter of the package rabbits"
     ):
-        broker_adapter("amqp")
+        brokers.find("amqp")
 
 
 @pytest.mark.parametrize(
@@ -188,3 +196,65 @@ def test_variables_of_an_adapter_that_is_not_used_are_not_taken_for_misspelt(sit
     install(site, "toys", "toy", "toy_broken:adapter", "1 / 0")
     ran = invoke("config", cwd=tmp_path, SAGAPOST_TOY_SHELVES="7")
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# --- databases ---
+
+
+def install_toy_database(folder: Path) -> None:
+    """Put the database of another package into a folder."""
+    code = Path(__file__).with_name("toy_database.py").read_text()
+    install(folder, "toybase", "toysql", "toy_database:adapter", code, group="sagapost.databases")
+
+
+def test_a_database_of_another_package_serves_every_command(tmp_path: Path) -> None:
+    """Tables, relay, inbox and figures: no file of ours knows of it."""
+    site = tmp_path / "site"
+    install_toy_database(site)
+    url = f"toysql:///{tmp_path / 'shop.toys'}"
+    settings = {"SAGAPOST_DATABASE_URL": url, "SAGAPOST_BROKER_URL": "memory://", "SAGAPOST_LOG_FORMAT": "json"}
+    environment = clean_environment({**settings, "PYTHONWARNINGS": "error"})
+    environment["PYTHONPATH"] = os.pathsep.join((str(site), environment["PYTHONPATH"]))
+
+    def sagapost(*arguments: str) -> str:
+        ran = subprocess.run(
+            [SAGAPOST, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert "CREATE TABLE outbox" in sagapost("db", "sql", "--dialect", "toysql")
+    assert "installed outbox, inbox" in sagapost("db", "upgrade")
+    assert "as this release needs it" in sagapost("db", "check")
+    service = write_service(tmp_path, "logs")
+    place_orders({"SAGAPOST_DATABASE_URL": f"sqlite:///{tmp_path / 'shop.toys'}"}, 1)
+    assert json.loads(sagapost("status", "--json"))["outbox"]["pending"] == 1
+    process = subprocess.Popen(
+        [SAGAPOST, "consume", service, "--with-relay"],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if "order 1 handled" in line:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, "".join(lines)
+    assert json.loads(sagapost("status", "--json"))["outbox"]["pending"] == 0
+
+
+def test_the_url_of_another_packages_database_is_checked_like_ours(site: Path, tmp_path: Path) -> None:
+    """By the adapter, in the words of a setting; a driver that it does not use is refused before."""
+    install_toy_database(site)
+    for url, words in (
+        ("toysql:///tmp/shop.db", "names no box of toys; use toysql:///path.toys"),
+        ("toysql+asyncpg:///tmp/shop.toys", "names the driver 'asyncpg'; leave the driver out, or name 'aiosqlite'"),
+        ("toysqll:///tmp/shop.toys", "Did you mean toysql://?"),
+    ):
+        ran = invoke("config", cwd=tmp_path, SAGAPOST_DATABASE_URL=url)
+        assert ran.returncode == 2
+        assert words in ran.stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.inbox.declared.settings import ConsumerSettings, RetryPolicy
-from sagapost.ops.registry import our_brokers
+from sagapost.ops.registry import brokers
 from sagapost.ops.settings import InvalidSettingsError, all_settings, load_settings
 from sagapost.ops.settings.field import Setting, render
 from sagapost.ops.settings.model import PARTS, part_of
@@ -164,7 +164,7 @@ def test_all_wrong_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) 
         (
             {"SAGAPOST_DATABASE_URL": DATABASE, "SAGAPOST_DATABASE_DIRECT_URL": "sqlite:///orders.db"},
             "SAGAPOST_DATABASE_DIRECT_URL",
-            "SQLite file",
+            "a database of SQLite",
         ),
     ],
 )
@@ -421,7 +421,7 @@ def test_a_range_is_the_same_in_the_environment_and_in_code(entry: Setting) -> N
     declared = entry.leaf.declared
     if declared.low is None:
         return
-    kind = next(part.kind for part in (*PARTS, *map(part_of, our_brokers())) if part.name == entry.section)
+    kind = next(part.kind for part in (*PARTS, *map(part_of, brokers.ours())) if part.name == entry.section)
     for end, step in ((declared.low, -1), (declared.high, 1)):
         assert entry.parse(end) == end
         beyond = end + step * (timedelta(milliseconds=1) if isinstance(end, timedelta) else 1)

@@ -12,7 +12,7 @@ from tests.packaging.environments import Environment
 ROOT = Path(__file__).resolve().parents[2]
 
 ADAPTERS = {
-    "postgresql": "import sagapost.adapters.postgresql",
+    "postgresql": "from sagapost.adapters.postgresql import PostgreSQLOutboxStore",
     "rabbitmq": "from sagapost.adapters.rabbitmq import RabbitMQBroker; RabbitMQBroker('amqp://127.0.0.1/')",
 }
 """Package under `sagapost.adapters`, also the name of its extra -> the first thing a user does with it."""
@@ -92,7 +92,7 @@ def test_no_part_but_adapters_and_ops_needs_an_extra(environment: MakeEnvironmen
     modules = [
         *modules_of("core", "outbox", "inbox", "sagas"),
         "sagapost.adapters.memory",
-        "sagapost.adapters.sqlite",
+        "sagapost.adapters.sqlite.store",
     ]
     ran = environment().run("-c", importing(*modules))
     assert ran.returncode == 0, ran.stderr

@@ -5,22 +5,48 @@ An adapter of your own is a package with an entry point whose name is the scheme
     [project.entry-points."sagapost.brokers"]
     kafka = "acme_kafka:adapter"
 
-where `adapter` is a `BrokerAdapter`. `sagapost relay` with SAGAPOST_BROKER_URL=kafka://... then finds it, reads its
-settings from SAGAPOST_KAFKA_* by their declarations (`sagapost.core.settings`), and shows them in `sagapost config`.
+    [project.entry-points."sagapost.databases"]
+    cockroachdb = "acme_cockroach:adapter"
+
+where `adapter` is a `BrokerAdapter` or a `DatabaseAdapter`. `sagapost relay` with SAGAPOST_BROKER_URL=kafka://... then
+finds it, reads its settings from SAGAPOST_KAFKA_* by their declarations (`sagapost.core.settings`), and shows them in
+`sagapost config`; with SAGAPOST_DATABASE_URL=cockroachdb://... every command speaks to that database.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from sagapost.core.broker import Broker
 
-__all__ = ["BROKERS", "BrokerAdapter", "ForeignPolicy", "MakeBroker"]
+if TYPE_CHECKING:
+    # Not quick to import, and not needed to say what settings there are.
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from sagapost.core.databases import DatabaseKit
+    from sagapost.core.outbox_store import OutboxStore
+
+__all__ = [
+    "BROKERS",
+    "DATABASES",
+    "BrokerAdapter",
+    "DatabaseAdapter",
+    "EngineOptions",
+    "ForeignPolicy",
+    "MakeBroker",
+    "MakeEngine",
+    "MakeStore",
+]
 
 BROKERS: Final = "sagapost.brokers"
-"""The group of entry points."""
+"""The group of entry points of brokers."""
+
+DATABASES: Final = "sagapost.databases"
+"""The group of entry points of databases."""
 
 ForeignPolicy: TypeAlias = Literal["reject", "digest"]
 """What becomes of foreign messages without an id: parked, or given an id derived from their content."""
@@ -57,3 +83,78 @@ class BrokerAdapter:
     quotes what may be a password."""
     loggers: Mapping[str, int] = field(default_factory=dict[str, int])
     """Loggers of its driver, and the level below which they have nothing to say to an operator."""
+
+
+class MakeStore(Protocol):
+    """Makes the relay's side of the outbox; opens nothing yet."""
+
+    def __call__(
+        self,
+        url: str,
+        *,
+        tables: Any,
+        direct_url: str | None,
+        connect_timeout: timedelta,
+        call_timeout: timedelta,
+    ) -> OutboxStore:
+        """Return the store at a URL.
+
+        :param tables: an `OutboxTables`.
+        :param direct_url: of the same database without a pooler in between, for what has to listen.
+        :param call_timeout: after so long a call counts as failed and its connection is dropped.
+        :raises MissingExtraError: if its driver is not installed.
+        :raises ConfigurationError: if a URL is not valid.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the connections of an engine are for."""
+
+    connect_timeout: timedelta
+    pool_size: int | None = None
+    """Connections that are kept, and no more than these; None: each is opened when it is asked for and then closed."""
+    call_timeout: timedelta | None = None
+    """A single statement's; None: none, since whoever asks has one of its own, or time."""
+    turn_timeout: timedelta | None = None
+    """How long one writer waits for another where a database has one at a time; None: as the driver does."""
+    name: str | None = None
+    """What the connections are called at the server."""
+
+
+class MakeEngine(Protocol):
+    """Makes an engine for handlers and commands; opens nothing yet."""
+
+    def __call__(self, url: str, options: EngineOptions) -> AsyncEngine:
+        """Return an engine for a URL.
+
+        :raises ModuleNotFoundError: if its driver is not installed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseAdapter:
+    """A database."""
+
+    name: str
+    """As SQLAlchemy calls its dialect: postgresql."""
+    title: str
+    """As it is called in sentences: PostgreSQL."""
+    driver: str
+    """The module that SQLAlchemy drives it with. A URL may name it (`postgresql+asyncpg://`) and no other."""
+    extra: str | None
+    """The extra of sagapost that installs the driver; None: it comes with the adapter's package."""
+    kit: Callable[[], DatabaseKit]
+    """Returns what differs from other databases in SQL."""
+    url: Callable[[str], URL]
+    """Returns a URL as SQLAlchemy shows it, with the driver."""
+    make_store: MakeStore
+    make_engine: MakeEngine
+    is_server: bool = True
+    """Whether its URLs name a host, and not a file."""
+    check_url: Callable[[str], None] | None = None
+    """As for `BrokerAdapter`."""
+    loggers: Mapping[str, int] = field(default_factory=dict[str, int])
+    """As for `BrokerAdapter`."""

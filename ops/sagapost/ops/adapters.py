@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sagapost.core.broker import Broker
 from sagapost.core.outbox_store import OutboxStore
-from sagapost.ops.registry import broker_adapter
+from sagapost.ops.registry import brokers, database_adapter
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import tables_of
 
@@ -21,7 +21,7 @@ def make_broker(loaded: LoadedSettings) -> Broker:
     :raises ConfigurationError: if its adapter cannot be used.
     """
     url, foreign = loaded.broker_url, loaded.settings.connections.strangers_without_id
-    return broker_adapter(url.scheme).make(url.reveal(), loaded.settings.broker, without_id=foreign)
+    return brokers.find(url.scheme).make(url.reveal(), loaded.settings.broker, without_id=foreign)
 
 
 def make_store(loaded: LoadedSettings) -> OutboxStore:
@@ -30,18 +30,11 @@ def make_store(loaded: LoadedSettings) -> OutboxStore:
     :raises MissingExtraError: if its driver is not installed.
     """
     settings, url = loaded.settings.connections, loaded.database_url
-    tables = tables_of(loaded.settings).outbox
-    if url.scheme.startswith("sqlite"):
-        from sagapost.adapters.sqlite import SQLiteOutboxStore
-
-        return SQLiteOutboxStore(url.reveal(), tables=tables)
-    from sagapost.adapters.postgresql import PostgreSQLOutboxStore
-
     direct = settings.database_direct_url
-    return PostgreSQLOutboxStore(
+    return database_adapter(url.scheme).make_store(
         url.reveal(),
-        tables=tables,
+        tables=tables_of(loaded.settings).outbox,
         direct_url=direct.reveal() if direct is not None else None,
-        call_timeout=settings.database_call_timeout.total_seconds(),
-        connect_timeout=settings.database_connect_timeout.total_seconds(),
+        connect_timeout=settings.database_connect_timeout,
+        call_timeout=settings.database_call_timeout,
     )

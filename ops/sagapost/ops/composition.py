@@ -16,7 +16,7 @@ from sagapost.core.observer import Observer, Observers
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.daemon import Requirement
 from sagapost.ops.log_observer import LogObserver
-from sagapost.ops.registry import broker_adapter
+from sagapost.ops.registry import brokers
 from sagapost.ops.settings import LoadedSettings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def make_metrics(loaded: LoadedSettings) -> OpenTelemetryMetrics | None:
         return None
     from sagapost.ops.telemetry import OpenTelemetryMetrics
 
-    return OpenTelemetryMetrics(system=broker_adapter(loaded.broker_url.scheme).name)
+    return OpenTelemetryMetrics(system=brokers.find(loaded.broker_url.scheme).name)
 
 
 class Composition:

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 import anyio
-from sqlalchemy import Table, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sagapost.core.adapters import EngineOptions
 from sagapost.core.broker import Broker
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.observer import Observation, Observer, Observers
@@ -113,27 +113,17 @@ def _compensators(composition: Composition, inboxes: Sequence[Inbox], engine: As
 
 def make_consumer_engine(loaded: LoadedSettings, *, inboxes: int) -> AsyncEngine:
     """Return the engine whose transactions the handlers of `inboxes` inboxes run in; nothing is opened yet."""
-    settings, url = loaded.settings, loaded.database_url
+    settings = loaded.settings
     # As many as can be in use at once: waiting for the pool would look like a database that does not answer.
     # An inbox may have a compensator beside it.
     room = inboxes * (settings.consumer.concurrency + HOUSEKEEPING + CompensatorSettings().concurrency)
-    if not url.scheme.startswith("sqlite"):
-        limits = {
-            "timeout": settings.connections.database_connect_timeout.total_seconds(),
-            "server_settings": {"application_name": "sagapost-consumer"},
-        }
-        return database.make_engine(url, pool_size=room, max_overflow=0, connect_args=limits)
-    engine = database.make_engine(url, connect_args={"timeout": settings.consumer.database_timeout.total_seconds()})
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _prepare(connection: DBAPIConnection, _record: object) -> None:
-        cursor = connection.cursor()
-        # In WAL mode the relay and other readers do not wait for a handler's transaction, nor it for them.
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    return engine
+    options = EngineOptions(
+        connect_timeout=settings.connections.database_connect_timeout,
+        pool_size=room,
+        turn_timeout=settings.consumer.database_timeout,
+        name="sagapost-consumer",
+    )
+    return database.make_engine(loaded.database_url, options)
 
 
 class _LeftInFlight:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import anyio
 from sqlalchemy import Connection, Table, create_mock_engine, delete, insert
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql import ClauseElement
 
-from sagapost.core.databases import Other, drop_useless_connections, kit_of
+from sagapost.core.adapters import DatabaseAdapter, EngineOptions
+from sagapost.core.databases import Other, drop_useless_connections, kit_of, register
 from sagapost.core.databases.closing import dispose
-from sagapost.core.databases.server_url import read_server_url
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
 from sagapost.core.migrations import statements_of
 from sagapost.core.schema import (
@@ -29,6 +27,7 @@ from sagapost.core.schema import (
     upgrade_schema,
 )
 from sagapost.ops.masking import SecretUrl
+from sagapost.ops.registry import database_adapter
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import Tables
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
@@ -47,26 +46,12 @@ __all__ = [
     "upgrade",
 ]
 
-_PACKAGES = {"postgresql": "asyncpg", "sqlite": "aiosqlite"}
-
-
 # --- connecting ---
 
 
 def engine_url(url: SecretUrl) -> URL:
     """Return the URL that SQLAlchemy shows for the database, with the driver that sagapost uses."""
-    return _READERS[url.scheme.partition("+")[0]](url.reveal())
-
-
-def _server(url: str) -> URL:
-    return read_server_url(url).to_sqlalchemy("asyncpg")
-
-
-def _file(url: str) -> URL:
-    return make_url(url).set(drivername="sqlite+aiosqlite")
-
-
-_READERS: dict[str, Callable[[str], URL]] = {"postgresql": _server, "postgres": _server, "sqlite": _file}
+    return _adapter(url).url(url.reveal())
 
 
 def address_of(url: URL) -> str:
@@ -74,37 +59,28 @@ def address_of(url: URL) -> str:
     return kit_of(url.get_backend_name()).address(url)
 
 
-def make_engine(url: SecretUrl, **options: Any) -> AsyncEngine:
+def make_engine(url: SecretUrl, options: EngineOptions) -> AsyncEngine:
     """Return an engine; nothing is opened yet.
 
     :raises MissingExtraError: if the driver is not installed.
     """
-    backend = engine_url(url).get_backend_name()
+    adapter = _adapter(url)
     try:
-        engine = _ENGINES[backend](url.reveal(), options)
+        engine = adapter.make_engine(url.reveal(), options)
     except ModuleNotFoundError as error:
-        package = _PACKAGES[backend]
-        if error.name != package:
+        if error.name != adapter.driver or adapter.extra is None:
             raise
-        raise MissingExtraError(module=package, extra=backend, purpose=f"A {backend} database") from error
+        purpose = f"A {adapter.name} database"
+        raise MissingExtraError(module=adapter.driver, extra=adapter.extra, purpose=purpose) from error
     drop_useless_connections(engine)
     return engine
 
 
-def _server_engine(url: str, options: dict[str, Any]) -> AsyncEngine:
-    from sagapost.adapters.postgresql import create_engine
-
-    return create_engine(url, **options)
-
-
-def _file_engine(url: str, options: dict[str, Any]) -> AsyncEngine:
-    return create_async_engine(_file(url), **options)
-
-
-_ENGINES: dict[str, Callable[[str, dict[str, Any]], AsyncEngine]] = {
-    "postgresql": _server_engine,
-    "sqlite": _file_engine,
-}
+def _adapter(url: SecretUrl) -> DatabaseAdapter:
+    """Return the adapter for a URL, with its kit made known."""
+    adapter = database_adapter(url.scheme)
+    register(adapter.kit())
+    return adapter
 
 
 @asynccontextmanager
@@ -162,13 +138,12 @@ def _command_engine(loaded: LoadedSettings, *, patient: bool = False) -> AsyncEn
 
     :param patient: without a limit on single statements: an index of a large table takes its time.
     """
-    settings, url = loaded.settings.connections, loaded.database_url
-    if url.scheme.startswith("sqlite"):
-        return make_engine(url, poolclass=NullPool)
-    limits = {"timeout": settings.database_connect_timeout.total_seconds()}
-    if not patient:
-        limits["command_timeout"] = settings.database_call_timeout.total_seconds()
-    return make_engine(url, poolclass=NullPool, connect_args=limits)
+    settings = loaded.settings.connections
+    options = EngineOptions(
+        connect_timeout=settings.database_connect_timeout,
+        call_timeout=None if patient else settings.database_call_timeout,
+    )
+    return make_engine(loaded.database_url, options)
 
 
 # --- the schema ---
@@ -232,11 +207,11 @@ async def _of_each(
     return await connection.run_sync(lambda sync: [found for part in parts for found in look(sync, part)])
 
 
-def ddl(tables: Tables, dialect: str) -> list[str]:
+def ddl(tables: Tables, adapter: DatabaseAdapter) -> list[str]:
     """Return the statements that create everything in an empty database, for a migration of your own."""
-    script = _Script(dialect)
+    script = _Script(adapter)
     versions, engine, note = tables.versions, script.engine, script.note
-    schema = kit_of(dialect).create_schema(versions.schema)
+    schema = adapter.kit().create_schema(versions.schema)
     if schema is not None:
         note(schema)
     versions.create(engine, checkfirst=False)
@@ -250,18 +225,19 @@ def ddl(tables: Tables, dialect: str) -> list[str]:
 class _Script:
     """Statements as text."""
 
-    def __init__(self, dialect: str) -> None:
+    def __init__(self, adapter: DatabaseAdapter) -> None:
+        register(adapter.kit())
         self.statements: list[str] = []
-        self.engine = create_mock_engine(f"{dialect}://", self.note)
+        self.engine = create_mock_engine(f"{adapter.name}://", self.note)
 
     def note(self, statement: ClauseElement, *_: object, **__: object) -> None:
         compiled = statement.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True})
         self.statements.append(_tidy(str(compiled)))
 
 
-def migration(tables: Tables, dialect: str, *, after: int) -> list[str]:
+def migration(tables: Tables, adapter: DatabaseAdapter, *, after: int) -> list[str]:
     """Return the statements that lead from version `after` of each part to this release's, each with its purpose."""
-    script = _Script(dialect)
+    script = _Script(adapter)
     statements, note = script.statements, script.note
     for part in tables.parts:
         if part.version <= after:

@@ -15,12 +15,11 @@ from sagapost.ops.masking import Redactor, SecretUrl
 __all__ = ["SagaContextFilter", "configure_logging"]
 
 _DRIVERS = {
-    "aiosqlite": logging.WARNING,
     "asyncio": logging.WARNING,
     "sqlalchemy": logging.WARNING,
 }
-"""Loggers of others, and the level below which they have nothing to say to an operator; lower while debugging. The
-broker's adapter knows those of its driver."""
+"""Loggers of others, and the level below which they have nothing to say to an operator; lower while debugging. An
+adapter knows those of its driver."""
 
 
 class SagaContextFilter(logging.Filter):

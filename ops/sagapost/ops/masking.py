@@ -76,12 +76,6 @@ class SecretUrl:
         return match[0].lower() if match else ""
 
     @property
-    def backend(self) -> str:
-        """The kind of server, as SQLAlchemy calls it: the scheme without a driver."""
-        backend = self.scheme.partition("+")[0]
-        return "postgresql" if backend == "postgres" else backend
-
-    @property
     def well_formed(self) -> bool:
         """Whether the parts of the URL can be told apart without doubt."""
         return _URL.fullmatch(self._url) is not None

@@ -14,7 +14,7 @@ from sagapost.ops.composition import Composition
 from sagapost.ops.daemon import Daemon, Requirement, Worker, run_daemon
 from sagapost.ops.exit_codes import ExitCode, exit_code_of
 from sagapost.ops.logs import configure_logging
-from sagapost.ops.registry import broker_adapter
+from sagapost.ops.registry import brokers, database_adapter
 from sagapost.ops.settings import InvalidSettingsError, LoadedSettings, load_settings
 
 __all__ = ["Plan", "run_process"]
@@ -46,7 +46,10 @@ def run_process(
             format=settings.log_format,
             level=settings.log_level,
             secrets=loaded.secrets(),
-            loggers=broker_adapter(loaded.broker_url.scheme).loggers,
+            loggers={
+                **database_adapter(loaded.database_url.scheme).loggers,
+                **brokers.find(loaded.broker_url.scheme).loggers,
+            },
         )
         for hint in loaded.hints:
             _log.warning("%s", hint)

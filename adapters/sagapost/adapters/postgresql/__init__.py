@@ -1,13 +1,13 @@
 """PostgreSQL adapter, on asyncpg. Needs the extra `postgresql`."""
 
-try:
-    import asyncpg  # pyright: ignore[reportUnusedImport] # noqa: F401 - probes for the extra
-except ModuleNotFoundError as error:  # pragma: no cover - covered by tests/packaging in an environment without it
-    from sagapost.core.errors import MissingExtraError
+from typing import TYPE_CHECKING
 
-    raise MissingExtraError(module="asyncpg", extra="postgresql", purpose="The PostgreSQL adapter") from error
+from sagapost.core.lazy import lazily
 
-from sagapost.adapters.postgresql.server import create_engine
-from sagapost.adapters.postgresql.store import PostgreSQLOutboxStore
+if TYPE_CHECKING:
+    from sagapost.adapters.postgresql.server import create_engine
+    from sagapost.adapters.postgresql.store import PostgreSQLOutboxStore
+else:
+    __getattr__, __dir__ = lazily(__name__, {"server": "create_engine", "store": "PostgreSQLOutboxStore"})
 
 __all__ = ["PostgreSQLOutboxStore", "create_engine"]

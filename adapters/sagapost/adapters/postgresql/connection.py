@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
-import asyncpg
 
+from sagapost.adapters.postgresql.driver import asyncpg
 from sagapost.adapters.postgresql.server import Server
 from sagapost.core.databases import Outage, PostgreSQL
 

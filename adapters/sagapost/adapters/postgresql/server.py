@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
@@ -20,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is in 2.0 as well
 
+from sagapost.adapters.postgresql.driver import asyncpg
 from sagapost.core.databases import drop_useless_connections
 from sagapost.core.databases.server_url import ServerUrl, read_server_url
 

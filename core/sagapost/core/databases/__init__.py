@@ -14,7 +14,7 @@ from sagapost.core.databases.failures import (
     driver_error,
     wrapped,
 )
-from sagapost.core.databases.kit import Batch, DatabaseKit, Moments, aware, has_kit, kit_of, register
+from sagapost.core.databases.kit import Batch, DatabaseKit, Moments, aware, kit_of, register
 from sagapost.core.databases.postgresql import PostgreSQL
 from sagapost.core.databases.sqlite import SQLite
 
@@ -36,7 +36,6 @@ __all__ = [
     "code_of",
     "drop_useless_connections",
     "driver_error",
-    "has_kit",
     "kit_of",
     "register",
     "wrapped",

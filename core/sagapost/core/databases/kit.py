@@ -48,7 +48,7 @@ from sagapost.core.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Batch", "DatabaseKit", "HasDialect", "Moments", "aware", "has_kit", "kit_of", "register"]
+__all__ = ["Batch", "DatabaseKit", "HasDialect", "Moments", "aware", "kit_of", "register"]
 
 
 class HasDialect(Protocol):
@@ -347,11 +347,6 @@ _kits: dict[str, DatabaseKit] = {}
 def register(kit: DatabaseKit) -> None:
     """Make a kind of database known; a later one of the same name replaces the earlier."""
     _kits[kit.name] = kit
-
-
-def has_kit(name: str) -> bool:
-    """Return whether there is a kit for the dialect of this name."""
-    return name in _kits
 
 
 def kit_of(bind: HasDialect | str) -> DatabaseKit:

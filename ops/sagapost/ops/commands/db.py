@@ -9,12 +9,12 @@ from typing import Annotated, TypeAlias
 import anyio
 import typer
 
-from sagapost.core.databases import has_kit
 from sagapost.core.schema import UpgradeProgress
 from sagapost.ops import database
 from sagapost.ops.commands.loading import load
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_line
+from sagapost.ops.registry import UnknownSchemeError, database_adapter
 from sagapost.ops.tables import Tables, tables_of
 
 __all__ = ["check", "sql", "upgrade"]
@@ -94,12 +94,13 @@ def sql(
     With --from those that lead from that version to this release's.
     """
     loaded = load(required=() if named else ("database_url",), env_file=env_file)
-    dialect = named or loaded.database_url.backend
-    if not has_kit(dialect):
-        raise typer.BadParameter(f"{dialect!r} is not one of postgresql, sqlite", param_hint="--dialect")
+    try:
+        adapter = database_adapter(named or loaded.database_url.scheme)
+    except UnknownSchemeError as error:
+        raise typer.BadParameter(f"no database is called {named!r}. {error}", param_hint="--dialect") from None
     tables = tables_of(loaded.settings)
     for statement in (
-        database.ddl(tables, dialect) if after is None else database.migration(tables, dialect, after=after)
+        database.ddl(tables, adapter) if after is None else database.migration(tables, adapter, after=after)
     ):
         write_line(f"{statement}\n")
 

@@ -6,25 +6,25 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 from sagapost.core.adapters import ForeignPolicy
-from sagapost.core.errors import ConfigurationError
 from sagapost.core.settings import check, setting
 from sagapost.ops.masking import SecretUrl
-from sagapost.ops.registry import UnknownSchemeError, broker_adapter
+from sagapost.ops.registry import UnknownSchemeError, brokers, database_adapter
 
 __all__ = ["ConnectionSettings"]
+
+_A = TypeVar("_A")
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 
 
-def _check_parts(url: SecretUrl, *, server: bool) -> None:
-    """Check what both kinds of URL have in common.
+def _check_parts(url: SecretUrl) -> None:
+    """Check the parts of a server's URL.
 
     :raises ValueError: says what is wrong without quoting any part that could be a password.
     """
-    if not server:
-        return
     if not url.well_formed:
         raise ValueError(
             "cannot be taken apart: write scheme://user:password@host:port/name, and percent-encode special "
@@ -36,60 +36,34 @@ def _check_parts(url: SecretUrl, *, server: bool) -> None:
 
 
 def _check_database(url: SecretUrl) -> None:
-    backend, _, driver = url.scheme.partition("+")
-    known = _DATABASES.get(backend)
-    if known is None:
-        raise ValueError(f"{_scheme_of(url)}; use postgresql:// or sqlite://")
-    expected, check_url = known
-    if driver and driver != expected:
-        raise ValueError(f"names the driver {driver!r}; leave the driver out, or name {expected!r}")
-    check_url(url)
-
-
-def _check_server(url: SecretUrl) -> None:
-    _check_parts(url, server=True)
-    # Not quick to import, and not needed to say what settings there are.
-    from sagapost.core.databases.server_url import read_server_url
-
-    try:
-        read = read_server_url(url.reveal())
-        read.tls_argument()
-    except ConfigurationError as error:
-        raise ValueError(f"is refused. {error}") from None
-    if read.database is None:
-        raise ValueError("names no database after the host")
-
-
-def _check_file(url: SecretUrl) -> None:
-    if url.reveal().split("://", 1)[1].partition("?")[0].lstrip("/") in {"", ":memory:"}:
-        raise ValueError("names no file, and an in-memory database cannot be shared between connections")
-
-
-_DATABASES: dict[str, tuple[str, Callable[[SecretUrl], None]]] = {
-    "postgresql": ("asyncpg", _check_server),
-    "postgres": ("asyncpg", _check_server),
-    "sqlite": ("aiosqlite", _check_file),
-}
-"""Scheme -> the driver that is used, and what a URL of it must be."""
-
-
-def _check_broker(url: SecretUrl) -> None:
-    if not url.scheme:
-        raise ValueError(f"has no scheme; an example is {_EXAMPLE_BROKER}")
-    try:
-        adapter = broker_adapter(url.scheme)
-    except UnknownSchemeError as error:
-        raise ValueError(f"has the scheme {url.scheme!r}, which no adapter serves. {str(error).rstrip('.')}") from None
-    _check_parts(url, server=True)
+    adapter = _found(database_adapter, url, example=_EXAMPLE_DATABASE)
+    driver = url.scheme.partition("+")[2]
+    if driver and driver != adapter.driver:
+        raise ValueError(f"names the driver {driver!r}; leave the driver out, or name {adapter.driver!r}")
+    if adapter.is_server:
+        _check_parts(url)
     if adapter.check_url is not None:
         adapter.check_url(url.reveal())
 
 
+def _check_broker(url: SecretUrl) -> None:
+    adapter = _found(brokers.find, url, example=_EXAMPLE_BROKER)
+    _check_parts(url)
+    if adapter.check_url is not None:
+        adapter.check_url(url.reveal())
+
+
+def _found(find: Callable[[str], _A], url: SecretUrl, *, example: str) -> _A:
+    if not url.scheme:
+        raise ValueError(f"has no scheme; an example is {example}")
+    try:
+        return find(url.scheme)
+    except UnknownSchemeError as error:
+        raise ValueError(f"has the scheme {url.scheme!r}, which no adapter serves. {str(error).rstrip('.')}") from None
+
+
+_EXAMPLE_DATABASE = "postgresql+asyncpg://orders:password@localhost:5432/orders"
 _EXAMPLE_BROKER = "amqp://orders:password@localhost:5672/"
-
-
-def _scheme_of(url: SecretUrl) -> str:
-    return f"has the scheme {url.scheme!r}" if url.scheme else "has no scheme"
 
 
 def _refused(check_url: Callable[[SecretUrl], None]) -> Callable[[SecretUrl], str | None]:
@@ -125,9 +99,10 @@ class ConnectionSettings:
 
     database_url: SecretUrl | None = setting(
         None,
-        "The database that holds the outbox and the inbox of this service.",
-        example="postgresql+asyncpg://orders:password@localhost:5432/orders",
-        unit="URL, postgresql:// or sqlite://",
+        "The database that holds the outbox and the inbox of this service, `postgresql://`, `sqlite://` or that of an "
+        "adapter that another package brings.",
+        example=_EXAMPLE_DATABASE,
+        unit="URL; its scheme chooses the adapter",
         danger="Without `?sslmode=verify-full` somebody may stand in for the server (docs/operations.md). "
         "Two services that share a database need different table prefixes or schemas.",
         refuse=_refused(_check_database),
@@ -137,7 +112,7 @@ class ConnectionSettings:
         "The same database without the connection pooler in between, for the one connection that listens for the "
         "doorbell. Only needed where `SAGAPOST_DATABASE_URL` leads through PgBouncer in transaction mode.",
         example="postgresql+asyncpg://orders:password@db-primary:5432/orders",
-        unit="URL, postgresql://",
+        unit="URL",
         danger="Another database here means that the doorbell never rings and every event waits for the poll "
         "interval.",
         refuse=_refused(_check_database),

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops.masking import MASK, SecretUrl, mask_url
-from sagapost.ops.registry import broker_adapter, other_schemes, our_brokers
+from sagapost.ops.registry import brokers, database_adapter
 from sagapost.ops.settings.field import ENV_PREFIX, Setting, render
 from sagapost.ops.settings.model import PARTS, Part, Settings, all_settings, part_of
 from sagapost.ops.settings.sources import Given, env_file_of, environment, read_secret
@@ -117,9 +117,9 @@ def load_settings(
     for part in PARTS:
         reading.read(part.settings)
     url = reading.values["broker_url"]
-    adapter = broker_adapter(url.scheme) if isinstance(url, SecretUrl) else None
+    adapter = brokers.find(url.scheme) if isinstance(url, SecretUrl) else None
     # Ours are checked whichever is used: who changes the URL is to find them right.
-    adapters = {each.name: each for each in (*our_brokers(), *([adapter] if adapter is not None else []))}
+    adapters = {each.name: each for each in (*brokers.ours(), *([adapter] if adapter is not None else []))}
     for each in adapters.values():
         reading.read(part_of(each).settings)
     reading.compare()
@@ -222,13 +222,16 @@ class _Reading:
         schema = self.values["database_schema"]
         if (url is None or schema is None) and direct is None:
             return
-        # Not quick to import, and seldom needed.
-        from sagapost.core.databases import kit_of
-
-        if url is not None and schema is not None and not (kit := kit_of(url.backend)).has_schemas:
-            self._disagree("database_schema", f"is set, but {kit.title} has no schemas; use a table prefix instead")
-        if direct is not None and not kit_of(direct.backend).notifies:
-            self._disagree("database_direct_url", "names an SQLite file; only PostgreSQL is reached by two ways")
+        if url is not None and schema is not None:
+            adapter = database_adapter(url.scheme)
+            if not adapter.kit().has_schemas:
+                text = f"is set, but {adapter.title} has no schemas; use a table prefix instead"
+                self._disagree("database_schema", text)
+        if direct is not None:
+            adapter = database_adapter(direct.scheme)
+            if not adapter.kit().notifies:
+                text = f"names a database of {adapter.title}, which nothing listens to; leave it out"
+                self._disagree("database_direct_url", text)
 
     def _disagree(self, name: str, text: str) -> None:
         setting = next(each for each in self.declared if each.name == name)
@@ -260,7 +263,7 @@ def _with(made: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
 def _unknown(given: Iterable[Given], declared: Iterable[Setting]) -> dict[str, str | None]:
     known = [name for each in declared for name in _names_of(each)]
     # What an adapter of another package declares is not looked up where it is not used.
-    others = tuple(f"{ENV_PREFIX}{scheme.upper()}_" for scheme in other_schemes())
+    others = tuple(f"{ENV_PREFIX}{scheme.upper()}_" for scheme in brokers.others())
     found: dict[str, str | None] = {}
     for variable in dict.fromkeys(name for each in given for name in each.variables):
         if variable not in known and not variable.startswith((*_FOREIGN, *others)):

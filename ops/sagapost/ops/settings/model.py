@@ -9,7 +9,7 @@ from typing import Any, Final
 from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.settings import leaves_of
 from sagapost.inbox.declared.settings import ConsumerSettings
-from sagapost.ops.registry import our_brokers
+from sagapost.ops.registry import brokers
 from sagapost.ops.settings.connections import ConnectionSettings
 from sagapost.ops.settings.field import Setting
 from sagapost.ops.settings.process import ProcessSettings
@@ -70,5 +70,5 @@ def all_settings(adapters: Iterable[BrokerAdapter] | None = None) -> list[Settin
 
     :param adapters: whose settings are among them; default: ours.
     """
-    parts = [*PARTS, *(part_of(adapter) for adapter in (our_brokers() if adapters is None else adapters))]
+    parts = [*PARTS, *(part_of(adapter) for adapter in (brokers.ours() if adapters is None else adapters))]
     return [each for part in parts for each in part.settings]

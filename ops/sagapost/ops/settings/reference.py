@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sagapost.ops.registry import our_brokers
+from sagapost.ops.registry import brokers
 from sagapost.ops.settings.field import Setting
 from sagapost.ops.settings.model import PARTS, part_of
 
@@ -39,7 +39,7 @@ settings too.
 def reference() -> str:
     """Return the page as Markdown."""
     parts = [_INTRODUCTION]
-    for part in (*PARTS, *(part_of(adapter) for adapter in our_brokers() if part_of(adapter).settings)):
+    for part in (*PARTS, *(part_of(adapter) for adapter in brokers.ours() if part_of(adapter).settings)):
         lines = [f"## {part.title}", "", "| Variable | Default | Form | Meaning |", "|---|---|---|---|"]
         lines += [_row(setting) for setting in part.settings]
         parts.append("\n".join(lines) + "\n")
