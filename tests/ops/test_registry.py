@@ -224,7 +224,7 @@ def test_a_database_of_another_package_serves_every_command(tmp_path: Path) -> N
         return ran.stdout
 
     assert "CREATE TABLE outbox" in sagapost("db", "sql", "--dialect", "toysql")
-    assert "installed outbox, inbox" in sagapost("db", "upgrade")
+    assert "installed" in sagapost("db", "upgrade")
     assert "as this release needs it" in sagapost("db", "check")
     service = write_service(tmp_path, "logs")
     place_orders({"SAGAPOST_DATABASE_URL": f"sqlite:///{tmp_path / 'shop.toys'}"}, 1)
