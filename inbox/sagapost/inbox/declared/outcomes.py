@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagapost.inbox.declared.context import Context
 
 __all__ = [
+    "AskedFor",
     "Behind",
     "BusinessFailure",
     "DoneBefore",
@@ -157,6 +158,13 @@ class NotKnown(Exception):  # noqa: N818 an instruction, not an error
         super().__init__(reason)
 
 
+AskedFor: TypeAlias = Retry | Snooze | NotKnown | Reject
+"""What a handler raises to have something done with the message in place of what it did: itself an `Outcome`.
+
+`Instead` and `BusinessFailure` are not among them: they say what else is to be committed, and come to `Done` with it.
+"""
+
+
 # --- what is called when the tries are used up ---
 
 
@@ -223,8 +231,5 @@ class Behind:
     """An earlier message of its ordering key is parked, so it must wait behind it."""
 
 
-Outcome: TypeAlias = Done | DoneBefore | Retry | Snooze | NotKnown | Reject | Failed | Unprocessable | TooOld | Behind
-"""How the handling of a message ended. What a handler raises to ask for something is itself the outcome.
-
-`Instead` and `BusinessFailure` are not among them: they say what else is to be committed, and come to `Done` with it.
-"""
+Outcome: TypeAlias = AskedFor | Done | DoneBefore | Failed | Unprocessable | TooOld | Behind
+"""How the handling of a message ended; `handling.verdicts` says what becomes of the message then."""

@@ -22,17 +22,14 @@ from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.declared.outcomes import (
+    AskedFor,
     Behind,
     BusinessFailure,
     Done,
     DoneBefore,
     Failed,
     Instead,
-    NotKnown,
     Outcome,
-    Reject,
-    Retry,
-    Snooze,
     Unprocessable,
 )
 from sagapost.inbox.handling.execution import Execution, decode
@@ -129,14 +126,14 @@ class Transactions:
             if isinstance(cause, LostError) and not message.losses:
                 # The server may be restarting. If it happens to this message again, the message is to blame.
                 raise cause from None
+            if isinstance(cause, AskedFor):
+                return cause
             match cause:
                 case BusinessFailure():
                     return self._publish_failure(connection, message, cause, began, progress)
                 case Instead():
                     progress.stage = "claim"
                     return self._run_instead(connection, outer, message, cause, attempt, progress)
-                case Retry() | Snooze() | NotKnown() | Reject():
-                    return cause
                 case _:
                     return self._failed(cause)
         self._notify_handled(message, began)
