@@ -117,6 +117,10 @@ async def take_payment(reserved: StockReserved, ctx: StepContext) -> None:
     invoice = await ctx.session.get(Invoice, reserved.order_id)
     if invoice is None:
         raise Retry(timedelta(seconds=1), reason="OrderPlaced is handled at this moment, by another task")
+    if await ctx.rolling_back():
+        # The order was given up meanwhile. An earlier try may have been charged without an answer: that goes back.
+        await bank.refund(str(invoice.order_id))
+        return
     try:
         # The order's id is the key: should this transaction be rolled back after all, the next try charges nothing.
         await bank.charge(str(invoice.order_id), invoice.customer, invoice.cents)

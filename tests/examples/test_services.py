@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -12,10 +13,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from examples.streamtech import maps, orders, warehouse
+from examples.streamtech import bank, maps, orders, payment, warehouse
 from examples.streamtech.embedded import Embedded, embedded
 from examples.streamtech.services import ENROLMENT, FULFILMENT, ISLAND, REORDERED, choreography
 from sagapost.sagas.choreography import lint
+from sagapost.sagas.testing import Rehearsal
 
 
 @pytest.fixture
@@ -89,6 +91,33 @@ async def test_the_database_refuses_negative_stock(shop: Embedded) -> None:
         stock.available = -1
         with pytest.raises(IntegrityError):
             await session.commit()
+
+
+@pytest.mark.parametrize("unanswered", [0, 2], ids=["never asked", "charged without an answer"])
+async def test_pitfall_37_a_late_payment_step_charges_nobody(tmp_path: Path, unanswered: int) -> None:
+    """An order that was given up costs nothing: not when its goods come late, nor when the bank never answered."""
+    saga, order_id = "given up", UUID(int=4711)
+    async with bank.opened(f"sqlite+aiosqlite:///{tmp_path}/bank.db"), Rehearsal(strict=False) as rehearsal:
+        await bank.pay_in("kim", 50_00)
+        service = await rehearsal.add(payment.service)
+        await rehearsal.say(payment.OrderPlaced(order_id, "kim", 21_00), saga=saga)
+        await rehearsal.run()
+        if unanswered:
+            # The second of two requests without an answer is carried out.
+            await bank.leave_unanswered("kim", 2 * 10 + unanswered)
+            await rehearsal.say(payment.StockReserved(order_id), saga=saga)
+            await rehearsal.run()
+            assert list(await bank.charges()) == [str(order_id)]
+        await rehearsal.say(orders.OrderGivenUp(order_id), saga=saga)
+        await rehearsal.run()
+        await bank.leave_unanswered("kim", 0)
+        if not unanswered:
+            await rehearsal.say(payment.StockReserved(order_id), saga=saga)
+        await rehearsal.advance(timedelta(hours=1))
+        assert await service.parked() == []
+        assert await bank.charges() == {}
+        assert await bank.balances() == {"kim": 50_00, bank.SHOP: 0}
+        assert rehearsal.said(payment.PaymentTaken) == []
 
 
 def test_the_services_speak_of_the_same_events() -> None:

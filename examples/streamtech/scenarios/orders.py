@@ -167,8 +167,9 @@ async def stuck(stage: Stage) -> None:
     await stage.days_pass(3)
     await stage.decide("orders", "overdue", "give-up", by="mallory", note="the bank is down")
     await stage.order_is(order, "goods", None)
+    await stage.has_rolled_back("payment", str(order))
     await bank.leave_unanswered("heidi", 0)
-    stage.say("the bank is back; what Payment still had to ask is asked, and undoes itself")
+    stage.say("the bank is back; Payment comes too late, and asks it only for what it charged without an answer")
     await stage.days_pass(1)
     await stage.order_ends(
         order,
@@ -176,12 +177,13 @@ async def stuck(stage: Stage) -> None:
             "order": "cancelled",
             "why": "task 1 (overdue) resolved as 'give-up' by mallory: the bank is down",
             "overdue": True,
-            "payment": "refunded",
+            "payment": None,
             "customer has": "EUR 70.00",
             "goods": None,
             "can be promised": 2,
             "points": 0,
-            "mails": "We are packing, Your order is cancelled",
+            "mails": "",
+            "on record": "stock released",
         },
     )
 

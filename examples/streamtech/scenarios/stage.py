@@ -170,6 +170,17 @@ class Stage:
         await self.ask_until(f"{service} puts an event off", ask, wanted=True)
         self.say(f"{service} tries again later")
 
+    async def has_rolled_back(self, service: str, saga: str) -> None:
+        """Wait until a service has undone its part of the saga."""
+        states = self._service(service).sagas.tables.states
+
+        async def ask() -> str | None:
+            state = select(states.c.state).where(states.c.service == service, states.c.saga == saga)
+            async with self.session(service) as session:
+                return await session.scalar(state)
+
+        await self.ask_until(f"the saga in {service}", ask, "rolled_back")
+
     # --- what the services have ---
 
     async def facts(self, order_id: UUID) -> Facts:
