@@ -146,5 +146,5 @@ def test_the_outbox_installs_on_sqlite(engine: Engine) -> None:
     """The real tables, with their constraints: a refused row must say why."""
     tables = OutboxTables()
     with engine.begin() as connection:
-        assert install_schema(connection, tables.versions, [tables.part]) == ["outbox"]
+        assert install_schema(connection, tables.versions, [tables.part]) == ["audit", "outbox"]
         check_schema(connection, tables.versions, tables.part, where="test database")

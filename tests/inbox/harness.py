@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff, Event, Observation, event, new_id
-from sagapost.core.audit import AuditEntry
+from sagapost.core.audit import DECISIONS, AuditEntry
 from sagapost.core.broker import Broker, Confirmed, Outgoing
 from sagapost.core.codec import encode_data
+from sagapost.core.databases import kit_of
 from sagapost.core.life import Server, ServerLost, Signal
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import install_schema
@@ -108,7 +109,7 @@ class Service:
 
     async def install(self, engine: AsyncEngine) -> None:
         """Create the tables."""
-        parts = [self.tables.audit.part, self.outbox.tables.part, self.tables.part]
+        parts = [self.outbox.tables.part, self.tables.part]
         async with engine.begin() as connection:
             await connection.run_sync(lambda sync: install_schema(sync, self.tables.versions, parts))
             await connection.run_sync(lambda sync: self.effects.create(sync, checkfirst=True))
@@ -125,7 +126,9 @@ class Service:
     async def decisions(self, engine: AsyncEngine) -> list[AuditEntry]:
         """Return what operators decided, latest first."""
         async with engine.connect() as connection:
-            rows = (await connection.execute(self.tables.audit.select(limit=1_000))).all()
+            rows = (
+                await connection.execute(self.tables.audit.select(DECISIONS.select(), kit_of(engine), limit=1_000))
+            ).all()
         return self.tables.audit.entries(rows)
 
     async def written(self, engine: AsyncEngine) -> list[str]:

@@ -14,7 +14,7 @@ from sagapost.core.audit import Decision
 from sagapost.inbox import Context, Reject
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.operated.redrive import ParkedMessages
-from sagapost.inbox.operated.selection import Selection
+from sagapost.inbox.operated.selection import PARKED
 from tests.inbox.harness import FAST, OrderPlaced, Service, an_event, running, send
 
 
@@ -131,7 +131,7 @@ async def _with_a_dead_first(
         before = await service.written(engine)
         broken = False
         operator = ParkedMessages(engine, service.tables, "warehouse", on_dead=on_dead)
-        await operator.redrive(Selection(), Decision("ada", "corrected"))
+        await operator.redrive(PARKED.select(), Decision("ada", "corrected"))
         await consumer.seen.until(obs.Handled, 4)
     return service, before
 
@@ -167,7 +167,7 @@ async def test_a_discarded_dead_letter_lets_its_key_go_on(engine: AsyncEngine, b
     async with running(service, engine, broker, retry=FAST) as consumer:
         await consumer.settled(4)
         operator = ParkedMessages(engine, service.tables, "warehouse")
-        assert await operator.discard(Selection(state="dead"), Decision("ada", "a test order")) == 1
+        assert await operator.discard(PARKED.equal(state="dead"), Decision("ada", "a test order")) == 1
         await consumer.seen.until(obs.Handled, 3)
     assert await service.written(engine) == ["1", "2", "3"]
     (entry,) = await service.decisions(engine)

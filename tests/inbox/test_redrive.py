@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.adapters.memory import MemoryBroker
@@ -14,11 +14,12 @@ from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
+from sagapost.core.where import Selection
 from sagapost.inbox import Context
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.envelope import restore
 from sagapost.inbox.operated.redrive import ParkedMessages
-from sagapost.inbox.operated.selection import Selection
+from sagapost.inbox.operated.selection import PARKED
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, running, send
 
 
@@ -53,7 +54,7 @@ async def test_looking(engine: AsyncEngine, broker: MemoryBroker) -> None:
     rest = await operator.list(after=listed[-1].id)
     assert len(rest) == 1
     assert (rest[0].state, rest[0].reason, rest[0].attempts) == ("dead", "failed", 1)
-    (found,) = await operator.list(Selection(key="k-b"))
+    (found,) = await operator.list(PARKED.equal(key="k-b"))
     assert isinstance(found.content, Event)
     assert (found.content.data, found.content.partitionkey) == (b'{"order_id":"b","note":""}', "k-b")
     assert found.traceback is not None
@@ -69,18 +70,18 @@ async def test_nothing_is_parked_for_a_consumer_that_never_ran(engine: AsyncEngi
     operator = ParkedMessages(engine, service.tables, "nobody")
     assert await operator.list() == ()
     assert (await operator.counts()).total == 0
-    assert await operator.discard(Selection(), Decision("ada", "x")) == 0
+    assert await operator.discard(PARKED.select(), Decision("ada", "x")) == 0
     assert await service.count(engine, service.tables.consumers) == 0
 
 
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
-        (Selection(event_id="b"), {"b"}),
-        (Selection(key="k-c"), {"c"}),
-        (Selection(correlationid="saga", state="dead"), {"a", "b", "c"}),
-        (Selection(reason="rejected"), set[str]()),
-        (Selection(), {"a", "b", "c"}),
+        (PARKED.equal(event_id="b"), {"b"}),
+        (PARKED.equal(key="k-c"), {"c"}),
+        (PARKED.equal(correlationid="saga", state="dead"), {"a", "b", "c"}),
+        (PARKED.equal(reason="rejected"), set[str]()),
+        (PARKED.select(), {"a", "b", "c"}),
     ],
 )
 async def test_redrive_of_one_a_key_a_filter_or_all(
@@ -109,7 +110,7 @@ async def test_a_redriven_message_has_a_fresh_budget(engine: AsyncEngine, broker
     """Failing again it is parked again, counting from one."""
     repairable = Repairable()
     operator = await repairable.with_parked(engine, broker, "a")
-    await operator.redrive(Selection(), Decision("ada", "try"))
+    await operator.redrive(PARKED.select(), Decision("ada", "try"))
     async with running(repairable.service, engine, broker) as consumer:
         (parked,) = await consumer.seen.until(obs.Parked)
     assert (parked.state, parked.attempts) == ("dead", 1)
@@ -119,13 +120,13 @@ async def test_a_rate_spreads_a_redrive_over_time(engine: AsyncEngine, broker: M
     """At fifty a second the sixth message starts a tenth of a second after the first."""
     repairable = Repairable()
     operator = await repairable.with_parked(engine, broker, *"abcdef")
-    await operator.redrive(Selection(), Decision("ada", "gently"), per_second=50)
+    await operator.redrive(PARKED.select(), Decision("ada", "gently"), per_second=50)
     due = [message.next_attempt_at for message in await operator.list()]
     moments = [moment for moment in due if moment is not None]
     assert moments == sorted(moments)
     assert 0.09 < (moments[-1] - moments[0]).total_seconds() < 5
     with pytest.raises(ConfigurationError, match="positive"):
-        await operator.redrive(Selection(), Decision("ada", "x"), per_second=0)
+        await operator.redrive(PARKED.select(), Decision("ada", "x"), per_second=0)
 
 
 async def test_many_are_redriven_in_chunks(
@@ -136,7 +137,7 @@ async def test_many_are_redriven_in_chunks(
     repairable = Repairable()
     names = [f"{n:04}" for n in range(100)]
     operator = await repairable.with_parked(postgresql_engine, broker, *names)
-    redrive = await operator.redrive(Selection(), Decision("ada", "all"))
+    redrive = await operator.redrive(PARKED.select(), Decision("ada", "all"))
     assert redrive.waiting == 100
     repairable.repaired = True
     async with running(repairable.service, postgresql_engine, broker, retry=FAST) as consumer:
@@ -152,9 +153,9 @@ async def test_discard_keeps_the_message_in_the_audit_and_its_key_known(
     repairable = Repairable()
     service = repairable.service
     operator = await repairable.with_parked(engine, broker, "a", "b")
-    assert await operator.discard(Selection(event_id="a"), Decision("ada", "a test"), dry_run=True) == 1
+    assert await operator.discard(PARKED.equal(event_id="a"), Decision("ada", "a test"), dry_run=True) == 1
     assert len(await service.parked(engine)) == 2
-    assert await operator.discard(Selection(event_id="a"), Decision("ada", "a test")) == 1
+    assert await operator.discard(PARKED.equal(event_id="a"), Decision("ada", "a test")) == 1
     (entry,) = await service.decisions(engine)
     assert (entry.action, entry.reason) == ("discard", "a test")
     assert (entry.desk, entry.place, entry.event_id, entry.key) == ("parked", "warehouse", "a", "k-a")
@@ -179,7 +180,7 @@ async def test_edit_and_redrive_keeps_the_original(engine: AsyncEngine, broker: 
     operator = ParkedMessages(engine, repairable.service.tables, "warehouse", observer=seen)
     (message,) = await operator.list()
     await operator.edit(message.id, Decision("ada", "typo"), data=b'{"order_id":"corrected"}')
-    await operator.redrive(Selection(id=message.id), Decision("ada", "typo"))
+    await operator.redrive(PARKED.equal(id=message.id), Decision("ada", "typo"))
     repairable.repaired = True
     async with running(repairable.service, engine, broker) as consumer:
         await consumer.seen.until(obs.Handled)
@@ -203,7 +204,7 @@ async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEn
         operator = ParkedMessages(engine, service.tables, "warehouse")
         (message,) = await operator.list()
         assert isinstance(message.content, Malformed)
-        redrive = await operator.redrive(Selection(), Decision("ada", "try"))
+        redrive = await operator.redrive(PARKED.select(), Decision("ada", "try"))
         assert (redrive.waiting, redrive.unreadable) == (0, 1)
         with pytest.raises(ConfigurationError, match="id, source, type"):
             await operator.edit(message.id, Decision("ada", "complete it"))
@@ -211,7 +212,7 @@ async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEn
             await operator.edit(message.id, Decision("ada", "x"), attributes={"partitionkey": "k"})
         attributes = {"id": "1", "source": "urn:erp", "type": "orders.order-placed.v1"}
         await operator.edit(message.id, Decision("ada", "complete it"), attributes=attributes)
-        redrive = await operator.redrive(Selection(), Decision("ada", "complete now"))
+        redrive = await operator.redrive(PARKED.select(), Decision("ada", "complete now"))
         assert (redrive.waiting, redrive.unreadable) == (1, 0)
         await consumer.seen.until(obs.Handled)
     assert await service.written(engine) == ["o-1"]
@@ -251,9 +252,9 @@ async def test_a_message_whose_round_is_running_is_left_alone(
         with anyio.fail_after(10):
             await started.wait()
         operator = ParkedMessages(postgresql_engine, service.tables, "warehouse")
-        redrive = await operator.redrive(Selection(), Decision("ada", "hurry"))
+        redrive = await operator.redrive(PARKED.select(), Decision("ada", "hurry"))
         assert (redrive.waiting, redrive.in_work) == (0, 1)
-        assert await operator.discard(Selection(), Decision("ada", "hurry")) == 0
+        assert await operator.discard(PARKED.select(), Decision("ada", "hurry")) == 0
         go_on.set()
         await consumer.seen.until(obs.Handled)
     assert await service.written(postgresql_engine) == ["o-1"]
@@ -273,4 +274,4 @@ async def test_an_edit_says_whether_the_message_is_there(postgresql_engine: Asyn
     with pytest.raises(ConflictError, match="is being handled just now"):
         await operator.edit(message.id, Decision("ada", "typo"), data=b"{}")
     async with postgresql_engine.connect() as connection:
-        assert (await connection.execute(tables.audit.select())).all() == []
+        assert (await connection.execute(select(tables.audit.decisions))).all() == []

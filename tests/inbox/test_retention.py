@@ -17,7 +17,7 @@ from sagapost.inbox import Consumer, Context
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.registry import register_consumer
 from sagapost.inbox.operated.redrive import ParkedMessages
-from sagapost.inbox.operated.selection import Selection
+from sagapost.inbox.operated.selection import PARKED
 from sagapost.inbox.running.retention import Retention
 from tests.inbox.harness import FAST, OrderPlaced, Recorder, Service, an_event, quick_settings, running, send
 
@@ -130,7 +130,7 @@ async def test_an_event_from_before_the_window_is_parked_not_handled(
         assert (parked.state, parked.reason) == ("dead", "too-old")
         assert "before the dedup window" in parked.error
         operator = ParkedMessages(engine, service.tables, "warehouse")
-        await operator.redrive(Selection(reason="too-old"), Decision("ada", "it never arrived"))
+        await operator.redrive(PARKED.equal(reason="too-old"), Decision("ada", "it never arrived"))
         await consumer.seen.until(obs.Handled, 2)
         await send(broker, service, old)
         await consumer.settled(4)

@@ -166,6 +166,7 @@ ARGUMENTS = {
     "parked redrive": ["warehouse", "--reason", "x", "--all"],
     "parked discard": ["warehouse", "--reason", "x", "--all"],
     "parked edit": ["warehouse", "1", "--reason", "x", "--set", "a=b"],
+    "dead show": ["7"],
     "dead redrive": ["--reason", "x", "--all"],
     "dead discard": ["--reason", "x", "--all"],
     "audit show": ["1"],
@@ -179,7 +180,7 @@ ARGUMENTS = {
     "saga map": ["nowhere.json"],
     "saga lint": ["--rules"],
     "tasks show": ["1"],
-    "tasks resolve": ["1", "--outcome", "done", "--note", "x"],
+    "tasks resolve": ["1", "--outcome", "done", "--reason", "x"],
     "consume": ["nowhere:inbox"],
     "declare": ["nowhere:inbox"],
 }

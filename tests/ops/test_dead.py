@@ -50,7 +50,7 @@ def test_list_dry_run_and_redrive(database: Path) -> None:
     """What is listed is what a dry run names and what a redrive moves."""
     listed = json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout)
     assert [(letter["position"], letter["reason"]) for letter in listed] == [(7, "no queue is bound")]
-    tried = runner.invoke(app, ["dead", "redrive", "--key", "k", "--reason", "bound", "--dry-run"])
+    tried = runner.invoke(app, ["dead", "redrive", "--where", "key=k", "--reason", "bound", "--dry-run"])
     assert "1 would be redriven" in tried.stdout
     assert json.loads(runner.invoke(app, ["dead", "list", "--json"]).stdout) == listed
     assert json.loads(runner.invoke(app, ["audit", "list", "--json"]).stdout) == []

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sagapost.core.errors import ConfigurationError
-from sagapost.inbox.operated.selection import Selection
-from sagapost.ops.commands.selection import parse_selection
 from tests.ops.processes import invoke, started
 from tests.ops.services import place_orders, prepare, write_service
 
@@ -69,7 +65,7 @@ def test_an_operator_looks_edits_redrives_and_discards(
 
     (tmp_path / "corrected.json").write_text('{"number": 4}')
     parked("edit", str(first["id"]), "--reason", "typing error", "--data-file", "corrected.json")
-    chosen = ("--where", f"id={first['id']}", "--reason", "corrected", "--actor", "ada")
+    chosen = (str(first["id"]), "--reason", "corrected", "--actor", "ada")
     assert parked("redrive", *chosen, "--dry-run").startswith("1 would be handled again")
     assert {entry["state"] for entry in parked("list", "--json")} == {"dead"}
     assert parked("redrive", *chosen, "--json")["waiting"] == 1
@@ -91,6 +87,8 @@ def test_an_operator_looks_edits_redrives_and_discards(
 def test_nothing_is_changed_by_accident(parked: Parked, settings: dict[str, str], tmp_path: Path) -> None:
     """Without a condition, `--all` must be said; without a reason nothing happens; unknown inboxes are named."""
     assert "--all for everything" in parked("discard", "--reason", "x", code=2)
+    assert "no parked message 99" in parked("discard", "99", "--reason", "x", code=7)
+    assert "holds a NUL" in parked("list", "--where", "type=a\x00", code=2)
     assert "--all for everything" in parked("redrive", "--reason", "x", "--all", "--where", "state=dead", code=2)
     assert "--reason" in parked("discard", "--all", code=2)
     assert "no parked message 99" in parked("show", "99", code=7)
@@ -99,38 +97,3 @@ def test_nothing_is_changed_by_accident(parked: Parked, settings: dict[str, str]
     ran = invoke("parked", "list", "warehose", cwd=tmp_path, **settings)
     assert ran.returncode == 7
     assert "This database knows no inbox 'warehose'; it knows: warehouse." in ran.stderr
-
-
-def test_conditions_become_a_selection() -> None:
-    """Each field, with its type."""
-    assert parse_selection(["id=7", "type=a.v1", "state=dead", "parked_after=2026-11-23T09:30:00Z"]) == Selection(
-        id=7, type="a.v1", state="dead", parked_after=datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
-    )
-    # A time without a zone is taken as UTC, like all times that are shown.
-    assert parse_selection(["parked_before=2026-11-23"]).parked_before == datetime(2026, 11, 23, tzinfo=UTC)
-    assert parse_selection(["key=a=b"]).key == "a=b"
-    assert parse_selection([], everything=True) == Selection()
-
-
-@pytest.mark.parametrize(
-    ("condition", "words"),
-    [
-        ("state", "is not of the form FIELD=VALUE"),
-        ("state=", "is not of the form FIELD=VALUE"),
-        ("colour=red", "there is no such field; there are id, event_id"),
-        ("state=alive", "use one of waiting, behind, dead"),
-        ("reason=bad", "use one of failed, retry"),
-        ("id=seven", "whole numbers"),
-        ("parked_after=yesterday", "not a time in ISO 8601"),
-    ],
-)
-def test_a_wrong_condition_says_what_there_is(condition: str, words: str) -> None:
-    """One error for each way to get it wrong."""
-    with pytest.raises(ConfigurationError, match=words):
-        parse_selection([condition])
-
-
-def test_a_field_is_given_once() -> None:
-    """Two values for one field select nothing, so it is a mistake."""
-    with pytest.raises(ConfigurationError, match="twice"):
-        parse_selection(["type=a", "type=b"])

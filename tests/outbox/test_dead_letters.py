@@ -15,17 +15,18 @@ from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.adapters.sqlite import SQLiteOutboxStore
 from sagapost.core.audit import Decision
 from sagapost.core.backoff import Backoff
-from sagapost.core.errors import ConfigurationError, NotFoundError
+from sagapost.core.errors import NotFoundError
 from sagapost.core.outbox_store import OutboxStore
 from sagapost.core.schema import install_schema
 from sagapost.outbox import Outbox, OutboxTables
-from sagapost.outbox.dead_letters import DeadLetters
+from sagapost.outbox.dead_letters import DEAD_LETTERS, DeadLetters
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as obs
 from sagapost.outbox.relay.settings import DeadLetterPolicy
 from tests.relay.shop import EVERYTHING, Watch, numbers, received, running
 
 WHY = Decision("ada", "the queue is bound now")
+EVERY = DEAD_LETTERS.select()
 SOON = Backoff(base=timedelta(milliseconds=20), cap=timedelta(milliseconds=20))
 
 
@@ -75,7 +76,7 @@ async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator
     engine = create_async_engine(url)
     made = Shop(engine, url)
     async with engine.begin() as connection:
-        await connection.run_sync(install_schema, made.tables.versions, [made.tables.audit.part, made.tables.part])
+        await connection.run_sync(install_schema, made.tables.versions, [made.tables.part])
     yield made
     await engine.dispose()
 
@@ -92,13 +93,15 @@ async def test_redrive_keeps_the_order_of_the_key(shop: Shop, policy: DeadLetter
         await watch.until(lambda: watch.count(obs.Buried) == 1)
         rejecting.clear()
         async with shop.engine.begin() as connection:
-            (first, *_) = await shop.dead.list(connection)
+            (first, *_) = await shop.dead.list(connection, EVERY)
             assert (first.key, first.attempts, first.blocks_key) == ("k", 2, True)
-            would = await shop.dead.redrive(connection, WHY, position=first.position, dry_run=True)
+            would = await shop.dead.redrive(
+                connection, DEAD_LETTERS.select(numbers=[first.position]), WHY, dry_run=True
+            )
             assert len(would) == (1 if policy == "block" else 2)
         assert (await shop.left())[1] == len(would)
         async with shop.engine.begin() as connection:
-            assert await shop.dead.redrive(connection, WHY, position=first.position) == would
+            assert await shop.dead.redrive(connection, DEAD_LETTERS.select(numbers=[first.position]), WHY) == would
         await shop.say(4)
         await watch.until(lambda: watch.settled == 4)
     assert numbers(await received(broker, 4)) == [1, 2, 3, 4]
@@ -114,17 +117,17 @@ async def test_discard_lets_the_followers_go_on(shop: Shop) -> None:
         await shop.say(1, 2)
         await watch.until(lambda: watch.count(obs.Buried) == 1)
         async with shop.engine.begin() as connection:
-            assert [letter.type for letter in await shop.dead.discard(connection, WHY, key="k")] == ["shop.said.v1"]
+            assert [
+                letter.type for letter in await shop.dead.discard(connection, DEAD_LETTERS.equal(key="k"), WHY)
+            ] == ["shop.said.v1"]
         await watch.until(lambda: watch.settled == 1)
     assert numbers(await received(broker, 1)) == [2]
     assert await shop.left() == (0, 0)
 
 
-async def test_what_is_meant_must_be_said(shop: Shop) -> None:
-    """No argument is no way to redrive or delete everything."""
+async def test_a_position_that_is_no_dead_letter_is_not_found(shop: Shop) -> None:
+    """What is named must be there; of everything there may be nothing."""
     async with shop.engine.begin() as connection:
-        with pytest.raises(ConfigurationError, match="Say which"):
-            await shop.dead.discard(connection, WHY)
         with pytest.raises(NotFoundError, match="no dead letter at position 7"):
-            await shop.dead.redrive(connection, WHY, position=7)
-        assert await shop.dead.redrive(connection, WHY, everything=True) == []
+            await shop.dead.redrive(connection, DEAD_LETTERS.select(numbers=[7]), WHY)
+        assert await shop.dead.redrive(connection, EVERY, WHY) == []

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from sagapost.core import event
 from sagapost.core.codec import decode_data
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, ConflictError
 from sagapost.inbox import RetryPolicy
 from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
@@ -146,7 +146,7 @@ async def test_an_outcome_publishes_the_prepared_event_with_what_the_person_fill
         "ada",
         "called them",
     )
-    with pytest.raises(ConfigurationError, match="resolved as 'shipped' by ada"):
+    with pytest.raises(ConflictError, match="resolved as 'shipped' by ada"):
         await service.desk.resolve(number, "retry", by="bob", note="me too")
     assert len(await service.published()) == 1
 
@@ -356,7 +356,7 @@ async def test_giving_up_starts_the_rollback_and_tells_the_others(service: Wareh
     while await compensator.step():
         pass
     assert undone == ["4711"]
-    with pytest.raises(ConfigurationError, match="it was withdrawn"):
+    with pytest.raises(ConflictError, match="it was withdrawn"):
         await service.desk.resolve(withdrawn[0].id, "close", by="ada", note="x")
 
 
@@ -424,7 +424,7 @@ async def test_of_two_people_one_decides(on_postgresql: Warehouse) -> None:
         try:
             await service.desk.resolve(number, outcome, by=f"person {person}", note="mine", fields=fields)
             results.append(outcome)
-        except ConfigurationError as error:
+        except ConflictError as error:
             results.append("late" if "not open any more" in str(error) else str(error))
 
     async with anyio.create_task_group() as tasks:
@@ -453,7 +453,7 @@ async def test_a_decision_and_a_rollback_at_the_same_time_end_in_one_of_the_two(
         try:
             await service.desk.resolve(number, "shipped", by="ada", note="x", fields={"courier": "c"})
             outcomes[saga] = "resolved"
-        except ConfigurationError:
+        except ConflictError:
             outcomes[saga] = "withdrawn"
 
     async def roll_back(saga: str) -> None:

@@ -63,19 +63,23 @@ def test_an_operator_lists_looks_and_decides(settings: Mapping[str, str], tmp_pa
     listed = tasks("list")
     assert listed.count("late") == 3
     assert "No courier for order 1" in listed
-    assert [each["saga"] for each in json.loads(tasks("list", "--json", "--saga", f"{SAGA}-1"))] == [f"{SAGA}-1"]
-    assert json.loads(tasks("list", "--json", "--service", "payment")) == []
+    assert [each["saga"] for each in json.loads(tasks("list", "--json", "--where", f"saga={SAGA}-1"))] == [f"{SAGA}-1"]
+    assert json.loads(tasks("list", "--json", "--where", "service=payment")) == []
 
     shown = tasks("show", "1")
     assert "shipped --set courier=...: publishes warehouse.order-shipped.v1" in shown
     assert 'parcel: {"kilos": 3}' in shown
 
-    by = ("--actor", "ada", "--note", "took it to the post office")
+    by = ("--actor", "ada", "--reason", "took it to the post office")
     assert "asks for courier" in tasks("resolve", "1", "--outcome", "shipped", *by, code=2)
     assert "not of the form" in tasks("resolve", "1", "--outcome", "shipped", "--set", "courier", *by, code=2)
-    done = json.loads(tasks("resolve", "1", "--outcome", "shipped", "--set", "courier=post", *by, "--json"))
+    shipped = ("resolve", "1", "--outcome", "shipped", "--set", "courier=post", *by)
+    (tried,) = json.loads(tasks(*shipped, "--json", "--dry-run"))
+    assert (tried["did"], tried["dry_run"]) == ("published warehouse.order-shipped.v1", True)
+    assert "open" in tasks("show", "1").splitlines()[0]
+    (done,) = json.loads(tasks(*shipped, "--json"))
     assert done["did"] == "published warehouse.order-shipped.v1"
-    assert "resolved as 'shipped' by ada" in tasks("resolve", "1", "--outcome", "retry", *by, code=2)
+    assert "resolved as 'shipped' by ada" in tasks("resolve", "1", "--outcome", "retry", *by, code=8)
     assert "resolved as shipped by ada: took it to the post office" in tasks("show", "1")
 
     assert "is no time" in tasks("resolve", "2", "--outcome", "retry", "--until", "tomorrow", *by, code=2)
@@ -88,4 +92,25 @@ def test_an_operator_lists_looks_and_decides(settings: Mapping[str, str], tmp_pa
     assert "the rollback of the saga has started" in tasks("resolve", "3", "--outcome", "give-up", *by)
     assert tasks("list", "--json").strip() == "[]"
     assert len(json.loads(tasks("list", "--all", "--json"))) == 3
-    assert "There is no task 9" in tasks("show", "9", code=2)
+    assert "There is no task 9" in tasks("show", "9", code=7)
+    audit = json.loads(invoke("audit", "list", "--where", "desk=tasks", "--json", cwd=tmp_path, **settings).stdout)
+    assert [(entry["subject"], entry["did"].partition(":")[0]) for entry in audit] == [
+        ("3", "give-up"),
+        ("2", "retry"),
+        ("1", "shipped"),
+    ]
+    assert audit[2]["event_id"] == done["event_id"]
+    assert audit[2]["correlationid"] == done["saga"]
+
+
+def test_several_tasks_are_decided_by_one_condition(settings: Mapping[str, str], tmp_path: Path) -> None:
+    """All that are meant, each in its own transaction; nothing that is not."""
+    decide = ("tasks", "resolve", "--outcome", "give-up", "--reason", "the courier is closed")
+    ran = invoke(*decide, "--where", "name=dispatch-*", "--where", f"saga!={SAGA}-1", cwd=tmp_path, **settings)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("the rollback of the saga has started") == 2
+    left = json.loads(invoke("tasks", "list", "--json", cwd=tmp_path, **settings).stdout)
+    assert [task["saga"] for task in left] == [f"{SAGA}-1"]
+    ran = invoke(*decide, "1", "2", cwd=tmp_path, **settings)
+    assert ran.returncode == 8
+    assert "is not open any more" in ran.stderr

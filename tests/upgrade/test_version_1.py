@@ -20,9 +20,11 @@ from sqlalchemy.engine import make_url
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
+from sagapost.core.audit import DECISIONS
 from sagapost.core.broker import Queue
+from sagapost.core.databases import kit_of
 from sagapost.core.observer import Observation
-from sagapost.core.schema import SchemaPart, UpgradeProgress, check_schema, upgrade_schema
+from sagapost.core.schema import SchemaPart, UpgradeProgress, check_schema, upgrade_schema, with_needed
 from sagapost.inbox import InboxTables
 from sagapost.outbox import OutboxTables
 from sagapost.outbox.relay import Relay
@@ -68,13 +70,7 @@ class House:
         self.outbox = OutboxTables(metadata)
         inbox, sagas, tracker = InboxTables(metadata), SagaTables(metadata), TrackerTables(metadata)
         self.versions: Table = self.outbox.versions
-        self.parts: Sequence[SchemaPart] = (
-            self.outbox.audit.part,
-            self.outbox.part,
-            inbox.part,
-            sagas.part,
-            tracker.part,
-        )
+        self.parts: Sequence[SchemaPart] = with_needed([self.outbox.part, inbox.part, sagas.part, tracker.part])
 
     def upgrade(self, engine: Engine, report: Callable[[UpgradeProgress], None] = lambda _: None) -> list[str]:
         """Upgrade on a connection of its own."""
@@ -243,7 +239,7 @@ def test_what_operators_decided_before_is_in_the_audit_of_all_decisions(
     assert {"audit", "inbox"} <= set(house.upgrade(engine))
     audit = house.outbox.audit
     with engine.connect() as sync:
-        entries = audit.entries(sync.execute(audit.select()).all())
+        entries = audit.entries(sync.execute(audit.select(DECISIONS.select(), kit_of(engine))).all())
     assert [(entry.action, entry.desk, entry.place, entry.subject) for entry in entries] == [
         ("discard", "parked", "warehouse", "17"),
         ("redrive", "parked", "warehouse", "17"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import (
     CheckConstraint,
@@ -34,11 +34,13 @@ from sqlalchemy.schema import conv
 
 from sagapost.core.columns import big_integer
 from sagapost.core.databases import aware
+from sagapost.core.databases.kit import DatabaseKit
 from sagapost.core.errors import ConfigurationError
 from sagapost.core.migrations import AddTable, Migration
 from sagapost.core.schema import SchemaPart, place, schema_table
+from sagapost.core.where import Field, Fields, Selection, plain_text
 
-__all__ = ["AUDIT_SCHEMA_VERSION", "Action", "AuditEntry", "AuditTables", "Decision", "DeskName", "plain_text"]
+__all__ = ["AUDIT_SCHEMA_VERSION", "DECISIONS", "Action", "AuditEntry", "AuditTables", "Decision", "DeskName"]
 
 AUDIT_SCHEMA_VERSION = 3
 """A part that is added later begins beyond the versions that were there then, so that `db sql --from` creates it."""
@@ -46,18 +48,23 @@ AUDIT_SCHEMA_VERSION = 3
 Action: TypeAlias = Literal["redrive", "discard", "edit", "resolve", "rollback", "retry"]
 DeskName: TypeAlias = Literal["dead", "parked", "tasks", "saga"]
 """What is decided about, as the command line calls it."""
-
-
-def plain_text(value: str, *, what: str) -> str:
-    """Return text as every database keeps it.
-
-    :raises ConfigurationError: if it holds NUL, or bytes that are no UTF-8 (what a shell passes on from a file name).
-    """
-    if "\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ConfigurationError(
-            f"{what} holds a NUL character or bytes that are no UTF-8, which no database keeps: {value!r}."
-        )
-    return value
+DECISIONS = Fields(
+    Field("id", "id", "number"),
+    Field("actor", "actor"),
+    Field("action", "action", "choice", get_args(Action)),
+    Field("reason", "reason"),
+    Field("desk", "desk", "choice", get_args(DeskName)),
+    Field("place", "place"),
+    Field("subject", "subject"),
+    Field("event_id", "event_id"),
+    Field("source", "source"),
+    Field("type", "type"),
+    Field("key", "partitionkey"),
+    Field("correlationid", "correlationid"),
+    Field("before", "at", "before"),
+    Field("after", "at", "after"),
+)
+"""What can be asked about decisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +204,15 @@ class AuditTables:
 
     # --- reading ---
 
-    def select(self, *conditions: ColumnElement[bool], limit: int = 100, before: int | None = None) -> Select[Any]:
-        """Return the query for decisions, latest first; `before` is the id of the last one seen."""
-        query = select(self.decisions).where(*conditions)
-        if before is not None:
-            query = query.where(self.decisions.c.id < before)
-        return query.order_by(self.decisions.c.id.desc()).limit(limit)
+    def select(
+        self, selection: Selection, kit: DatabaseKit, *, limit: int = 100, end: int | None = None
+    ) -> Select[Any]:
+        """Return the query for decisions, latest first; `end` is the number of the last one seen."""
+        columns = self.decisions.c
+        query = select(self.decisions).where(*selection.clauses(self.decisions, kit))
+        if end is not None:
+            query = query.where(columns.id < end)
+        return query.order_by(columns.id.desc()).limit(limit)
 
     @staticmethod
     def entries(rows: Sequence[Any]) -> list[AuditEntry]:

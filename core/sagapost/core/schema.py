@@ -46,6 +46,7 @@ __all__ = [
     "supplement_remarks",
     "tables_beside",
     "upgrade_schema",
+    "with_needed",
 ]
 
 SCHEMA_TABLE = "sagapost_schema"
@@ -83,6 +84,17 @@ class SchemaPart:
     """Made together with the tables; missing where a generated migration made those."""
     migrations: tuple[Migration, ...] = ()
     """What leads from version 1 to `version`, in order."""
+    needs: tuple[SchemaPart, ...] = ()
+    """What is installed with it, before it."""
+
+
+def with_needed(parts: Sequence[SchemaPart]) -> list[SchemaPart]:
+    """Return the parts with those that they need, each once, in the order in which they are installed."""
+    found: dict[str, SchemaPart] = {}
+    for part in parts:
+        for each in (*part.needs, part):
+            found.setdefault(each.name, each)
+    return list(found.values())
 
 
 def schema_table(metadata: MetaData, *, schema: str | None, prefix: str) -> Table:
@@ -214,7 +226,7 @@ def install_schema(connection: Connection, versions: Table, parts: Sequence[Sche
     kit_of(connection).prepare_install(connection, versions.schema)
     versions.create(connection, checkfirst=True)
     changed: list[str] = []
-    for part in parts:
+    for part in with_needed(parts):
         found = _recorded(connection, versions, part)
         if found is None and _existing(connection, part) and not _has_this_form(connection, part):
             found = part.version - 1
@@ -291,7 +303,7 @@ def upgrade_schema(
     kit = kit_of(connection)
     changed: list[str] = []
     with kit.turn_of_upgrades(connection):
-        for part in parts:
+        for part in with_needed(parts):
             with connection.begin():
                 kit.begin_step(connection, patience=_PATIENCE * 10)
                 kit.prepare_install(connection, versions.schema)

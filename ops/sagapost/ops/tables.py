@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import MetaData, Table
 
 from sagapost.core.audit import AuditTables
-from sagapost.core.schema import SchemaPart
+from sagapost.core.schema import SchemaPart, with_needed
 from sagapost.outbox.tables import OutboxTables
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Tables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        parts = (self.audit.part, self.outbox.part, self.inbox.part, self.sagas.part)
-        return (*parts, self.tracker.part) if self._with_tracker else parts
+        parts = [self.outbox.part, self.inbox.part, self.sagas.part]
+        return with_needed([*parts, self.tracker.part] if self._with_tracker else parts)
 
 
 def tables_of(settings: Settings, *, with_tracker: bool = False) -> Tables:

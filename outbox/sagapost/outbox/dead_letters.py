@@ -12,15 +12,33 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Dialect, TextClause, bindparam, delete, select, text, true
+from sqlalchemy import ColumnElement, CursorResult, Dialect, TextClause, and_, bindparam, delete, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.core.audit import Action, Decision
 from sagapost.core.databases import kit_of
-from sagapost.core.errors import ConfigurationError, NotFoundError
+from sagapost.core.errors import NotFoundError
+from sagapost.core.where import Field, Fields, Selection
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["DEAD_LETTERS", "DeadLetter", "DeadLetters"]
+
+DEAD_LETTERS = Fields(
+    Field("position", "position", "number"),
+    Field("event_id", "event_id", "uuid"),
+    Field("type", "type"),
+    Field("source", "source"),
+    Field("topic", "topic"),
+    Field("key", "partitionkey"),
+    Field("correlationid", "correlationid"),
+    Field("attempts", "attempts", "number"),
+    Field("error", "last_error"),
+    Field("blocks", "blocks_key", "flag"),
+    Field("before", "died_at", "before"),
+    Field("after", "died_at", "after"),
+    number="position",
+)
+"""What can be asked about dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +67,27 @@ class DeadLetters:
         self._outbox = tables.outbox
         self._audit = tables.audit
 
-    async def list(self, connection: AsyncConnection, *, limit: int = 100, after: int = 0) -> Sequence[DeadLetter]:
+    async def list(
+        self, connection: AsyncConnection, selection: Selection, *, limit: int = 100, after: int = -1
+    ) -> Sequence[DeadLetter]:
         """Return dead letters in the order of their positions, from beyond `after`."""
-        query = select(self._dead).where(self._dead.c.position > after).order_by(self._dead.c.position).limit(limit)
+        position = self._dead.c.position
+        clauses = selection.clauses(self._dead, kit_of(connection))
+        query = select(self._dead).where(*clauses, position > after).order_by(position).limit(limit)
         return [_letter(row) for row in (await connection.execute(query)).mappings()]
 
+    async def show(self, connection: AsyncConnection, position: int) -> Sequence[Mapping[str, Any]]:
+        """Return the letters at a position, whole: every column. It is one, unless positions began again.
+
+        :raises NotFoundError: if there is none.
+        """
+        query = select(self._dead).where(self._dead.c.position == position).order_by(self._dead.c.died_at)
+        rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+        _require([position], rows)
+        return rows
+
     async def redrive(
-        self,
-        connection: AsyncConnection,
-        decision: Decision,
-        *,
-        position: int | None = None,
-        key: str | None = None,
-        type_: str | None = None,
-        everything: bool = False,
-        dry_run: bool = False,
+        self, connection: AsyncConnection, selection: Selection, decision: Decision, *, dry_run: bool = False
     ) -> Sequence[DeadLetter]:
         """Put dead letters back into the outbox at their old positions; return them, oldest first.
 
@@ -71,39 +95,30 @@ class DeadLetters:
         three alone would send it before the first. Attempts start again from zero. Events of the key that wait in the
         outbox follow. With `dry_run` nothing is changed.
 
-        :raises ConfigurationError: unless one of position, key, type or everything is given.
-        :raises NotFoundError: if the position is no dead letter.
+        :raises NotFoundError: if one of the numbers that are meant is no dead letter.
         """
-        chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
+        chosen = and_(true(), *selection.clauses(self._dead, kit_of(connection)))
         keys = select(self._dead.c.partitionkey).where(chosen, self._dead.c.partitionkey.is_not(None))
-        wanted = chosen | self._dead.c.partitionkey.in_(keys)
-        rows = await self._take(connection, wanted, position)
+        rows = await self._take(connection, chosen | self._dead.c.partitionkey.in_(keys), selection)
         letters = [_letter(row) for row in rows]
-        if dry_run or not letters:
-            return letters
-        positions = [letter.position for letter in letters]
-        await self._record(connection, decision, "redrive", rows)
-        await connection.execute(self._put_back(connection.dialect), {"positions": positions})
-        await connection.execute(delete(self._dead).where(self._dead.c.position.in_(positions)))
+        if letters and not dry_run:
+            positions = [letter.position for letter in letters]
+            await self._record(connection, decision, "redrive", rows)
+            await connection.execute(self._put_back(connection.dialect), {"positions": positions})
+            await connection.execute(delete(self._dead).where(self._dead.c.position.in_(positions)))
         return letters
 
     async def discard(
-        self,
-        connection: AsyncConnection,
-        decision: Decision,
-        *,
-        position: int | None = None,
-        key: str | None = None,
-        type_: str | None = None,
-        everything: bool = False,
-        dry_run: bool = False,
+        self, connection: AsyncConnection, selection: Selection, decision: Decision, *, dry_run: bool = False
     ) -> Sequence[DeadLetter]:
-        """Delete dead letters for good; return them. Events that waited behind them go on without them.
+        """Delete dead letters; return them. Events that waited behind them go on without them.
 
-        Raises like `redrive`.
+        Each is kept in the audit, with its payload. With `dry_run` nothing is changed.
+
+        :raises NotFoundError: if one of the numbers that are meant is no dead letter.
         """
-        chosen = self._chosen(position=position, key=key, type_=type_, everything=everything)
-        rows = await self._take(connection, chosen, position)
+        chosen = and_(true(), *selection.clauses(self._dead, kit_of(connection)))
+        rows = await self._take(connection, chosen, selection)
         letters = [_letter(row) for row in rows]
         if letters and not dry_run:
             await self._record(connection, decision, "discard", rows)
@@ -128,15 +143,12 @@ class DeadLetters:
         return statement.bindparams(bindparam("positions", expanding=True))
 
     async def _take(
-        self, connection: AsyncConnection, wanted: ColumnElement[bool], position: int | None
+        self, connection: AsyncConnection, wanted: ColumnElement[bool], selection: Selection
     ) -> Sequence[Mapping[Any, Any]]:
         """Lock and read; two operators take turns."""
         query = select(self._dead).where(wanted).order_by(self._dead.c.position).with_for_update()
         rows = (await connection.execute(query)).mappings().all()
-        if position is not None and not rows:
-            raise NotFoundError(
-                f"The outbox has no dead letter at position {position}. List them with `sagapost dead list`."
-            )
+        _require(selection.numbers, rows)
         return rows
 
     async def _record(
@@ -160,22 +172,14 @@ class DeadLetters:
             ],
         )
 
-    def _chosen(
-        self, *, position: int | None, key: str | None, type_: str | None, everything: bool
-    ) -> ColumnElement[bool]:
-        conditions: list[ColumnElement[bool]] = []
-        if position is not None:
-            conditions.append(self._dead.c.position == position)
-        if key is not None:
-            conditions.append(self._dead.c.partitionkey == key)
-        if type_ is not None:
-            conditions.append(self._dead.c.type == type_)
-        if not conditions and not everything:
-            raise ConfigurationError("Say which dead letters are meant: a position, a key, a type, or everything.")
-        chosen: ColumnElement[bool] = true()
-        for condition in conditions:
-            chosen = chosen & condition
-        return chosen
+
+def _require(numbers: Sequence[int], rows: Sequence[Mapping[Any, Any]]) -> None:
+    found = {row["position"] for row in rows}
+    missing = [str(number) for number in numbers if number not in found]
+    if missing:
+        raise NotFoundError(
+            f"The outbox has no dead letter at position {', '.join(missing)}. List them with `sagapost dead list`."
+        )
 
 
 def _original(row: Mapping[Any, Any]) -> str:

@@ -283,5 +283,6 @@ class OutboxTables:
             version=OUTBOX_SCHEMA_VERSION,
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
             supplements=(self.create_doorbell, self.advance_positions),
+            needs=(self.audit.part,),
             migrations=outbox_migrations(self.outbox, self.dead, self.scheduled),
         )

@@ -8,7 +8,8 @@ from typing import Any, cast
 from sqlalchemy import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.audit import Decision
+from sagapost.core.errors import ConfigurationError, NotFoundError
 from sagapost.sagas.rollbacks import Rollbacks
 
 __all__ = ["history", "retry_stuck", "settle"]
@@ -26,21 +27,26 @@ async def retry_stuck(sagas: Rollbacks, session: AsyncSession, saga: str) -> int
 async def settle(sagas: Rollbacks, session: AsyncSession, saga: str, compensation: int, *, by: str, note: str) -> None:
     """Declare a compensation settled: undone by other means, or left as it is, as the note says.
 
-    The record keeps who decided and why; the rollback goes on with the older steps.
+    The record and the audit keep who decided and why; the rollback goes on with the older steps.
 
-    :raises ConfigurationError: if the saga has no such open compensation, or name or note are empty.
+    :raises ConfigurationError: if name or note are empty.
+    :raises NotFoundError: if the saga has no such open compensation.
     """
     if not by.strip() or not note.strip():
         raise ConfigurationError("Settling a compensation needs a name and a note: the record is read years later.")
+    decision = Decision(by, note)
     ledger = sagas.ledger(session)
     await session.execute(ledger.take(compensation))
     await session.execute(ledger.lock(saga))
     result = cast("CursorResult[Any]", await session.execute(ledger.settle(compensation, by=by, note=note)))
     if not result.rowcount:
-        raise ConfigurationError(
+        raise NotFoundError(
             f"Saga {saga!r} has no open compensation {compensation} in the service {sagas.service!r}. "
             "List them with `sagapost saga show`."
         )
+    about = {"place": sagas.service, "subject": saga, "correlationid": saga}
+    statement = sagas.tables.audit.record(decision, "saga", "resolve")
+    await session.execute(statement, [{**about, "did": f"settled the compensation {compensation}"}])
     await session.execute(ledger.resume(saga))
 
 

@@ -163,5 +163,6 @@ class SagaTables:
             name="sagas",
             version=SAGA_SCHEMA_VERSION,
             tables=(self.states, self.compensations, self.tasks, *self.islands.all),
+            needs=(self.audit.part,),
             migrations=saga_migrations(self.states, self.compensations, self.islands.runs, self.islands.steps),
         )

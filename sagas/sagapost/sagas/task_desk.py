@@ -11,11 +11,13 @@ import msgspec
 from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.context import SagaContext, bind
 from sagapost.core.databases import aware, kit_of
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
+from sagapost.core.where import Field, Fields, Selection
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.kept.envelope import restore
 from sagapost.inbox.kept.redo import redo
@@ -27,7 +29,22 @@ from sagapost.sagas.participant import Participant
 from sagapost.sagas.rollbacks import Rollbacks
 from sagapost.sagas.tables import SagaTables
 
-__all__ = ["Resolution", "Task", "TaskDesk"]
+__all__ = ["TASKS", "Resolution", "Task", "TaskDesk"]
+
+TASKS = Fields(
+    Field("id", "id", "number"),
+    Field("service", "service"),
+    Field("saga", "saga"),
+    Field("name", "name"),
+    Field("title", "title"),
+    Field("state", "state", "choice", ("open", "resolved", "withdrawn")),
+    Field("outcome", "outcome"),
+    Field("decided_by", "decided_by"),
+    Field("due", "due_at", "time"),
+    Field("before", "opened_at", "before"),
+    Field("after", "opened_at", "after"),
+)
+"""What can be asked about tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +113,14 @@ class TaskDesk:
         service: str | None = None,
         saga: str | None = None,
         name: str | None = None,
-        after: int = 0,
+        selection: Selection | None = None,
+        after: int = -1,
         limit: int = 100,
     ) -> Sequence[Task]:
-        """Return tasks, oldest first; None as `state` means any."""
+        """Return tasks, oldest first; None as `state` means any.
+
+        :param selection: of `TASKS`: only those that are meant.
+        """
         table = self._table
         wanted = [
             column == value
@@ -111,6 +132,8 @@ class TaskDesk:
             )
             if value is not None
         ]
+        if selection is not None:
+            wanted += selection.clauses(table, self._moments.kit)
         async with self._sessions() as session:
             rows = await session.execute(
                 select(table).where(table.c.id > after, *wanted).order_by(table.c.id).limit(limit)
@@ -120,7 +143,7 @@ class TaskDesk:
     async def show(self, task: int) -> Task:
         """Return one task.
 
-        :raises ConfigurationError: if there is no such task.
+        :raises NotFoundError: if there is no such task.
         """
         async with self._sessions() as session:
             return _task(await self._row(session, task))
@@ -134,6 +157,7 @@ class TaskDesk:
         note: str,
         fields: Mapping[str, Any] | None = None,
         until: datetime | None = None,
+        dry_run: bool = False,
     ) -> Resolution:
         """Carry out one of a task's outcomes and record who chose it and why, in one transaction.
 
@@ -141,14 +165,18 @@ class TaskDesk:
 
         :param fields: what the outcome asks for.
         :param until: for an outcome that retries the step: not before this time.
-        :raises ConfigurationError: if the task is not open, has no such outcome, name, note or fields are missing, or
-            the event could not be read again with a field's value.
+        :param dry_run: carry it out and undo it: nothing is changed, and what would fail fails.
+        :raises NotFoundError: if there is no such task.
+        :raises ConflictError: if the task is not open any more, or its step cannot be retried as things are.
+        :raises ConfigurationError: if it has no such outcome, name, note or fields are missing, or the event could not
+            be read again with a field's value.
         """
         if not by.strip() or not note.strip():
             raise ConfigurationError("Resolving a task needs a name and a note: the record is read years later.")
+        decision = Decision(by, note)
         if until is not None and until.tzinfo is None:
             raise ConfigurationError(f"The time {until} has no timezone. Give one, e.g. 2026-12-01T08:00+01:00.")
-        async with self._sessions.begin() as session:
+        async with self._sessions() as session, session.begin() as transaction:
             row = await self._locked(session, task)
             chosen = row.outcomes.get(outcome)
             if chosen is None:
@@ -172,9 +200,19 @@ class TaskDesk:
             await sagas.tell(session, TaskEnded(row.service, row.id, row.name, "resolved", outcome, by), row.saga)
             with bind(SagaContext(correlationid=row.saga, causationid=row.step_event)):
                 did, event_id = await self._carry_out(session, sagas, row, outcome, chosen, by, note, fields, until)
+            await self._record(session, decision, row, f"{outcome}: {did}", event_id)
+            if dry_run:
+                await transaction.rollback()
             return Resolution(task, row.saga, outcome, did, event_id)
 
     # --- inside ---
+
+    async def _record(
+        self, session: AsyncSession, decision: Decision, row: Row[Any], did: str, event_id: str | None
+    ) -> None:
+        statement = self._saga_tables.audit.record(decision, "tasks", "resolve")
+        kept = {"place": row.service, "subject": str(row.id), "correlationid": row.saga}
+        await session.execute(statement, [{**kept, "did": did, "event_id": event_id or row.step_event}])
 
     async def _carry_out(
         self,
@@ -234,7 +272,7 @@ class TaskDesk:
 
         refusal = await connection.run_sync(put)
         if refusal is not None:
-            raise ConfigurationError(f"Task {row.id} stays open: {refusal}")
+            raise ConflictError(f"Task {row.id} stays open: {refusal}")
 
     async def _locked(self, session: AsyncSession, task: int) -> Row[Any]:
         """Lock the task's saga, then read the task: in the order in which a rollback takes them."""
@@ -247,7 +285,7 @@ class TaskDesk:
         row = await self._row(session, task)
         if row.state != "open":
             how = f"resolved as {row.outcome!r} by {row.decided_by}" if row.state == "resolved" else "withdrawn"
-            raise ConfigurationError(
+            raise ConflictError(
                 f"Task {task} is not open any more: it was {how} at {aware(row.ended_at):%Y-%m-%d %H:%M:%S} UTC."
             )
         return row
@@ -255,7 +293,7 @@ class TaskDesk:
     async def _row(self, session: AsyncSession, task: int) -> Row[Any]:
         row = (await session.execute(select(self._table).where(self._table.c.id == task))).one_or_none()
         if row is None:
-            raise ConfigurationError(f"There is no task {task}. List them with `sagapost tasks list`.")
+            raise NotFoundError(f"There is no task {task}. List them with `sagapost tasks list`.")
         return row
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, MetaData, Table
 from sqlalchemy.exc import InvalidRequestError
 
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.schema import SchemaPart, install_schema
+from sagapost.core.schema import SchemaPart, install_schema, with_needed
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.outbox.tables import OutboxTables
 from sagapost.sagas.tables import SagaTables
@@ -68,7 +68,7 @@ class ServiceTables:
     @property
     def parts(self) -> Sequence[SchemaPart]:
         """What is installed and checked, in this order."""
-        return (self.outbox.audit.part, self.outbox.part, self.inbox.part, self.sagas.part)
+        return with_needed([self.outbox.part, self.inbox.part, self.sagas.part])
 
     def install(self, connection: Connection) -> list[str]:
         """Create what is missing, as `sagapost db upgrade` does; return the names of the parts that changed.

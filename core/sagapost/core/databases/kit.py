@@ -215,6 +215,13 @@ class DatabaseKit(ABC):
         """Return "`column` is one of the values of the parameter `name`", a list. One text for any number of them."""
 
     @abstractmethod
+    def matches(self, column: ColumnElement[Any], pieces: Sequence[str]) -> ColumnElement[bool]:
+        """Return "`column` is these pieces of text in this order, with anything between two of them".
+
+        Capital and small letters differ. The pieces are bound as a parameter, and no character in them means anything.
+        """
+
+    @abstractmethod
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
         """Return the parameter `name` (made by `listed`) as rows with one column, `value`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -194,6 +195,11 @@ class PostgreSQL(DatabaseKit):
     def is_any(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """See `DatabaseKit.is_any`: the values are one array."""
         return column == func.any(bindparam(name, type_=ARRAY(column.type)))
+
+    def matches(self, column: ColumnElement[Any], pieces: Sequence[str]) -> ColumnElement[bool]:
+        """See `DatabaseKit`."""
+        pattern = "%".join(re.sub(r"([\\%_])", r"\\\1", piece) for piece in pieces)
+        return column.like(literal(pattern, Text), escape="\\")
 
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
         """See `DatabaseKit.elements`."""

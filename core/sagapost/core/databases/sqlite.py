@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     Insert,
     Select,
     Table,
+    Text,
     bindparam,
     false,
     func,
@@ -162,6 +165,11 @@ class SQLite(DatabaseKit):
     def is_any(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         """See `DatabaseKit.is_any`."""
         return column.in_(bindparam(name, expanding=True))
+
+    def matches(self, column: ColumnElement[Any], pieces: Sequence[str]) -> ColumnElement[bool]:
+        """See `DatabaseKit`. LIKE makes no difference between capital and small letters here; GLOB does."""
+        pattern = "*".join(re.sub(r"([*?\[])", r"[\1]", piece) for piece in pieces)
+        return column.op("GLOB", is_comparison=True, return_type=Boolean())(literal(pattern, Text))
 
     def elements(self, name: str, of: type[TypeEngine[Any]]) -> FromClause:
         """See `DatabaseKit.elements`: any number of values are the JSON of one text."""

@@ -189,5 +189,6 @@ class InboxTables:
             name="inbox",
             version=INBOX_SCHEMA_VERSION,
             tables=(self.consumers, self.types, self.seen, self.parked, self.attempts),
+            needs=(self.audit.part,),
             migrations=inbox_migrations(self.types, self.consumers, self.audit),
         )

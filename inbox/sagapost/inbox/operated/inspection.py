@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.broker import Malformed
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.databases import aware
 from sagapost.core.envelope import Event
+from sagapost.core.where import Selection
 from sagapost.inbox.declared.outcomes import ParkReason
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.kept.database import Database
 from sagapost.inbox.kept.envelope import restore
 from sagapost.inbox.kept.parking import State
 from sagapost.inbox.kept.registry import find_consumer
-from sagapost.inbox.operated.selection import Selection
 
 __all__ = ["Inspection", "ParkedCounts", "ParkedMessage"]
 
@@ -74,7 +74,7 @@ class Inspection:
         self._moments = self._database.kit.moments(clock if clock is not None else SystemClock())
 
     async def list(
-        self, selection: Selection | None = None, *, limit: int = 100, after: int = 0
+        self, selection: Selection | None = None, *, limit: int = 100, after: int = -1
     ) -> Sequence[ParkedMessage]:
         """Return parked messages in the order of parking; `after` is the id of the last one seen."""
 
@@ -82,7 +82,7 @@ class Inspection:
             table = self._table
             rows = connection.execute(
                 select(table)
-                .where(*(selection or Selection()).conditions(table, consumer), table.c.id > after)
+                .where(*self._chosen(selection, consumer), table.c.id > after)
                 .order_by(table.c.id)
                 .limit(limit)
             )
@@ -109,6 +109,10 @@ class Inspection:
             return ParkedCounts(states, reasons, oldest)
 
         return await self._run(read, ParkedCounts({}, {}, None))
+
+    def _chosen(self, selection: Selection | None, consumer: int) -> Sequence[ColumnElement[bool]]:
+        meant = [] if selection is None else selection.clauses(self._table, self._database.kit)
+        return [self._table.c.consumer == consumer, *meant]
 
     async def _run(self, work: Callable[[Connection, int], T], nothing: T) -> T:
         def look_up(connection: Connection) -> T:

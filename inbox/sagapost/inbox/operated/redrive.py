@@ -19,6 +19,7 @@ from sagapost.core.clock import Clock
 from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
 from sagapost.core.observer import NullObserver, Observer
+from sagapost.core.where import Selection
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.settings import DeadLetterPolicy
 from sagapost.inbox.declared.tables import InboxTables
@@ -26,7 +27,7 @@ from sagapost.inbox.kept.envelope import envelope_of, restore, shown
 from sagapost.inbox.kept.parked_order import ParkedOrder
 from sagapost.inbox.operated.editing import edited
 from sagapost.inbox.operated.inspection import Inspection
-from sagapost.inbox.operated.selection import Selection
+from sagapost.inbox.operated.selection import PARKED
 
 __all__ = ["ParkedMessages", "Redrive"]
 
@@ -84,6 +85,7 @@ class ParkedMessages(Inspection):
         :param per_second: spread them over time; default: all at once, as fast as the consumer's concurrency allows.
         :param dry_run: change nothing, only count.
         :raises ConfigurationError: if `per_second` is not positive.
+        :raises NotFoundError: if one of the numbers that are meant is not parked.
         """
         if per_second is not None and per_second <= 0:
             raise ConfigurationError(f"per_second is {per_second}; it must be positive.")
@@ -112,7 +114,9 @@ class ParkedMessages(Inspection):
     async def discard(self, selection: Selection, decision: Decision, *, dry_run: bool = False) -> int:
         """Give parked messages up; return how many. Each is kept in the audit, and its dedup key stays.
 
-        In an ordered inbox the next message of each key goes on.
+        In an ordered inbox the next message of each key goes on. What is being handled just now is left alone.
+
+        :raises NotFoundError: if one of the numbers that are meant is not parked.
         """
         discarded = 0
         after, end = 0, await self._last(selection)
@@ -156,7 +160,7 @@ class ParkedMessages(Inspection):
 
         def change(connection: Connection, consumer: int) -> bool:
             table = self._table
-            rows = self._lock(connection, consumer, Selection(id=parked_id), 0, parked_id)
+            rows = self._lock(connection, consumer, PARKED.equal(id=parked_id), 0, parked_id)
             if not rows:
                 there = select(table.c.id).where(table.c.id == parked_id, table.c.consumer == consumer)
                 if connection.execute(there).first() is not None:
@@ -186,17 +190,25 @@ class ParkedMessages(Inspection):
     # --- inside ---
 
     async def _last(self, selection: Selection) -> int:
-        """Return the last id that is meant: what is parked later was not seen by whoever decided."""
+        """Return the last id that is meant: what is parked later was not seen by whoever decided.
+
+        :raises NotFoundError: if one of the numbers that are meant is not parked.
+        """
 
         def read(connection: Connection, consumer: int) -> int:
-            conditions = selection.conditions(self._table, consumer)
-            return connection.execute(select(func.max(self._table.c.id)).where(*conditions)).scalar() or 0
+            column, conditions = self._table.c.id, self._chosen(selection, consumer)
+            if selection.numbers:
+                found = set(connection.execute(select(column).where(*conditions)).scalars())
+                missing = [str(number) for number in selection.numbers if number not in found]
+                if missing:
+                    raise NotFoundError(f"The inbox {self._name!r} has no parked message {', '.join(missing)}.")
+            return connection.execute(select(func.max(column)).where(*conditions)).scalar() or 0
 
         return await self._run(read, 0)
 
     async def _left_alone(self, selection: Selection) -> tuple[int, int]:
         def read(connection: Connection, consumer: int) -> tuple[int, int]:
-            conditions = selection.conditions(self._table, consumer)
+            conditions = self._chosen(selection, consumer)
             unreadable = select(func.count()).where(*conditions, self._table.c.source.is_(None))
             in_work = select(func.count()).where(*conditions, ~self._idle())
             return connection.execute(unreadable).scalar() or 0, connection.execute(in_work).scalar() or 0
@@ -226,9 +238,7 @@ class ParkedMessages(Inspection):
                 table.c.partitionkey,
                 and_(table.c.ordered == 1, follows).label("follows"),
             )
-            .where(
-                *selection.conditions(table, consumer), table.c.id > after, table.c.id <= end, self._idle(), *further
-            )
+            .where(*self._chosen(selection, consumer), table.c.id > after, table.c.id <= end, self._idle(), *further)
             .order_by(table.c.id)
             .limit(_CHUNK)
             .with_for_update(skip_locked=True, of=table)

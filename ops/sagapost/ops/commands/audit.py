@@ -7,33 +7,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-import anyio
 import typer
 
-from sagapost.core.audit import AuditEntry
+from sagapost.core.audit import DECISIONS, AuditEntry
+from sagapost.core.databases import kit_of
 from sagapost.core.errors import NotFoundError
+from sagapost.core.where import MOST, Selection
 from sagapost.ops import database
-from sagapost.ops.commands.desk import Limit, ShowData
-from sagapost.ops.commands.loading import load
+from sagapost.ops.commands.desk import Limit, ShowData, at_desk, where_option
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_table
-from sagapost.ops.tables import tables_of
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import Tables
 
 __all__ = ["list_", "show"]
 
+Where: TypeAlias = Annotated[list[str] | None, where_option(DECISIONS)]
 EntryId: TypeAlias = Annotated[int, typer.Argument(metavar="ID", help="Number of the decision, as listed.")]
 
 
 def list_(
+    where: Where = None,
     limit: Limit = 100,
-    before: Annotated[
-        int | None, typer.Option(min=1, help="Begin before this number: the next page.", show_default=False)
+    end: Annotated[
+        int | None,
+        typer.Option("--before", min=1, max=MOST, help="Begin before this number: the next page.", show_default=False),
     ] = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what operators decided, the latest first."""
-    entries = _read(env_file, limit=limit, before=before)
+    entries = _read(env_file, DECISIONS.select(*(where or ())), limit=limit, end=end)
     if as_json:
         write_json([_brief(entry) for entry in entries])
         return
@@ -58,7 +62,7 @@ def list_(
 
 def show(number: EntryId, data: ShowData = False, env_file: EnvFile = None) -> None:
     """Show one decision with what it removed or replaced, as JSON."""
-    entries = _read(env_file, number=number)
+    entries = _read(env_file, DECISIONS.select(numbers=[number]))
     if not entries:
         raise NotFoundError(f"The audit has no decision {number}. List them with `sagapost audit list`.")
     (entry,) = entries
@@ -71,19 +75,15 @@ def show(number: EntryId, data: ShowData = False, env_file: EnvFile = None) -> N
 
 
 def _read(
-    env_file: Path | None, *, number: int | None = None, limit: int = 1, before: int | None = None
+    env_file: Path | None, selection: Selection, *, limit: int = 1, end: int | None = None
 ) -> Sequence[AuditEntry]:
-    loaded = load(required=("database_url",), env_file=env_file)
-    tables = tables_of(loaded.settings)
-
-    async def run() -> Sequence[AuditEntry]:
+    async def work(loaded: LoadedSettings, tables: Tables) -> Sequence[AuditEntry]:
+        audit = tables.audit
         async with database.connect(loaded) as connection:
-            await database.check(connection, tables.versions, [tables.audit.part])
-            conditions = [] if number is None else [tables.audit.decisions.c.id == number]
-            query = tables.audit.select(*conditions, limit=limit, before=before)
-            return tables.audit.entries((await connection.execute(query)).all())
+            query = audit.select(selection, kit_of(connection), limit=limit, end=end)
+            return audit.entries((await connection.execute(query)).all())
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.audit.part], work)
 
 
 def _brief(entry: AuditEntry) -> dict[str, Any]:

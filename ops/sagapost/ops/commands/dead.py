@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, TypeAlias
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-import anyio
 import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sagapost.core.audit import Decision
+from sagapost.core.databases import aware
 from sagapost.ops import database
-from sagapost.ops.commands.desk import Actor, After, DryRun, Limit, Reason
-from sagapost.ops.commands.loading import load
+from sagapost.ops.commands.desk import (
+    Actor,
+    After,
+    DryRun,
+    Everything,
+    Limit,
+    Reason,
+    ShowData,
+    at_desk,
+    meant,
+    where_option,
+)
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_line, write_table
-from sagapost.ops.tables import tables_of
-from sagapost.outbox.dead_letters import DeadLetter, DeadLetters
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import Tables
+from sagapost.outbox.dead_letters import DEAD_LETTERS, DeadLetter, DeadLetters
 
-__all__ = ["discard", "list_", "redrive"]
+__all__ = ["discard", "list_", "redrive", "show"]
 
+T = TypeVar("T")
 
-Position: TypeAlias = Annotated[
-    int | None, typer.Argument(metavar="POSITION", help="Position of the dead letter, as listed.", show_default=False)
+Position: TypeAlias = Annotated[int, typer.Argument(metavar="POSITION", help="Position of the letter, as listed.")]
+Positions: TypeAlias = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="POSITION...", help="Positions of the letters, as listed.", show_default=False),
 ]
-Key: TypeAlias = Annotated[str | None, typer.Option(help="Those of this ordering key.", show_default=False)]
-Type: TypeAlias = Annotated[str | None, typer.Option("--type", help="Those of this event type.", show_default=False)]
-Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Every dead letter.")]
+Where: TypeAlias = Annotated[list[str] | None, where_option(DEAD_LETTERS)]
 
 
 def list_(
-    limit: Limit = 100,
-    after: After = 0,
-    env_file: EnvFile = None,
-    as_json: AsJson = False,
+    where: Where = None, limit: Limit = 100, after: After = None, env_file: EnvFile = None, as_json: AsJson = False
 ) -> None:
     """Show the dead letters, oldest position first."""
-    letters = _run(env_file, lambda dead, connection: dead.list(connection, limit=limit, after=after))
+    chosen, start = DEAD_LETTERS.select(*(where or ())), -1 if after is None else after
+    letters = _run(env_file, lambda dead, connection: dead.list(connection, chosen, limit=limit, after=start))
     _show(letters, as_json=as_json)
+
+
+def show(position: Position, data: ShowData = False, env_file: EnvFile = None) -> None:
+    """Show one dead letter with its whole envelope and what the broker said, as JSON."""
+    selection = DEAD_LETTERS.select(numbers=[position])
+    for row in _run(env_file, lambda dead, connection: dead.show(connection, *selection.numbers)):
+        write_json(_whole(row, data=data))
 
 
 def redrive(
     reason: Reason,
     actor: Actor,
-    position: Position = None,
-    key: Key = None,
-    type_: Type = None,
+    positions: Positions = None,
+    where: Where = None,
     everything: Everything = False,
     dry_run: DryRun = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters again, each with all others of its key, in the key's order."""
-    decision = Decision(actor, reason)
-    letters = _run(
-        env_file,
-        lambda dead, connection: dead.redrive(
-            connection, decision, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
-        ),
-    )
+    decision, chosen = Decision(actor, reason), meant(DEAD_LETTERS, positions, where, everything=everything)
+    letters = _run(env_file, lambda dead, connection: dead.redrive(connection, chosen, decision, dry_run=dry_run))
     _show(letters, as_json=as_json)
     if not as_json:
         write_line(f"{len(letters)} would be redriven" if dry_run else f"{len(letters)} redriven")
@@ -68,40 +80,41 @@ def redrive(
 def discard(
     reason: Reason,
     actor: Actor,
-    position: Position = None,
-    key: Key = None,
-    type_: Type = None,
+    positions: Positions = None,
+    where: Where = None,
     everything: Everything = False,
     dry_run: DryRun = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete dead letters; each is kept in the audit. What waited behind them goes on without them."""
-    decision = Decision(actor, reason)
-    letters = _run(
-        env_file,
-        lambda dead, connection: dead.discard(
-            connection, decision, position=position, key=key, type_=type_, everything=everything, dry_run=dry_run
-        ),
-    )
+    decision, chosen = Decision(actor, reason), meant(DEAD_LETTERS, positions, where, everything=everything)
+    letters = _run(env_file, lambda dead, connection: dead.discard(connection, chosen, decision, dry_run=dry_run))
     _show(letters, as_json=as_json)
     if not as_json:
         write_line(f"{len(letters)} would be discarded" if dry_run else f"{len(letters)} discarded")
 
 
-def _run(
-    env_file: EnvFile, act: Callable[[DeadLetters, AsyncConnection], Awaitable[Sequence[DeadLetter]]]
-) -> Sequence[DeadLetter]:
-    """Act in one transaction on the settings' database."""
-    loaded = load(required=("database_url",), env_file=env_file)
-    tables = tables_of(loaded.settings)
+# --- inside ---
 
-    async def run() -> Sequence[DeadLetter]:
+
+def _run(env_file: Path | None, act: Callable[[DeadLetters, AsyncConnection], Awaitable[T]]) -> T:
+    """Act in one transaction on the settings' database."""
+
+    async def work(loaded: LoadedSettings, tables: Tables) -> T:
         async with database.connect(loaded) as connection:
-            await database.check(connection, tables.versions, [tables.audit.part, tables.outbox.part])
             return await act(DeadLetters(tables.outbox), connection)
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.audit.part, tables.outbox.part], work)
+
+
+def _whole(row: Mapping[str, Any], *, data: bool) -> dict[str, Any]:
+    shown = {name: value for name, value in row.items() if name not in {"data", "slot", "key_hash"}}
+    shown |= {"died_at": aware(row["died_at"]).isoformat(), "time": aware(row["time"]).isoformat()}
+    shown |= {"event_id": str(row["event_id"]), "blocks_key": bool(row["blocks_key"]), "bytes": len(row["data"])}
+    if data:
+        shown["data"] = row["data"].decode("utf-8", "backslashreplace")
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _show(letters: Sequence[DeadLetter], *, as_json: bool) -> None:

@@ -23,6 +23,7 @@ COMMANDS = (
         "Events the relay gave up on: list them, redrive them in order, discard them",
         (
             Late("list", "dead:list_", "Show the dead letters"),
+            Late("show", "dead:show", "Show one dead letter"),
             Late("redrive", "dead:redrive", "Send dead letters again"),
             Late("discard", "dead:discard", "Delete dead letters"),
         ),

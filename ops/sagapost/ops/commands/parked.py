@@ -7,23 +7,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-import anyio
 import typer
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
 from sagapost.core.errors import ConfigurationError, NotFoundError
+from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.operated.inspection import ParkedMessage
 from sagapost.inbox.operated.redrive import ParkedMessages
+from sagapost.inbox.operated.selection import PARKED
 from sagapost.ops import database
-from sagapost.ops.commands.desk import Actor, After, DryRun, Limit, Reason, ShowData
-from sagapost.ops.commands.loading import load
+from sagapost.ops.commands.desk import (
+    Actor,
+    After,
+    DryRun,
+    Everything,
+    Limit,
+    Reason,
+    ShowData,
+    at_desk,
+    meant,
+    where_option,
+)
 from sagapost.ops.commands.options import AsJson, EnvFile
-from sagapost.ops.commands.selection import parse_selection
 from sagapost.ops.output import write_json, write_line, write_table
 from sagapost.ops.settings import LoadedSettings
-from sagapost.ops.tables import tables_of
+from sagapost.ops.tables import Tables
 
 __all__ = ["discard", "edit", "list_", "redrive", "show"]
 
@@ -32,29 +43,24 @@ T = TypeVar("T")
 
 InboxName: TypeAlias = Annotated[str, typer.Argument(metavar="INBOX", help="Name of the inbox, e.g. warehouse.")]
 ParkedId: TypeAlias = Annotated[int, typer.Argument(metavar="ID", help="Number of the parked message, as listed.")]
-Where: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FIELD=VALUE",
-        help="Only these; several are combined. Fields: id, event_id, source, type, key, correlationid, state "
-        "(waiting, behind, dead), reason, parked_after, parked_before (times in ISO 8601).",
-        show_default=False,
-    ),
+ParkedIds: TypeAlias = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="ID...", help="Numbers of the parked messages, as listed.", show_default=False),
 ]
-Everything: TypeAlias = Annotated[bool, typer.Option("--all", help="Everything that is parked.")]
+Where: TypeAlias = Annotated[list[str] | None, where_option(PARKED)]
 
 
 def list_(
     inbox: InboxName,
     where: Where = None,
     limit: Limit = 100,
-    after: After = 0,
+    after: After = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what is parked, in the order of parking."""
-    selection = parse_selection(where or [])
-    found = _run(env_file, inbox, lambda parked: parked.list(selection, limit=limit, after=after))
+    chosen, start = PARKED.select(*(where or ())), -1 if after is None else after
+    found = _run(env_file, inbox, lambda parked: parked.list(chosen, limit=limit, after=start))
     if as_json:
         write_json([_brief(message) for message in found])
         return
@@ -81,7 +87,8 @@ def show(
     env_file: EnvFile = None,
 ) -> None:
     """Show one parked message with its error, traceback and attributes, as JSON."""
-    found = _run(env_file, inbox, lambda parked: parked.list(parse_selection([f"id={number}"])))
+    chosen = PARKED.select(numbers=[number])
+    found = _run(env_file, inbox, lambda parked: parked.list(chosen))
     if not found:
         raise NotFoundError(f"The inbox {inbox!r} has no parked message {number}.")
     message = found[0]
@@ -104,6 +111,7 @@ def redrive(
     inbox: InboxName,
     reason: Reason,
     actor: Actor,
+    numbers: ParkedIds = None,
     where: Where = None,
     everything: Everything = False,
     per_second: Annotated[float | None, typer.Option(help="Spread them over time.", show_default=False)] = None,
@@ -112,11 +120,11 @@ def redrive(
     as_json: AsJson = False,
 ) -> None:
     """Let parked messages be handled again, with a fresh budget of attempts; the order of a key is kept."""
-    decision, selection = Decision(actor, reason), parse_selection(where or [], everything=everything)
+    decision, chosen = Decision(actor, reason), meant(PARKED, numbers, where, everything=everything)
     result = _run(
         env_file,
         inbox,
-        lambda parked: parked.redrive(selection, decision, per_second=per_second, dry_run=dry_run),
+        lambda parked: parked.redrive(chosen, decision, per_second=per_second, dry_run=dry_run),
     )
     if as_json:
         write_json(asdict(result) | {"dry_run": dry_run})
@@ -133,6 +141,7 @@ def discard(
     inbox: InboxName,
     reason: Reason,
     actor: Actor,
+    numbers: ParkedIds = None,
     where: Where = None,
     everything: Everything = False,
     dry_run: DryRun = False,
@@ -140,11 +149,11 @@ def discard(
     as_json: AsJson = False,
 ) -> None:
     """Give parked messages up; each is kept in the audit. The next message of its key goes on."""
-    decision, selection = Decision(actor, reason), parse_selection(where or [], everything=everything)
+    decision, chosen = Decision(actor, reason), meant(PARKED, numbers, where, everything=everything)
     count = _run(
         env_file,
         inbox,
-        lambda parked: parked.discard(selection, decision, dry_run=dry_run),
+        lambda parked: parked.discard(chosen, decision, dry_run=dry_run),
     )
     if as_json:
         write_json({"discarded": count, "dry_run": dry_run})
@@ -179,28 +188,24 @@ def edit(
     if data is None and not attributes:
         raise ConfigurationError("Say what to change, with --data-file or --set.")
     _run(env_file, inbox, lambda parked: parked.edit(number, decision, data=data, attributes=attributes))
-    write_line(f"message {number} is changed; redrive it with: sagapost parked redrive {inbox} --where id={number}")
+    write_line(f"message {number} is changed; redrive it with: sagapost parked redrive {inbox} {number}")
 
 
 # --- inside ---
 
 
 def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awaitable[T]]) -> T:
-    loaded = load(required=("database_url",), env_file=env_file)
-
-    async def run() -> T:
-        tables = tables_of(loaded.settings).inbox
-        await _require_inbox(loaded, inbox)
+    async def at_inbox(loaded: LoadedSettings, tables: Tables) -> T:
+        on_dead = loaded.settings.consumer.on_dead
         async with database.opened_engine(loaded) as engine:
-            return await work(ParkedMessages(engine, tables, inbox, on_dead=loaded.settings.consumer.on_dead))
+            await _require_inbox(engine, tables.inbox, inbox)
+            return await work(ParkedMessages(engine, tables.inbox, inbox, on_dead=on_dead))
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.audit.part, tables.inbox.part], at_inbox)
 
 
-async def _require_inbox(loaded: LoadedSettings, inbox: str) -> None:
-    tables = tables_of(loaded.settings).inbox
-    async with database.connect(loaded) as connection:
-        await database.check(connection, tables.versions, [tables.audit.part, tables.part])
+async def _require_inbox(engine: AsyncEngine, tables: InboxTables, inbox: str) -> None:
+    async with engine.connect() as connection:
         names = set((await connection.execute(select(tables.consumers.c.name))).scalars())
     if inbox not in names:
         known = ", ".join(sorted(names)) or "none has run yet"

@@ -3,51 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-import anyio
 import typer
 
 from sagapost.core.errors import ConfigurationError
 from sagapost.ops import database
-from sagapost.ops.commands.desk import Actor
-from sagapost.ops.commands.loading import load
+from sagapost.ops.commands.desk import (
+    Actor,
+    After,
+    DryRun,
+    Everything,
+    Limit,
+    Reason,
+    at_desk,
+    meant,
+    where_option,
+)
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_line, write_table
-from sagapost.ops.tables import tables_of
+from sagapost.ops.settings import LoadedSettings
+from sagapost.ops.tables import Tables
 from sagapost.sagas import Task, TaskDesk
+from sagapost.sagas.task_desk import TASKS, Resolution
 
 __all__ = ["list_", "resolve", "show"]
 
 
 T = TypeVar("T")
 
+_MOST_AT_ONCE = 10_000
+"""Tasks that one command decides."""
+
 TaskId: TypeAlias = Annotated[int, typer.Argument(metavar="TASK", help="Number of the task, as listed.")]
-Service: TypeAlias = Annotated[str | None, typer.Option(help="Only this service's.", show_default=False)]
-Saga: TypeAlias = Annotated[str | None, typer.Option(help="Only this saga's (correlation id).", show_default=False)]
-Name: TypeAlias = Annotated[str | None, typer.Option(help="Only tasks of this name.", show_default=False)]
+TaskIds: TypeAlias = Annotated[
+    list[int] | None, typer.Argument(metavar="TASK...", help="Numbers of the tasks, as listed.", show_default=False)
+]
+Where: TypeAlias = Annotated[list[str] | None, where_option(TASKS)]
 
 
 def list_(
-    service: Service = None,
-    saga: Saga = None,
-    name: Name = None,
+    where: Where = None,
     everything: Annotated[bool, typer.Option("--all", help="Resolved and withdrawn ones too.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    after: Annotated[int, typer.Option(help="Begin after this number.")] = 0,
+    limit: Limit = 100,
+    after: After = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the open tasks, oldest first."""
-    state = None if everything else "open"
-    found = _run(
-        env_file,
-        lambda desk: desk.list(state=state, service=service, saga=saga, name=name, after=after, limit=limit),
-    )
+    chosen, state, start = TASKS.select(*(where or ())), None if everything else "open", -1 if after is None else after
+    found = _run(env_file, lambda desk: desk.list(state=state, selection=chosen, after=start, limit=limit))
     if as_json:
         write_json([_plain(task) for task in found])
         return
@@ -74,7 +83,8 @@ def list_(
 
 def show(task: TaskId, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Show one task: what is to be decided, what is known, and what each outcome does."""
-    found = _run(env_file, lambda desk: desk.show(task))
+    (number,) = TASKS.select(numbers=[task]).numbers
+    found = _run(env_file, lambda desk: desk.show(number))
     if as_json:
         write_json(_plain(found))
         return
@@ -97,10 +107,12 @@ def show(task: TaskId, env_file: EnvFile = None, as_json: AsJson = False) -> Non
 
 
 def resolve(
-    task: TaskId,
-    outcome: Annotated[str, typer.Option(help="One of the task's outcomes; see `sagapost tasks show`.")],
-    note: Annotated[str, typer.Option(help="Why; kept with the task.")],
+    outcome: Annotated[str, typer.Option(help="One of the tasks' outcomes; see `sagapost tasks show`.")],
+    reason: Reason,
     actor: Actor,
+    tasks: TaskIds = None,
+    where: Where = None,
+    everything: Everything = False,
     field: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,33 +130,51 @@ def resolve(
             show_default=False,
         ),
     ] = None,
+    dry_run: DryRun = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide a task: its outcome is carried out once, in the same transaction as the record of who decided and why."""
+    """Decide open tasks: the outcome is carried out once, in one transaction with the record of who decided and why.
+
+    Several tasks are decided one after the other; the first that refuses the outcome ends the command.
+    """
+    chosen = meant(TASKS, tasks, where, everything=everything)
     fields = dict(_field(entry) for entry in field or [])
     moment = _moment(until) if until is not None else None
-    done = _run(env_file, lambda desk: desk.resolve(task, outcome, by=actor, note=note, fields=fields, until=moment))
-    if as_json:
-        write_json(asdict(done))
-        return
-    write_line(f"task {done.task} is resolved as {done.outcome}: {done.did}")
+    done: list[Resolution] = []
+
+    async def decide(desk: TaskDesk) -> None:
+        listed = () if chosen.numbers else await desk.list(selection=chosen, limit=_MOST_AT_ONCE)
+        for number in chosen.numbers or [task.id for task in listed]:
+            resolution = await desk.resolve(
+                number, outcome, by=actor, note=reason, fields=fields, until=moment, dry_run=dry_run
+            )
+            done.append(resolution)
+
+    try:
+        _run(env_file, decide)
+    finally:
+        # Those before the one that refused stay decided.
+        _write(done, dry_run=dry_run, as_json=as_json)
 
 
 # --- inside ---
 
 
 def _run(env_file: Path | None, work: Callable[[TaskDesk], Awaitable[T]]) -> T:
-    loaded = load(required=("database_url",), env_file=env_file)
-
-    async def run() -> T:
-        tables = tables_of(loaded.settings)
-        async with database.connect(loaded) as connection:
-            await database.check(connection, tables.versions, [tables.sagas.part])
+    async def at_tasks(loaded: LoadedSettings, tables: Tables) -> T:
         async with database.opened_engine(loaded) as engine:
             return await work(TaskDesk(engine, sagas=tables.sagas, outbox=tables.outbox, inbox=tables.inbox))
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.audit.part, tables.sagas.part], at_tasks)
+
+
+def _write(done: Sequence[Resolution], *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        write_json([asdict(each) | {"dry_run": dry_run} for each in done])
+        return
+    for each in done:
+        write_line(f"task {each.task} {'would be' if dry_run else 'is'} resolved as {each.outcome}: {each.did}")
 
 
 def _field(entry: str) -> tuple[str, Any]:

@@ -7,25 +7,27 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import anyio
 import msgspec
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.audit import Decision
+from sagapost.core.errors import ConfigurationError, NotFoundError
+from sagapost.core.where import plain_text
 from sagapost.ops import database
-from sagapost.ops.commands.desk import Actor
-from sagapost.ops.commands.loading import load
+from sagapost.ops.commands.desk import Actor, DryRun, at_desk, where_option
 from sagapost.ops.commands.options import AsJson, EnvFile
 from sagapost.ops.output import write_json, write_line, write_table, write_text
 from sagapost.ops.settings import LoadedSettings
-from sagapost.ops.tables import tables_of
+from sagapost.ops.tables import Tables
 from sagapost.outbox import Outbox
 from sagapost.sagas.choreography import Choreography, read_manifest
 from sagapost.sagas.events import RetryRequested, RollbackRequested
 from sagapost.sagas.tracker import SagaRow, SagaState, SagaView, Tracker, timeline, tree
+from sagapost.sagas.tracker.listing import SAGAS
 
 __all__ = ["differences", "list_", "retry", "rollback", "show", "tree_", "watch"]
 
@@ -35,6 +37,7 @@ Saga: TypeAlias = Annotated[
     str,
     typer.Argument(metavar="SAGA", help="Its id, or a business key: 4711, or order_id=4711."),
 ]
+Where: TypeAlias = Annotated[list[str] | None, where_option(SAGAS)]
 Manifests: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option("--manifest", help="Manifest file instead of those the tracker has; repeatable.", show_default=False),
@@ -54,13 +57,17 @@ def list_(
     state: Annotated[
         list[SagaState] | None, typer.Option(help="Only sagas in this state; repeatable.", show_default=False)
     ] = None,
+    where: Where = None,
     late: Annotated[bool, typer.Option("--late", help="Only those with a deadline that has passed.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show sagas, those that started last first. From the tracker's database, SAGAPOST_DATABASE_URL."""
-    rows = _ask(env_file, None, lambda tracker: tracker.sagas(states=state or (), late=late, limit=limit))
+    chosen = SAGAS.select(*(where or ()))
+    rows = _ask(
+        env_file, None, lambda tracker: tracker.sagas(states=state or (), late=late, selection=chosen, limit=limit)
+    )
     if as_json:
         write_json([_plain(row) for row in rows])
         return
@@ -127,24 +134,28 @@ def differences(manifest: Manifests = None, env_file: EnvFile = None, as_json: A
 
 def rollback(
     saga: Saga,
-    reason: Annotated[str, typer.Option(help="Why; services keep it with their record of the rollback.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the audit, and by services with their rollback.")],
     actor: Actor,
+    dry_run: DryRun = False,
     env_file: EnvFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask every service to undo its part of a saga. The request goes out through the tracker's outbox."""
-    name = _request(saga, RollbackRequested(reason, actor), env_file)
-    write_line(f"asked every service to roll back saga {name}")
+    name = _request(env_file, saga, "rollback", Decision(actor, reason), dry_run=dry_run)
+    _write_request(name, "rollback", "roll back saga", dry_run=dry_run, as_json=as_json)
 
 
 def retry(
     saga: Saga,
-    reason: Annotated[str, typer.Option(help="What has changed, so that it may work now.")],
+    reason: Annotated[str, typer.Option(help="What has changed, so that it may work now; kept in the audit.")],
     actor: Actor,
+    dry_run: DryRun = False,
     env_file: EnvFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask every service to try the compensations again at which its part of a saga is stuck."""
-    name = _request(saga, RetryRequested(reason, actor), env_file)
-    write_line(f"asked every service to try again where saga {name} is stuck")
+    name = _request(env_file, saga, "retry", Decision(actor, reason), dry_run=dry_run)
+    _write_request(name, "retry", "try again where it is stuck: saga", dry_run=dry_run, as_json=as_json)
 
 
 # --- inside ---
@@ -152,19 +163,15 @@ def retry(
 
 def _ask(env_file: Path | None, manifests: list[Path] | None, work: Callable[[Tracker], Awaitable[T]]) -> T:
     choreography = Choreography(read_manifest(path) for path in manifests) if manifests else None
-    loaded = load(required=("database_url",), env_file=env_file)
 
-    async def run() -> T:
+    async def ask(loaded: LoadedSettings, tables: Tables) -> T:
         async with database.opened_engine(loaded) as engine:
-            return await work(await _tracker(loaded, engine, choreography))
+            return await work(await _tracker(engine, tables, choreography))
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.tracker.part], ask)
 
 
-async def _tracker(loaded: LoadedSettings, engine: AsyncEngine, choreography: Choreography | None) -> Tracker:
-    tables = tables_of(loaded.settings)
-    async with database.connect(loaded) as connection:
-        await database.check(connection, tables.versions, [tables.tracker.part])
+async def _tracker(engine: AsyncEngine, tables: Tables, choreography: Choreography | None) -> Tracker:
     tracker = Tracker(engine, choreography, tables=tables.tracker)
     if choreography is None:
         await tracker.recall()
@@ -178,9 +185,10 @@ def _view(saga: str, manifests: list[Path] | None, env_file: Path | None) -> Sag
 async def _found(tracker: Tracker, asked: str) -> SagaView:
     """Return the saga of this id or business key.
 
-    :raises ConfigurationError: if there is none, or there are several.
+    :raises NotFoundError: if there is none.
+    :raises ConfigurationError: if there are several.
     """
-    view = await tracker.show(asked)
+    view = await tracker.show(plain_text(asked, what="The saga"))
     if view is not None:
         return view
     name, equals, value = asked.partition("=")
@@ -190,25 +198,38 @@ async def _found(tracker: Tracker, asked: str) -> SagaView:
         raise ConfigurationError(f"{len(sagas)} sagas have the key {asked!r}: {shown}. Name one by its id.")
     view = await tracker.show(sagas[0]) if sagas else None
     if view is None:
-        raise ConfigurationError(
+        raise NotFoundError(
             f"The tracker knows no saga with the id or key {asked!r}. `sagapost saga list` shows what it knows."
         )
     return view
 
 
-def _request(saga: str, payload: object, env_file: Path | None) -> str:
-    loaded = load(required=("database_url",), env_file=env_file)
+def _request(
+    env_file: Path | None, saga: str, action: Literal["rollback", "retry"], decision: Decision, *, dry_run: bool
+) -> str:
+    """Ask every service for something, and record it in the same transaction; return the saga's id."""
+    ask = RollbackRequested if action == "rollback" else RetryRequested
 
-    async def run() -> str:
-        tables = tables_of(loaded.settings)
+    async def work(loaded: LoadedSettings, tables: Tables) -> str:
         outbox = Outbox(source="urn:sagapost:tracker", tables=tables.outbox)
         async with database.opened_engine(loaded) as engine:
-            view = await _found(await _tracker(loaded, engine, None), saga)
-            async with engine.begin() as connection:
-                await outbox.publish(connection, payload, correlationid=view.saga, key=view.saga)
-            return view.saga
+            name = (await _found(await _tracker(engine, tables, None), saga)).saga
+            if not dry_run:
+                async with engine.begin() as connection:
+                    payload = ask(decision.reason, decision.actor)
+                    event = await outbox.publish(connection, payload, correlationid=name, key=name)
+                    about = {"subject": name, "correlationid": name, "event_id": event.id, "type": event.type}
+                    await connection.execute(tables.audit.record(decision, "saga", action), [about])
+            return name
 
-    return anyio.run(run)
+    return at_desk(env_file, lambda tables: [tables.audit.part, tables.outbox.part, tables.tracker.part], work)
+
+
+def _write_request(saga: str, action: str, asked: str, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        write_json({"saga": saga, "action": action, "dry_run": dry_run})
+        return
+    write_line(f"{'would ask' if dry_run else 'asked'} every service to {asked} {saga}")
 
 
 def _cells(row: SagaRow) -> tuple[str, ...]:

@@ -8,9 +8,24 @@ from datetime import datetime
 from typing import Any
 
 from sagapost.core.databases import aware
+from sagapost.core.where import Field, Fields
 from sagapost.sagas.tracker.view import SagaState
 
-__all__ = ["SagaRow", "saga_row"]
+__all__ = ["SAGAS", "SagaRow", "saga_row"]
+
+SAGAS = Fields(
+    Field("saga", "saga"),
+    Field("state", "state", "choice", tuple(state.value for state in SagaState)),
+    Field("reason", "reason"),
+    Field("events", "events", "number"),
+    Field("last", "last_at", "time"),
+    Field("ended", "ended_at", "time"),
+    Field("due", "due_at", "time"),
+    Field("before", "started_at", "before"),
+    Field("after", "started_at", "after"),
+    number="version",
+)
+"""What can be asked about sagas, which have no numbers."""
 
 
 @dataclass(frozen=True, slots=True)

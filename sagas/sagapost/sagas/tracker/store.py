@@ -12,7 +12,8 @@ from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, delete, func, select
 
-from sagapost.core.databases import DatabaseKit
+from sagapost.core.databases import DatabaseKit, kit_of
+from sagapost.core.where import Selection
 from sagapost.sagas.tracker.entries import pack, unpack
 from sagapost.sagas.tracker.history import History
 from sagapost.sagas.tracker.tables import TrackerTables
@@ -36,6 +37,7 @@ class Wanted(TypedDict, total=False):
 
     saga: str
     states: Sequence[str]
+    selection: Selection | None
     due_before: datetime | None
     before: tuple[datetime, str] | None
     limit: int
@@ -120,6 +122,8 @@ class TrackerStore:
         asked = select(*(column for column in self.tables.sagas.columns if column.name != "history"))
         if "saga" in wanted:
             asked = asked.where(columns.saga == wanted["saga"])
+        if (selection := wanted.get("selection")) is not None:
+            asked = asked.where(*selection.clauses(self.tables.sagas, kit_of(connection)))
         if states := wanted.get("states"):
             asked = asked.where(columns.state.in_(states))
         if (due := wanted.get("due_before")) is not None:

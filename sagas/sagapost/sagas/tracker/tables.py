@@ -176,5 +176,6 @@ class TrackerTables:
             name="tracker",
             version=TRACKER_SCHEMA_VERSION,
             tables=(self.sagas, self.keys, self.observed, self.choreography, self.actions),
+            needs=(self.audit.part,),
             migrations=tracker_migrations(self.sagas),
         )

@@ -21,6 +21,7 @@ from sagapost.core.errors import StoreUnavailableError
 from sagapost.core.ids import new_id
 from sagapost.core.observer import Observer
 from sagapost.core.schema import check_schema, install_schema
+from sagapost.core.where import Selection
 from sagapost.inbox.kept.database import Database
 from sagapost.sagas.choreography.manifest import Choreography
 from sagapost.sagas.tracker.business_keys import Keys
@@ -371,6 +372,7 @@ class Tracker:
         *,
         states: Iterable[SagaState] = (),
         late: bool = False,
+        selection: Selection | None = None,
         before: SagaRow | None = None,
         limit: int = 100,
     ) -> list[SagaRow]:
@@ -378,6 +380,7 @@ class Tracker:
 
         :param states: only of these; default: all.
         :param late: only those with a deadline that has passed.
+        :param selection: of `SAGAS`: only those that are meant.
         :param before: the last row of the page before this one.
         """
         wanted = [state.value for state in states]
@@ -388,6 +391,7 @@ class Tracker:
                 connection,
                 states=wanted,
                 due_before=due,
+                selection=selection,
                 before=(before.started, before.saga) if before is not None else None,
                 limit=limit,
             )
