@@ -359,7 +359,8 @@ async def _all_at_work(postgresql: PrivatePostgreSQL, relays: int) -> None:
 async def _at_work(postgresql: PrivatePostgreSQL) -> int:
     """Return how many relays own partitions; 0 while some partition is nobody's, or the database is away."""
     owners = (
-        "SELECT CASE WHEN bool_and(expires_at > clock_timestamp()) THEN count(DISTINCT owner) END FROM outbox_leases"
+        "SELECT CASE WHEN bool_and(expires_at > clock_timestamp()) THEN count(DISTINCT owner) END "
+        "FROM outbox_leases LEFT JOIN outbox_relays ON relay = owner"
     )
     try:
         connection = await asyncpg.connect(postgresql.dsn(_DATABASE))

@@ -21,6 +21,7 @@ from sagapost.core.outbox_store import (
     Doorbell,
     Failure,
     FetchPage,
+    Heartbeat,
     LeaseToken,
     OutboxBacklog,
     OutboxCapabilities,
@@ -45,7 +46,6 @@ def key_hash(key: str) -> int:
 class _Lease:
     owner: RelayId | None = None
     token: int = 0
-    expires: float = 0.0
 
 
 @dataclass(slots=True)
@@ -92,9 +92,12 @@ class FakeDatabase:
 
     def owners(self) -> dict[RelayId, int]:
         """How many partitions each relay owns by leases that have not run out."""
-        now = anyio.current_time()
-        held = [lease.owner for lease in self.leases.values() if lease.owner is not None and lease.expires >= now]
+        held = [owner for lease in self.leases.values() if (owner := lease.owner) is not None and self.lives(owner)]
         return {owner: held.count(owner) for owner in held}
+
+    def lives(self, relay: RelayId | None) -> bool:
+        """Whether its time is not over."""
+        return relay is not None and self.relays.get(relay, 0.0) >= anyio.current_time()
 
     async def call(self) -> None:
         """What every call goes through."""
@@ -235,7 +238,7 @@ class FakeStore:
     async def _open_doorbell(self) -> AsyncGenerator[Doorbell, None]:
         yield _Doorbell()
 
-    def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:
+    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
         return self._open_doorbell()
 
     # --- settle ---
@@ -312,27 +315,18 @@ class FakeStore:
         await self.database.call()
         return self.database.partitions
 
-    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
+    async def heartbeat(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> Heartbeat:
         await self.database.call()
-        now, relays = anyio.current_time(), self.database.relays
-        relays[relay] = now + ttl.total_seconds()
-        return sum(expires >= now for expires in relays.values())
+        self.database.relays[relay] = anyio.current_time() + ttl.total_seconds()
+        return Heartbeat(sum(map(self.database.lives, self.database.relays)), self._held(claims))
 
-    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+    async def claim(self, relay: RelayId, *, want: int) -> Claims:
         await self.database.call()
-        now = anyio.current_time()
-        free = [p for p, lease in self.database.leases.items() if lease.owner is None or lease.expires < now]
+        free = [p for p, lease in self.database.leases.items() if not self.database.lives(lease.owner)]
         for partition in free[:want]:
             lease = self.database.leases[partition]
-            lease.owner, lease.token, lease.expires = relay, lease.token + 1, now + ttl.total_seconds()
+            lease.owner, lease.token = relay, lease.token + 1
         return {p: LeaseToken(self.database.leases[p].token) for p in free[:want]}
-
-    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        await self.database.call()
-        held = self._held(claims)
-        for partition in held:
-            self.database.leases[partition].expires = anyio.current_time() + ttl.total_seconds()
-        return held
 
     async def release(self, relay: RelayId, claims: Claims) -> None:
         await self.database.call()

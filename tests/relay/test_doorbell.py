@@ -10,15 +10,17 @@ from typing import Any
 import anyio
 import asyncpg
 import pytest
-from sqlalchemy import Connection, create_engine, func, literal_column, select
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.adapters.postgresql import PostgreSQLOutboxStore
+from sagapost.core.outbox_store import Doorbell
 from sagapost.core.schema import install_schema, missing_supplements
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import observations as obs
-from sagapost.outbox.tables import doorbell_channel
+from sagapost.outbox.tables import doorbell_channel, doorbell_lock
 from tests.relay.shop import EVERYTHING, Shop, Watch, running
 
 WRITE = """
@@ -59,8 +61,22 @@ async def asleep(shop: Shop) -> AsyncGenerator[Watch, None]:
         yield watch
 
 
+HELD = """
+    SELECT count(*) FROM pg_locks
+    WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+
+@asynccontextmanager
+async def opened(shop: Shop) -> AsyncGenerator[Doorbell, None]:
+    """The doorbell of one more relay."""
+    store = PostgreSQLOutboxStore(shop.url, tables=shop.tables)
+    async with store.doorbell() as doorbell:
+        yield doorbell
+    await store.aclose()
+
+
 async def test_a_writer_needs_no_more_than_insert(shop: Shop, writer: str) -> None:
-    """Neither a right to the table of relays, nor the tables in its search path; and it rings all the same."""
+    """Nor the tables in its search path; and it rings all the same."""
     async with asleep(shop) as watch, connected(writer) as connection:
         await connection.execute("SET search_path = pg_catalog")
         await connection.execute("SET sagapost.doorbell = on")
@@ -86,20 +102,18 @@ async def test_the_outbox_itself_writes_with_insert_alone(shop: Shop, writer: st
 TRAPS = """
     CREATE TABLE evil.caught (who text);
     GRANT INSERT ON evil.caught TO PUBLIC;
-    CREATE TABLE evil.outbox_relays (idle smallint, expires_at timestamptz);
-    INSERT INTO evil.outbox_relays VALUES (1, 'infinity');
     CREATE FUNCTION evil.pg_notify(text, text) RETURNS void LANGUAGE plpgsql AS $$
         BEGIN INSERT INTO evil.caught VALUES (current_user); END $$;
-    CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$
-        BEGIN INSERT INTO evil.caught VALUES (current_user); RETURN now(); END $$;
-    CREATE FUNCTION evil.same(smallint, integer) RETURNS boolean LANGUAGE plpgsql AS $$
+    CREATE FUNCTION evil.pg_try_advisory_lock(bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO evil.caught VALUES (current_user); RETURN false; END $$;
+    CREATE FUNCTION evil.less(double precision, numeric) RETURNS boolean LANGUAGE plpgsql AS $$
         BEGIN INSERT INTO evil.caught VALUES (current_user); RETURN true; END $$;
-    CREATE OPERATOR evil.= (LEFTARG = smallint, RIGHTARG = integer, FUNCTION = evil.same);
+    CREATE OPERATOR evil.< (LEFTARG = double precision, RIGHTARG = numeric, FUNCTION = evil.less);
 """
 
 
-async def test_nothing_of_the_writers_runs_with_the_owners_rights(shop: Shop, writer: str) -> None:
-    """A writer that puts functions, operators and tables of its own in front of PostgreSQL's catches nobody."""
+async def test_nothing_that_lies_in_the_search_path_runs(shop: Shop, writer: str) -> None:
+    """Functions and operators that are in front of PostgreSQL's catch nobody."""
     role = make_url(writer).username
     await shop.one(f'CREATE SCHEMA evil AUTHORIZATION "{role}"')
     async with asleep(shop) as watch, connected(writer) as connection:
@@ -146,9 +160,9 @@ async def test_tables_of_a_migration_get_their_trigger(shop: Shop) -> None:
 
 
 async def test_a_trigger_of_an_earlier_release_is_brought_up_to_date(shop: Shop) -> None:
-    """One that ran with the writer's rights is replaced where it is, without touching the table."""
+    """One that ran with the owner's rights is replaced where it is, without touching the table."""
     await shop.one(
-        "CREATE OR REPLACE FUNCTION outbox_ring() RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER AS "
+        "CREATE OR REPLACE FUNCTION outbox_ring() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS "
         "$$ BEGIN RETURN NULL; END $$"
     )
     async with shop.engine.begin() as connection:
@@ -159,7 +173,7 @@ async def test_a_trigger_of_an_earlier_release_is_brought_up_to_date(shop: Shop)
             await other.execute(WRITE)
             await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
             assert await connection.run_sync(install_schema, shop.tables.versions, [shop.tables.part]) == ["outbox"]
-    assert await shop.one("SELECT prosecdef FROM pg_proc WHERE proname = 'outbox_ring'") is True
+    assert await shop.one("SELECT prosecdef FROM pg_proc WHERE proname = 'outbox_ring'") is False
 
 
 async def test_a_prefix_and_a_schema_that_need_quoting(shop: Shop) -> None:
@@ -175,16 +189,54 @@ async def test_a_prefix_and_a_schema_that_need_quoting(shop: Shop) -> None:
 
     async with connected(shop.dsn) as listener, shop.engine.connect() as connection:
         await listener.add_listener(doorbell_channel(tables.outbox), ring)
-        await connection.execute(
-            tables.relays.insert().from_select(
-                ["relay", "expires_at", "idle"],
-                select(func.gen_random_uuid(), literal_column("'infinity'::timestamptz"), literal_column("1")),
-            )
-        )
-        await Outbox(source="urn:x", tables=tables).publish(connection, {"n": 1}, type="t.v1")
-        await connection.commit()
+        await listener.execute(f"SELECT pg_advisory_lock_shared({doorbell_lock(tables.outbox)})")
+        async with connection.begin():
+            await Outbox(source="urn:x", tables=tables).publish(connection, {"n": 1}, type="t.v1")
         await listener.fetchval("SELECT 1")
         assert len(rings) == 1
+
+
+async def test_pitfall_50_nothing_that_relays_write_is_read_by_writers(shop: Shop) -> None:
+    """Whatever becomes of the relays' tables, under an open transaction of days, is no matter to who publishes."""
+    async with asleep(shop) as watch, connected(shop.dsn) as other:
+        async with other.transaction():
+            await other.execute("LOCK TABLE outbox_relays, outbox_leases IN ACCESS EXCLUSIVE MODE")
+            with anyio.fail_after(10):
+                await shop.say(1)
+        await watch.until(lambda: watch.settled == 1, within=10)
+
+
+async def test_writers_at_once_ring_for_nobody(shop: Shop) -> None:
+    """Each asks by the lock whether a relay sleeps; that they meet there is no reason to notify."""
+    rings: list[object] = []
+
+    def ring(*arguments: object) -> None:
+        rings.append(arguments)
+
+    async def write() -> None:
+        async with connected(shop.dsn) as connection:
+            for _ in range(200):
+                await connection.execute(WRITE)
+
+    async with connected(shop.dsn) as listener:
+        await listener.add_listener(doorbell_channel(shop.tables.outbox), ring)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(write)
+        await listener.fetchval("SELECT 1")
+    assert len(rings) < 16
+
+
+async def test_one_of_several_sleepers_is_enough_to_be_rung(shop: Shop) -> None:
+    """Relays hold the lock together: that one wakes up tells nothing of the others."""
+    async with opened(shop) as first, opened(shop) as second, connected(shop.dsn) as session:
+        await first.arm()
+        await second.arm()
+        await first.disarm()
+        await shop.say(1)
+        assert await second.wait(10)
+        await second.disarm()
+        assert await session.fetchval(HELD) == 0
 
 
 @pytest.mark.parametrize("by", ["session", "sql"])
@@ -212,7 +264,7 @@ async def test_a_two_phase_transaction_is_prepared_beside_a_sleeping_relay(shop:
 
 
 async def test_a_schema_that_was_renamed_takes_events(shop: Shop) -> None:
-    """Pitfall 40: the function looks where the tables were; that loses the ring and no event."""
+    """Pitfall 40: the function rings in the channel of the former name; that loses the ring and no event."""
     old, new = OutboxTables(schema="former"), OutboxTables(schema="present")
     async with shop.engine.begin() as connection:
         await connection.run_sync(install_schema, old.versions, [old.part])

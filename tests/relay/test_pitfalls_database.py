@@ -172,7 +172,12 @@ async def test_pitfall_15_a_saturated_loop_starves_no_heartbeat(shop: Shop) -> N
     assert not broker.waiting(EVERYTHING.name)
 
 
-STEAL = "UPDATE outbox_leases SET owner = gen_random_uuid(), token = token + 1, expires_at = now() + interval '1 hour'"
+STEAL = """
+    WITH buried AS (DELETE FROM outbox_relays), thief AS (
+        INSERT INTO outbox_relays (relay, expires_at) VALUES (gen_random_uuid(), now() + interval '1 hour')
+        RETURNING relay
+    )
+    UPDATE outbox_leases SET owner = thief.relay, token = token + 1 FROM thief"""
 WRITE = """
     INSERT INTO outbox (event_id, key_hash, topic, type, source, time, data)
     SELECT gen_random_uuid(), n, 't', 't', 's', now(), '{}' FROM generate_series(1, 50) n"""

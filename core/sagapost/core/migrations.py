@@ -34,6 +34,7 @@ __all__ = [
     "ChangePrimaryKey",
     "ChangeRows",
     "DropCheck",
+    "DropColumn",
     "Execute",
     "Migration",
     "RebuildTable",
@@ -173,6 +174,30 @@ class RelaxColumn(MigrationStep):
             *([f"{alter} DROP NOT NULL"] if self.column.nullable else []),
             *([f"{alter} SET DEFAULT {default}"] if default is not None else []),
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class DropColumn(MigrationStep):
+    """A column goes, and with it every index and constraint that it has a part in."""
+
+    table: Table
+    name: str
+
+    @property
+    def what(self) -> str:
+        """See `MigrationStep`."""
+        return f"drop the column {self.table.name}.{self.name}"
+
+    def done(self, connection: Connection) -> bool:
+        """See `MigrationStep`."""
+        return self.name not in _columns(connection, self.table)
+
+    def statements(self, dialect: Dialect) -> Sequence[str]:
+        """See `MigrationStep`."""
+        if kit_of(dialect.name).rebuilds_tables:
+            return []
+        name = dialect.identifier_preparer.quote(self.name)
+        return [f"ALTER TABLE {_name(self.table, dialect)} DROP COLUMN IF EXISTS {name}"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Doorbell",
     "Failure",
     "FetchPage",
+    "Heartbeat",
     "LeaseToken",
     "OutboxBacklog",
     "OutboxCapabilities",
@@ -113,6 +114,16 @@ class OutboxCapabilities:
     """Partitions can be shared between relays in several processes."""
     doorbell: bool
     """`wait_for_work` wakes on commit rather than on the poll interval alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a relay learns at a heartbeat."""
+
+    alive: int
+    """Relays that live now, itself included."""
+    held: frozenset[Partition]
+    """Its leases that still hold."""
 
 
 class FetchPage(msgspec.Struct, frozen=True):
@@ -255,19 +266,20 @@ class OutboxLeases(Protocol):
         """Return the number of partitions stored in the database; seeds the default number on first use."""
         ...
 
-    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
-        """Announce that this relay lives; return how many relays live now, itself included."""
-        ...
+    async def heartbeat(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> Heartbeat:
+        """Announce that this relay lives for `ttl` from now on, and with it every lease it holds.
 
-    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
-        """Claim up to `want` more partitions that nobody holds. Returns those newly granted.
-
-        Leases that vanished (a truncated or restored table) are made again, with tokens higher than any before.
+        :param claims: the leases that it believes to hold. What is not in the answer any more belongs, or may soon
+            belong, to others. A relay that was silent for longer than its `ttl` keeps at most what nobody has taken.
         """
         ...
 
-    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        """Extend the leases; return those that still hold."""
+    async def claim(self, relay: RelayId, *, want: int) -> Claims:
+        """Claim up to `want` more partitions that no living relay holds. Returns those newly granted.
+
+        They are held for as long as the relay lives by its last `heartbeat`. Leases that vanished (a truncated or
+        restored table) are made again, with tokens higher than any before.
+        """
         ...
 
     async def release(self, relay: RelayId, claims: Claims) -> None:
@@ -331,7 +343,7 @@ class OutboxStore(Protocol):
         """Open a sweeper on a connection of its own."""
         ...
 
-    def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:
+    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
         """Open the wake-up channel (a connection of its own where the database has one)."""
         ...
 

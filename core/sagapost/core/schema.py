@@ -31,7 +31,7 @@ from sqlalchemy.schema import ExecutableDDLElement
 
 from sagapost.core.databases import Other, kit_of
 from sagapost.core.errors import SchemaError, UpgradeBlockedError
-from sagapost.core.migrations import Migration, MigrationStep
+from sagapost.core.migrations import DropColumn, Migration, MigrationStep
 
 __all__ = [
     "SchemaPart",
@@ -173,8 +173,11 @@ def _existing(connection: Connection, part: SchemaPart) -> list[Table]:
 
 
 def _has_this_form(connection: Connection, part: SchemaPart) -> bool:
-    """Return whether every table of the part is there with every column of this release."""
+    """Return whether every table of the part is there with every column of this release, and none it has dropped."""
     if len(_existing(connection, part)) < len(part.tables):
+        return False
+    steps = (step for migration in part.migrations for step in migration.steps)
+    if any(isinstance(step, DropColumn) and not step.done(connection) for step in steps):
         return False
     inspector = inspect(connection)
     return all(

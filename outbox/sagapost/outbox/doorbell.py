@@ -1,8 +1,8 @@
-"""The writer's side of the doorbell: the statement trigger that wakes a sleeping relay (docs/adr/0008).
+"""The writer's side of the doorbell: the statement trigger that wakes a sleeping relay (docs/adr/0008, 0021).
 
 NOTIFY takes a lock that all notifying commits of the cluster share, so it must not run on every insert: the trigger
-rings only when a relay has announced that it sleeps. It fires once per statement, for every way of writing (ORM, Core,
-asyncpg, hand-written SQL). Without it the outbox works all the same, at the relay's poll interval.
+rings only while a relay sleeps, which it says by an advisory lock. It fires once per statement, for every way of
+writing (ORM, Core, asyncpg, hand-written SQL). Without it the outbox works all the same, at the relay's poll interval.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ ONE_PHASE = "/* sagapost: commits in one phase */"
 SILENCE = "SET LOCAL sagapost.doorbell = off"
 """For a transaction that is going to be prepared all the same."""
 
-# Of this release and made where the tables are now: the schema may have been renamed since.
+# Of this release and for these tables: their schema may have been renamed since.
 _PRESENT = text(
     "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid "
-    "JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-    "WHERE t.tgrelid = to_regclass(:outbox) AND t.tgname = :name AND t.tgenabled <> 'D' AND p.prosecdef "
-    "AND p.prosrc = :before || pg_catalog.quote_ident(n.nspname) || :after)"
+    "WHERE t.tgrelid = to_regclass(:outbox) AND t.tgname = :name AND t.tgenabled <> 'D' AND NOT p.prosecdef "
+    "AND p.prosrc = :body)"
 )
 _TWO_PHASE = text(
     "SELECT current_setting('max_prepared_transactions')::int > 0 "
@@ -42,25 +41,27 @@ _TWO_PHASE = text(
 class CreateDoorbell(Supplement):
     """Creates the trigger and its function, or brings them up to date. Nothing at all where there is no NOTIFY.
 
-    The function runs with the rights of who creates it, so a writer needs no more than INSERT on the outbox. It is
-    called inside any INSERT, by any role, under any `search_path`: hence a path of its own, that holds nothing a user
-    can write to, and a full name of the one table it reads, found when the function is made.
+    The function reads no table, so a writer needs no more than INSERT on the outbox, and nothing that relays write
+    slows a writer down. It is called inside any INSERT, by any role, under any `search_path`: hence a path of its own,
+    that holds nothing a user can write to.
+
+    :param channel: of NOTIFY.
+    :param lock: the advisory lock that a sleeping relay holds, shared with other relays.
     """
 
     what = "the trigger that wakes a sleeping relay (as this release makes it)"
 
-    def __init__(self, *, outbox: Table, relays: Table, name: str, channel: str) -> None:
+    def __init__(self, *, outbox: Table, name: str, channel: str, lock: int) -> None:
         self.outbox = outbox
-        self.relays = relays
         self.name = name
         self.channel = channel
+        self.lock = lock
 
     def present(self, connection: Connection) -> bool:
         """Return whether there is nothing to create."""
         if not kit_of(connection).notifies:
             return True
-        before, after = _body(self)
-        where = {"outbox": quoting.format_table(self.outbox), "name": self.name, "before": before, "after": after}
+        where = {"outbox": quoting.format_table(self.outbox), "name": self.name, "body": _body(self)}
         return bool(connection.execute(_PRESENT, where).scalar_one())
 
     def remark(self, connection: Connection) -> str | None:
@@ -91,7 +92,6 @@ def _nothing(_element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
 @compiles(CreateDoorbell, "postgresql")
 def _create(element: CreateDoorbell, _compiler: DDLCompiler, **_: Any) -> str:
     name = quoting.quote(element.name)
-    before, after = _body(element)
     # Tables without a schema are where the search path of this moment puts them; that of a writer may differ. The
     # trigger is created only where it is missing, since that waits for every open transaction that has written rows.
     return f"""DO $install$
@@ -102,8 +102,8 @@ DECLARE
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = outbox);
 BEGIN
     EXECUTE 'CREATE OR REPLACE FUNCTION ' || home || {_literal(f".{name}() RETURNS trigger LANGUAGE plpgsql")}
-        || ' SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $ring$'
-        || {_literal(before)} || home || {_literal(after)} || '$ring$';
+        || ' SECURITY INVOKER SET search_path = pg_catalog, pg_temp AS $ring$'
+        || {_literal(_body(element))} || '$ring$';
     EXECUTE 'REVOKE ALL ON FUNCTION ' || home || {_literal(f".{name}() FROM PUBLIC")};
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = outbox AND tgname = {_literal(element.name)}) THEN
         EXECUTE {_literal(f"CREATE TRIGGER {name} AFTER INSERT ON ")} || outbox
@@ -113,18 +113,25 @@ END
 $install$"""  # noqa: S608 - names of our own metadata, quoted
 
 
-def _body(element: CreateDoorbell) -> tuple[str, str]:
-    """Return what the function does, before and after the name of the tables' schema.
+def _body(element: CreateDoorbell) -> str:
+    """Return what the function does.
+
+    Whether a relay sleeps is asked by trying to get its lock, and giving it back in the same expression, within which
+    a statement cannot be cancelled. Another writer may be asking at this very moment, so a no is asked for twice
+    more: a NOTIFY for nothing is cheaper than to wait.
 
     A hint must not cost the writer its transaction. PREPARE TRANSACTION refuses a transaction that has notified, so
     where transactions can be prepared only statements ring that are known to be committed in one phase, or all of them
     by the choice of an operator. COMMIT refuses a notification that the queue has no room for, so a queue that is half
-    full is left alone. Whatever else fails (the tables were renamed, the owner's rights are gone) loses the ring.
+    full is left alone. Whatever else fails (no room in the table of locks, rights taken away) loses the ring.
     """
-    before = """
+    lock = element.lock
+    asleep = f"(CASE WHEN pg_try_advisory_lock({lock}) THEN NOT pg_advisory_unlock({lock}) ELSE true END)"
+    return f"""
 BEGIN
-    IF EXISTS (SELECT FROM """
-    after = f""".{quoting.quote(element.relays.name)} WHERE idle = 1 AND expires_at > clock_timestamp())
+    IF {asleep}
+        AND {asleep}
+        AND {asleep}
         AND (CASE coalesce(current_setting('sagapost.doorbell', true), '')
             WHEN 'on' THEN true
             WHEN 'off' THEN false
@@ -140,7 +147,6 @@ EXCEPTION WHEN OTHERS THEN
     RETURN NULL;
 END
 """
-    return before, after
 
 
 @compiles(DropDoorbell, "postgresql")

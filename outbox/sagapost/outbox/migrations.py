@@ -4,17 +4,26 @@ Version 2: the database reckons the slot of a row, fills in what plain SQL may l
 Adding the slot writes the outbox anew, under a lock that writers wait for: a matter of seconds for a million rows that
 wait, of none for an outbox that is served. Relays of version 1 and 2 must not run side by side, since they divide the
 keys differently: stop the old ones, upgrade, start the new. Services may write as before meanwhile and afterwards.
+
+Version 3: a relay's heartbeats change nothing that writers or relays pass over again and again (docs/adr/0021). The
+trigger no longer reads the table of relays; leases are held by their owner's heartbeats alone. Relays of version 2 and
+3 must not run side by side: the former would take the leases of the latter.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import CheckConstraint, Table
 
+from sagapost.core.databases.postgresql import quoting
 from sagapost.core.migrations import (
     AddCheck,
     AddColumn,
     ChangePrimaryKey,
     DropCheck,
+    DropColumn,
+    Execute,
     Migration,
     MigrationStep,
     RebuildTable,
@@ -22,14 +31,37 @@ from sagapost.core.migrations import (
     ValidateCheck,
 )
 
+if TYPE_CHECKING:
+    from sagapost.outbox.tables import OutboxTables
+
 __all__ = ["outbox_migrations"]
 
 _FILLED_IN = ("event_id", "topic", "time", "datacontenttype", "key_hash")
 
 
-def outbox_migrations(outbox: Table, dead: Table, scheduled: Table) -> tuple[Migration, ...]:
+def outbox_migrations(tables: OutboxTables) -> tuple[Migration, ...]:
     """Return the migrations of one outbox."""
-    return (Migration(2, (*_waiting_rows(outbox), *_dead_letters(dead), *_scheduled_rows(scheduled))),)
+    return (
+        Migration(
+            2,
+            (*_waiting_rows(tables.outbox), *_dead_letters(tables.dead), *_scheduled_rows(tables.scheduled)),
+        ),
+        Migration(3, tuple(_ownership(tables))),
+    )
+
+
+def _ownership(tables: OutboxTables) -> list[MigrationStep]:
+    ring = tables.create_doorbell
+    # First of all: the former one reads a column that goes, inside the transactions of writers.
+    trigger = str(ring.compile(dialect=quoting.dialect))
+    return [
+        Execute(f"replace {ring.what}", {"postgresql": (trigger,)}, ring.present),
+        RebuildTable(tables.leases),
+        DropColumn(tables.leases, "expires_at"),
+        RebuildTable(tables.relays),
+        DropColumn(tables.relays, "idle"),
+        ChangePrimaryKey(tables.relays),
+    ]
 
 
 def _waiting_rows(outbox: Table) -> list[MigrationStep]:

@@ -94,7 +94,7 @@ class OutboxOverview:
     """The oldest first."""
     partitions: int
     owned: int
-    """Partitions with a lease that has not lapsed."""
+    """Partitions whose owner lives."""
     topics: Sequence[TopicAge]
     """The one with the oldest event first."""
     held: int
@@ -160,9 +160,12 @@ def _rows(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Mappi
 
 
 def _leases(connection: Connection, tables: OutboxTables, now: datetime) -> tuple[int, dict[UUID, int]]:
-    leases = tables.leases.c
+    leases, relays = tables.leases.c, tables.relays.c
     owned = connection.execute(
-        select(leases.owner, func.count()).where(leases.owner.is_not(None), leases.expires_at > now).group_by("owner")
+        select(leases.owner, func.count())
+        .select_from(tables.leases.join(tables.relays, relays.relay == leases.owner))
+        .where(relays.expires_at > now)
+        .group_by(leases.owner)
     )
     owners: dict[UUID, int] = dict(owned.all())
     return connection.execute(select(func.count()).select_from(tables.leases)).scalar_one(), owners

@@ -6,6 +6,7 @@ path. Refused rows carry their own state; dead letters, scheduled events and own
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from typing import Any, assert_never
 
@@ -45,9 +46,10 @@ __all__ = [
     "OUTBOX_SCHEMA_VERSION",
     "OutboxTables",
     "doorbell_channel",
+    "doorbell_lock",
 ]
 
-OUTBOX_SCHEMA_VERSION = 2
+OUTBOX_SCHEMA_VERSION = 3
 DEFAULT_PARTITIONS = 32
 
 
@@ -55,6 +57,12 @@ def doorbell_channel(outbox: Table) -> str:
     """Return the NOTIFY channel of an outbox table: distinct per schema and prefix, at most 63 bytes."""
     qualified = f"{outbox.schema or ''}.{outbox.name}"
     return f"sagapost_{zlib.crc32(qualified.encode()):08x}"
+
+
+def doorbell_lock(outbox: Table) -> int:
+    """Return the advisory lock that says that a relay of an outbox sleeps: 64 bits, distinct as the channel is."""
+    qualified = f"sagapost doorbell {outbox.schema or ''}.{outbox.name}"
+    return int.from_bytes(hashlib.blake2b(qualified.encode(), digest_size=8).digest(), signed=True)
 
 
 def _envelope() -> list[Column[Any]]:
@@ -143,7 +151,10 @@ class OutboxTables:
         self.leases = self._leases()
         self.relays = self._relays()
         self.create_doorbell = CreateDoorbell(
-            outbox=self.outbox, relays=self.relays, name=f"{prefix}outbox_ring", channel=doorbell_channel(self.outbox)
+            outbox=self.outbox,
+            name=f"{prefix}outbox_ring",
+            channel=doorbell_channel(self.outbox),
+            lock=doorbell_lock(self.outbox),
         )
         """For a migration that was generated, where tables come without their triggers:
         ``op.execute(tables.create_doorbell)``. Repeatable; does nothing where there is no NOTIFY."""
@@ -248,24 +259,22 @@ class OutboxTables:
             f"{self.prefix}outbox_leases",
             self.metadata,
             Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+            # Held for as long as the owner has a row in `relays`.
             Column("owner", Uuid),
             # The fencing token: grows with every change of owner, checked by every terminal write.
             Column("token", BigInteger, nullable=False, server_default="0"),
-            Column("expires_at", DateTime(timezone=True)),
-            CheckConstraint(
-                "(owner IS NULL) = (expires_at IS NULL)", name=conv(f"{self.prefix}outbox_lease_owner_expires")
-            ),
             schema=self.schema,
         )
 
     def _relays(self) -> Table:
+        # One row for each relay that lives. A heartbeat puts a new one in the place of the old, at the upper end of
+        # the index: those who look for the living, or for those whose time is over since they looked last, pass over
+        # no dead version that is older, however many an open transaction keeps (docs/adr/0021).
         return Table(
             f"{self.prefix}outbox_relays",
             self.metadata,
+            Column("expires_at", DateTime(timezone=True), primary_key=True),
             Column("relay", Uuid, primary_key=True),
-            Column("expires_at", DateTime(timezone=True), nullable=False),
-            # A relay that sleeps asks the next writer to ring; nobody rings while all are awake.
-            Column("idle", SmallInteger, nullable=False, server_default="0"),
             schema=self.schema,
         )
 
@@ -284,5 +293,5 @@ class OutboxTables:
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
             supplements=(self.create_doorbell, self.advance_positions),
             needs=(self.audit.part,),
-            migrations=outbox_migrations(self.outbox, self.dead, self.scheduled),
+            migrations=outbox_migrations(self),
         )

@@ -96,13 +96,13 @@ async def test_a_relay_that_is_stuck_in_the_middle_holds_up_no_other(postgresql:
         store = PostgreSQLOutboxStore(postgresql.url(name), call_timeout=ttl.total_seconds())
         partitions = await store.leases.partition_count()
         silent, living = RelayId(uuid4()), RelayId(uuid4())
-        await store.leases.heartbeat(silent, ttl=timedelta(0))
-        await store.leases.claim(silent, want=partitions // 2, ttl=ttl)
+        await store.leases.heartbeat(silent, {}, ttl=timedelta(0))
+        await store.leases.claim(silent, want=partitions // 2)
         async with engine.connect() as stuck:
             await stuck.execute(select(tables.relays).with_for_update())
             await stuck.execute(select(tables.leases).where(tables.leases.c.owner.is_not(None)).with_for_update())
-            assert await store.leases.heartbeat(living, ttl=ttl) == 1
-            assert len(await store.leases.claim(living, want=partitions, ttl=ttl)) == partitions - partitions // 2
+            assert (await store.leases.heartbeat(living, {}, ttl=ttl)).alive == 1
+            assert len(await store.leases.claim(living, want=partitions)) == partitions - partitions // 2
             await store.leases.retire(living)
         await store.aclose()
         await engine.dispose()

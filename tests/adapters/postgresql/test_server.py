@@ -192,9 +192,9 @@ async def test_through_a_pooler_in_transaction_mode(pooler: str, postgresql_url:
     store = PostgreSQLOutboxStore(pooler, tables=tables)
     await store.check_schema()
     relay = RelayId(uuid4())
-    await store.leases.heartbeat(relay, ttl=timedelta(minutes=1))
-    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=timedelta(minutes=1))
-    async with store.reader() as reader, store.doorbell(relay) as doorbell:
+    await store.leases.heartbeat(relay, {}, ttl=timedelta(minutes=1))
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count())
+    async with store.reader() as reader, store.doorbell() as doorbell:
         page = await reader.fetch(claims, max_rows=100, max_bytes=1_000_000)
         assert len(page.rows) == 60
         await doorbell.arm()

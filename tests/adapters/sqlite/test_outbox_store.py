@@ -169,14 +169,14 @@ async def test_a_writer_in_the_way_is_waited_for_and_then_reported(path: Path) -
     """A write fails as unavailable after the busy timeout; a read does not wait at all; then all is well again."""
     store = SQLiteOutboxStore(path, busy_timeout=0.05)
     relay = RelayId(uuid4())
-    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count())
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
-            await store.leases.renew(relay, claims, ttl=TTL)
+            await store.leases.heartbeat(relay, claims, ttl=TTL)
         assert (await store.backlog.measure()).pending == 0
         writer.execute("ROLLBACK")
-    assert await store.leases.renew(relay, claims, ttl=TTL) == frozenset(claims)
+    assert (await store.leases.heartbeat(relay, claims, ttl=TTL)).held == frozenset(claims)
     await store.aclose()
 
 
@@ -190,7 +190,7 @@ async def test_a_writer_that_ends_in_time_costs_nothing_but_time(path: Path) -> 
         writer.execute("BEGIN IMMEDIATE")
 
         async def claim() -> None:
-            claimed.append(len(await store.leases.claim(relay, want=32, ttl=TTL)))
+            claimed.append(len(await store.leases.claim(relay, want=32)))
 
         async with anyio.create_task_group() as group:
             group.start_soon(claim)
@@ -209,7 +209,7 @@ async def test_a_cancelled_call_leaves_no_transaction_open(path: Path) -> None:
         for _ in range(20):
             writer.execute("BEGIN IMMEDIATE")
             async with anyio.create_task_group() as group:
-                group.start_soon(partial(store.leases.heartbeat, RelayId(uuid4()), ttl=TTL))
+                group.start_soon(partial(store.leases.heartbeat, RelayId(uuid4()), {}, ttl=TTL))
                 await anyio.lowlevel.checkpoint()
                 group.cancel_scope.cancel()
                 writer.execute("ROLLBACK")
@@ -223,7 +223,7 @@ async def test_the_doorbell_hears_another_process(path: Path) -> None:
     """Also a writer that shares nothing but the file, here a synchronous one."""
     store, outbox = SQLiteOutboxStore(path), Outbox(source="s")
     engine = create_engine(f"sqlite:///{path}")
-    async with store.doorbell(RelayId(uuid4())) as bell:
+    async with store.doorbell() as bell:
         await bell.arm()
         with engine.begin() as connection:
             outbox.publish(connection, b"", type="t")
@@ -236,7 +236,7 @@ async def test_reused_positions_do_not_exist(path: Path) -> None:
     """AUTOINCREMENT: what is written after everything was deleted still lies behind the cursor."""
     store, outbox = SQLiteOutboxStore(path), Outbox(source="s")
     relay = RelayId(uuid4())
-    claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
+    claims = await store.leases.claim(relay, want=await store.leases.partition_count())
     engine = create_engine(f"sqlite:///{path}")
     async with store.reader() as reader:
         for n in range(3):

@@ -29,7 +29,6 @@ from sagapost.outbox import Outbox, OutboxTables
 
 __all__ = [
     "BYTES",
-    "LONG_AGO",
     "MANY",
     "TTL",
     "Bed",
@@ -41,7 +40,6 @@ __all__ = [
 ]
 
 TTL = timedelta(seconds=30)
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 MANY = 1_000
 BYTES = 16 * 2**20
 
@@ -149,21 +147,23 @@ class Bed:
 
     # --- ownership ---
 
+    async def beat(self, claims: Claims | None = None) -> frozenset[Partition]:
+        """Let the relay live on; return which of its leases (default: all it was given) still hold."""
+        beat = await self.store.leases.heartbeat(self.relay, self.claims if claims is None else claims, ttl=TTL)
+        return beat.held
+
     async def let_expire(self) -> None:
-        """Turn every lease into one that ran out long ago, as if its relay had been suspended."""
-        async with self.factory.engine.begin() as connection:
-            leases, relays = self.factory.tables.leases, self.factory.tables.relays
-            await connection.execute(update(leases).where(leases.c.owner.is_not(None)).values(expires_at=LONG_AGO))
-            await connection.execute(update(relays).values(expires_at=LONG_AGO))
+        """Let the time of the relay be over, as if it had been suspended."""
+        await self.store.leases.heartbeat(self.relay, self.claims, ttl=-TTL)
 
     async def lose(self, *partitions: Partition) -> None:
-        """Give partitions to another relay, as `claim` does after their leases ran out."""
+        """Give partitions to another relay, as `claim` does when this one is dead."""
         leases = self.factory.tables.leases
         async with self.factory.engine.begin() as connection:
             await connection.execute(
                 update(leases)
                 .where(leases.c.partition.in_(partitions))
-                .values(owner=uuid4(), token=leases.c.token + 1, expires_at=datetime.now(UTC) + TTL)
+                .values(owner=uuid4(), token=leases.c.token + 1)
             )
 
 
@@ -199,8 +199,8 @@ class StoreSuite:
         """A store that holds every partition, with a reader."""
         store, relay = store_factory.open(), RelayId(uuid4())
         try:
-            await store.leases.heartbeat(relay, ttl=TTL)
-            claims = await store.leases.claim(relay, want=await store.leases.partition_count(), ttl=TTL)
+            await store.leases.heartbeat(relay, {}, ttl=TTL)
+            claims = await store.leases.claim(relay, want=await store.leases.partition_count())
             async with store.reader() as reader:
                 yield Bed(store_factory, store, reader, relay, claims)
         finally:

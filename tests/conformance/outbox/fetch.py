@@ -191,7 +191,7 @@ class FetchConformance(StoreSuite):
         """It wrote before the bell was armed, so it will commit without ringing: the page says to poll soon."""
         requires(bed.store.capabilities.concurrent_writers, "concurrent_writers")
         await bed.fetch()
-        async with bed.factory.engine.connect() as connection, bed.store.doorbell(bed.relay) as bell:
+        async with bed.factory.engine.connect() as connection, bed.store.doorbell() as bell:
             transaction = await connection.begin()
             await bed.insert(connection, ("a", b"1"))
             await bell.arm()

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from sagapost.core.errors import SchemaError
+from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
 from tests.conformance.outbox.bed import Bed, StoreFactory, StoreSuite, failure, requires
 
 AT_ONCE = 5.0
@@ -33,7 +34,7 @@ class LifeConformance(StoreSuite):
         finally:
             await store.aclose()
         assert caught.value.found is None
-        assert caught.value.expected == 2
+        assert caught.value.expected == OUTBOX_SCHEMA_VERSION
 
     @pytest.mark.parametrize(("version", "remedy"), [(0, "sagapost db upgrade"), (99, "Upgrade the sagapost package")])
     async def test_tables_of_another_release_are_refused(self, bed: Bed, version: int, remedy: str) -> None:
@@ -51,7 +52,7 @@ class LifeConformance(StoreSuite):
         """A relay that sleeps wakes when a writer commits."""
         requires(bed.store.capabilities.doorbell, "doorbell")
         rung: list[bool] = []
-        async with bed.store.doorbell(bed.relay) as bell:
+        async with bed.store.doorbell() as bell:
             await bell.arm()
 
             async def wait() -> None:
@@ -66,7 +67,7 @@ class LifeConformance(StoreSuite):
     async def test_a_commit_between_arming_and_waiting_rings(self, bed: Bed) -> None:
         """There is no gap in which a writer goes unheard."""
         requires(bed.store.capabilities.doorbell, "doorbell")
-        async with bed.store.doorbell(bed.relay) as bell:
+        async with bed.store.doorbell() as bell:
             await bell.arm()
             await bed.write(("a", b"1"))
             assert await bell.wait(AT_ONCE)
@@ -75,7 +76,7 @@ class LifeConformance(StoreSuite):
     async def test_a_bell_rings_again(self, bed: Bed) -> None:
         """Sleep after sleep, on the same bell."""
         requires(bed.store.capabilities.doorbell, "doorbell")
-        async with bed.store.doorbell(bed.relay) as bell:
+        async with bed.store.doorbell() as bell:
             for _ in range(3):
                 await bell.arm()
                 await bed.write(("a", b"1"))
@@ -85,7 +86,7 @@ class LifeConformance(StoreSuite):
     async def test_silence_times_out(self, bed: Bed) -> None:
         """Without a commit the sleep ends by itself, and says so."""
         requires(bed.store.capabilities.doorbell, "doorbell")
-        async with bed.store.doorbell(bed.relay) as bell:
+        async with bed.store.doorbell() as bell:
             await bell.arm()
             assert not await bell.wait(0.05)
             await bell.disarm()
@@ -93,7 +94,7 @@ class LifeConformance(StoreSuite):
     async def test_a_rollback_does_not_ring(self, bed: Bed) -> None:
         """What was undone wakes nobody."""
         requires(bed.store.capabilities.doorbell, "doorbell")
-        async with bed.store.doorbell(bed.relay) as bell:
+        async with bed.store.doorbell() as bell:
             await bell.arm()
             async with bed.factory.engine.connect() as connection:
                 transaction = await connection.begin()

@@ -27,8 +27,14 @@ class PostgreSQLLink:
     within it whatever the peer does. A call that fails drops the connection; the next call opens a new one.
     """
 
-    def __init__(self, server: Server, *, purpose: str, timeout: float) -> None:
+    def __init__(self, server: Server, *, purpose: str, timeout: float, plan_each_time: bool = False) -> None:
+        """Open nothing.
+
+        :param plan_each_time: plan statements anew at each call, for tables that grow from nothing while they are
+            prepared.
+        """
         self._server = server
+        self._plan_each_time = plan_each_time
         self._where = server.address
         self._purpose = purpose
         self._timeout = timeout
@@ -39,6 +45,11 @@ class PostgreSQLLink:
 
     def __repr__(self) -> str:
         return f"<Link {self._purpose} to {self._where}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, so far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
 
     async def fetch(self, sql: str, *args: object) -> Sequence[Record]:
         """Run one statement in a transaction of its own; return its rows."""
@@ -60,19 +71,23 @@ class PostgreSQLLink:
         rows = await self.fetch(sql, *args)
         return rows[0] if rows else None
 
-    async def listen(self, channel: str, callback: Callable[..., None]) -> None:
+    async def listen(self, channel: str, callback: Callable[..., None]) -> bool:
         """Listen on a channel. Idempotent on one connection; to be repeated on the next.
 
         The callback is also called when the connection ends: nothing more will be received on it.
+
+        :returns: whether anything can be received at all: not through a pooler, where the server would notify
+            whoever has its connection.
         """
         async with self._lock:
             try:
                 with anyio.fail_after(self._timeout):
                     connection = await self.connected()
-                    # Through a pooler nothing is received, and the server would notify whoever has its connection.
-                    if not self._server.is_pooled:
+                    notified = not self._server.is_pooled
+                    if notified:
                         await connection.add_listener(channel, callback)
                     connection.add_termination_listener(callback)
+                    return notified
             except BaseException as error:
                 self._give_up(error)
                 if isinstance(error, Exception):
@@ -85,6 +100,9 @@ class PostgreSQLLink:
         if connection is None or connection.is_closed():
             connection = await self._server.connect(self._purpose)
             self._connection = connection
+            # Statements without a name are planned each time anyway, and a pooler would give the setting to others.
+            if self._plan_each_time and self._server.names_statements:
+                await connection.execute("SET plan_cache_mode = force_custom_plan")
             self.opened += 1
         return connection
 

@@ -1,7 +1,12 @@
-"""Who owns which partition: lease rows with fencing tokens, judged by the database's clock.
+"""Who owns which partition: lease rows with fencing tokens, held for as long as their owner lives.
 
 Lease rows rather than advisory locks, since session locks do not survive PgBouncer's transaction pooling and a lock
 says nothing about a holder that is alive but stuck (docs/adr/0004).
+
+Each relay that lives has exactly one row, in every snapshot: a heartbeat puts a new one in the place of the old in one
+statement. A relay whose time is over is dead when somebody has deleted its row, and not before: who deletes it and who
+moves it wait for each other there. Only then its leases may be taken. One that comes back later finds no row, and
+gives up all it believed to hold without looking, since others may be taking it at this moment (docs/adr/0021).
 
 Each method is one statement, which commits by itself. A transaction of several that a half-open link leaves in the
 middle keeps its row locks for as long as the server believes in the link, and every other relay would wait for them.
@@ -9,11 +14,11 @@ middle keeps its row locks for as long as the server believes in the link, and e
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import qualified
-from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
+from sagapost.core.outbox_store import Claims, Heartbeat, LeaseToken, Partition, RelayId
 from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
 
 __all__ = ["PostgreSQLLeases"]
@@ -37,45 +42,19 @@ class PostgreSQLLeases:
             WHERE (SELECT count(*) FROM {leases}) < $1::int
             ON CONFLICT DO NOTHING RETURNING partition"""
         self._partitions: int | None = None
-        # Relays that stopped without a word are cleared by the living; a relay that comes back announces itself. One
-        # that another is clearing, or is stuck in clearing, is left to it.
-        self._heartbeat = f"""
-            WITH silent AS (
-                SELECT relay FROM {relays} WHERE relay <> $1 AND expires_at < clock_timestamp()
-                FOR UPDATE SKIP LOCKED
-            ), cleared AS (
-                DELETE FROM {relays} r USING silent WHERE r.relay = silent.relay
-            ), me AS (
-                INSERT INTO {relays} (relay, expires_at) VALUES ($1, clock_timestamp() + $2::interval)
-                ON CONFLICT (relay) DO UPDATE SET expires_at = EXCLUDED.expires_at
-                RETURNING relay
-            )
-            SELECT 1 + (SELECT count(*) FROM {relays} WHERE relay <> $1 AND expires_at >= clock_timestamp())
-            FROM me"""
-        # SKIP LOCKED: two relays that claim at once share what is free instead of queueing for the same rows.
-        self._claim = f"""
-            WITH free AS (
-                SELECT partition FROM {leases}
-                WHERE owner IS NULL OR expires_at < clock_timestamp()
-                ORDER BY partition LIMIT $2::int FOR UPDATE SKIP LOCKED
-            )
-            UPDATE {leases} l
-            SET owner = $1, token = l.token + 1, expires_at = clock_timestamp() + $3::interval
-            FROM free WHERE l.partition = free.partition
-            RETURNING l.partition, l.token"""
-        # A lease that ran out but was taken by nobody still carries our token: it is renewed, not lost.
-        self._renew = f"""
-            UPDATE {leases} l SET expires_at = clock_timestamp() + $4::interval
-            FROM unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
-            WHERE l.partition = claim.partition AND l.token = claim.token AND l.owner = $1
-            RETURNING l.partition"""
+        self._heartbeat = _heartbeat(leases, relays)
+        self._claim = _claim(leases, relays)
         self._release = f"""
-            UPDATE {leases} l SET owner = NULL, expires_at = NULL
+            UPDATE {leases} l SET owner = NULL
             FROM unnest($2::smallint[], $3::bigint[]) AS claim(partition, token)
             WHERE l.partition = claim.partition AND l.token = claim.token AND l.owner = $1"""
         self._retire = f"""
-            WITH given_back AS (UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = $1)
-            DELETE FROM {relays} WHERE relay = $1"""
+            WITH given_back AS (UPDATE {leases} SET owner = NULL WHERE owner = $1)
+            DELETE FROM {relays} WHERE relay = $1 AND expires_at >= coalesce($2::timestamptz, '-infinity')"""
+        self._last: dict[RelayId, datetime] = {}
+        """When a relay's time is over by its last heartbeat."""
+        self._buried_until: datetime | None = None
+        """Relays whose time was over then were looked through."""
 
     async def partition_count(self) -> int:
         """See `OutboxLeases.partition_count`."""
@@ -85,22 +64,22 @@ class PostgreSQLLeases:
             self._partitions = int(row[0]) if row is not None else 0
         return self._partitions
 
-    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
+    async def heartbeat(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> Heartbeat:
         """See `OutboxLeases.heartbeat`."""
-        alive = await self._link.fetch(self._heartbeat, relay, ttl)
-        return int(alive[0][0])
+        last, looked = self._last.get(relay), self._buried_until
+        rows = await self._link.fetch(self._heartbeat, relay, ttl, last, looked, list(claims), list(claims.values()))
+        self._last[relay], self._buried_until, alive, held = rows[0]
+        return Heartbeat(int(alive), frozenset(map(Partition, held or ())))
 
-    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+    async def claim(self, relay: RelayId, *, want: int) -> Claims:
         """See `OutboxLeases.claim`."""
-        rows = list(await self._link.fetch(self._claim, relay, want, ttl))
+        rows = list(await self._link.fetch(self._claim, relay, want))
         if len(rows) < want and self._partitions and await self._link.fetch(self._remake, self._partitions):
-            rows += await self._link.fetch(self._claim, relay, want - len(rows), ttl)
+            rows += await self._link.fetch(self._claim, relay, want - len(rows))
+        if len(rows) < want:
+            # Somebody who is dead may have been passed over: its row was locked, or came late.
+            self._buried_until = None
         return {Partition(row[0]): LeaseToken(row[1]) for row in rows}
-
-    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        """See `OutboxLeases.renew`."""
-        rows = await self._link.fetch(self._renew, relay, list(claims), list(claims.values()), ttl)
-        return frozenset(Partition(row[0]) for row in rows)
 
     async def release(self, relay: RelayId, claims: Claims) -> None:
         """See `OutboxLeases.release`."""
@@ -108,4 +87,59 @@ class PostgreSQLLeases:
 
     async def retire(self, relay: RelayId) -> None:
         """See `OutboxLeases.retire`."""
-        await self._link.fetch(self._retire, relay)
+        await self._link.fetch(self._retire, relay, self._last.pop(relay, None))
+
+
+def _heartbeat(leases: str, relays: str) -> str:
+    """Return the statement of a heartbeat: of $1, who lives for $2 from now on.
+
+    What it reads of the relays is bounded by times: since $3, when its own time was over by its last heartbeat (the
+    outcome of one may be unknown, so the row may be a later one), and since $4, when it last looked for the dead. Now
+    is when the statement began, since only a time that does not change meanwhile can be looked up in an index.
+    A dead relay whose row another is deleting, or is stuck in deleting, is left to it.
+    """
+    return f"""
+        WITH alive AS (
+            DELETE FROM {relays} WHERE relay = $1 AND expires_at >= coalesce($3::timestamptz, '-infinity')
+            RETURNING 1
+        ), me AS (
+            INSERT INTO {relays} (relay, expires_at) VALUES ($1, statement_timestamp() + $2::interval)
+            RETURNING expires_at
+        ), silent AS (
+            SELECT expires_at, relay FROM {relays}
+            WHERE expires_at >= coalesce($4::timestamptz, '-infinity') AND expires_at < statement_timestamp()
+              AND relay <> $1
+            FOR UPDATE SKIP LOCKED
+        ), buried AS (
+            DELETE FROM {relays} r USING silent WHERE r.expires_at = silent.expires_at AND r.relay = silent.relay
+        ), given_up AS (
+            UPDATE {leases} SET owner = NULL WHERE owner = $1 AND NOT EXISTS (SELECT FROM alive)
+        )
+        SELECT me.expires_at, statement_timestamp(),
+               1 + (SELECT count(DISTINCT relay) FROM {relays}
+                    WHERE expires_at >= statement_timestamp() AND relay <> $1),
+               (SELECT array_agg(l.partition)
+                FROM {leases} l JOIN unnest($5::smallint[], $6::bigint[]) AS claim(partition, token)
+                  ON l.partition = claim.partition AND l.token = claim.token
+                WHERE l.owner = $1 AND EXISTS (SELECT FROM alive))
+        FROM me"""
+
+
+def _claim(leases: str, relays: str) -> str:
+    """Return the statement that takes up to $2 leases for $1.
+
+    Whether an owner is dead is judged by one snapshot, and the lease may change hands before it is locked: its token
+    must still be the one that was judged. SKIP LOCKED: two relays that claim at once share what is free instead of
+    queueing for the same rows.
+    """
+    return f"""
+        WITH free AS MATERIALIZED (
+            SELECT partition, token FROM {leases} l
+            WHERE owner IS NULL OR NOT EXISTS (SELECT FROM {relays} r WHERE r.relay = l.owner)
+        ), taken AS (
+            SELECT l.partition FROM {leases} l JOIN free ON l.partition = free.partition AND l.token = free.token
+            ORDER BY l.partition LIMIT $2::int FOR UPDATE OF l SKIP LOCKED
+        )
+        UPDATE {leases} l SET owner = $1, token = l.token + 1
+        FROM taken WHERE l.partition = taken.partition
+        RETURNING l.partition, l.token"""

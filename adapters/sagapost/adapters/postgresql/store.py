@@ -17,7 +17,7 @@ from sagapost.adapters.postgresql.leases import PostgreSQLLeases
 from sagapost.adapters.postgresql.schedule import PostgreSQLSchedule
 from sagapost.adapters.postgresql.server import Server
 from sagapost.adapters.postgresql.settle import PostgreSQLSettlement
-from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper, RelayId
+from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper
 from sagapost.core.schema import check_schema
 from sagapost.outbox.tables import OutboxTables
 
@@ -50,7 +50,7 @@ class PostgreSQLOutboxStore:
         self._call_timeout = call_timeout
         self._statements = FetchStatements(self._tables.outbox, self._tables.dead)
         self._settle_link = self._link("settle")
-        self._control_link = self._link("control")
+        self._control_link = PostgreSQLLink(self._server, purpose="control", timeout=call_timeout, plan_each_time=True)
         self.leases = PostgreSQLLeases(self._control_link, self._tables)
         self.settlement = PostgreSQLSettlement(self._settle_link, self._tables, self.leases)
         self.schedule = PostgreSQLSchedule(self._control_link, self._tables)
@@ -111,15 +111,15 @@ class PostgreSQLOutboxStore:
         finally:
             await link.aclose()
 
-    def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:
+    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
         """See `OutboxStore.doorbell`."""
-        return self._open_doorbell(relay)
+        return self._open_doorbell()
 
     @asynccontextmanager
-    async def _open_doorbell(self, relay: RelayId) -> AsyncGenerator[Doorbell, None]:
+    async def _open_doorbell(self) -> AsyncGenerator[Doorbell, None]:
         link = self._link("doorbell", self._direct)
         try:
-            yield PostgreSQLDoorbell(link, self._tables, relay)
+            yield PostgreSQLDoorbell(link, self._tables)
         finally:
             await link.aclose()
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import LATER, NOW, json_array, modifier, quoted
-from sagapost.core.outbox_store import Claims, LeaseToken, Partition, RelayId
+from sagapost.core.outbox_store import Claims, Heartbeat, LeaseToken, Partition, RelayId
 from sagapost.outbox.tables import DEFAULT_PARTITIONS, OutboxTables
 
 __all__ = ["SQLiteLeases"]
@@ -32,23 +32,21 @@ class SQLiteLeases:
             INSERT OR IGNORE INTO {leases} (partition, token)
             SELECT value, CAST(strftime('%s', 'now') AS INTEGER) * 1000 FROM json_each(?)"""
         self._partitions = 0
-        self._clear = f"DELETE FROM {relays} WHERE expires_at < {NOW}"
-        self._heartbeat = f"""
-            INSERT INTO {relays} (relay, expires_at) VALUES (?, {LATER})
-            ON CONFLICT (relay) DO UPDATE SET expires_at = excluded.expires_at"""
-        self._other = f"SELECT 1 FROM {leases} WHERE owner <> ? AND expires_at >= {NOW} LIMIT 1"
+        self._clear = f"DELETE FROM {relays} WHERE relay = ? OR expires_at < {NOW}"
+        self._heartbeat = f"INSERT INTO {relays} (relay, expires_at) VALUES (?, {LATER})"
+        living = f"SELECT relay FROM {relays} WHERE expires_at >= {NOW}"
+        self._other = f"SELECT 1 FROM {leases} WHERE owner <> ? AND owner IN ({living}) LIMIT 1"
         self._claim = f"""
-            UPDATE {leases} SET owner = ?, token = token + 1, expires_at = {LATER}
+            UPDATE {leases} SET owner = ?, token = token + 1
             WHERE partition IN (
-                SELECT partition FROM {leases} WHERE owner IS NULL OR expires_at < {NOW} ORDER BY partition LIMIT ?
+                SELECT partition FROM {leases} WHERE owner IS NULL OR owner NOT IN ({living})
+                ORDER BY partition LIMIT ?
             )
             RETURNING partition, token"""
-        # A lease that ran out but was taken by nobody still carries our token: it is renewed, not lost.
-        self._renew = f"UPDATE {leases} SET expires_at = {LATER} WHERE partition = ? AND token = ? AND owner = ?"
-        self._release = f"""
-            UPDATE {leases} SET owner = NULL, expires_at = NULL
-            WHERE partition = ? AND token = ? AND owner = ?"""
-        self._release_all = f"UPDATE {leases} SET owner = NULL, expires_at = NULL WHERE owner = ?"
+        # A lease that ran out but was taken by nobody still carries our token: it holds on.
+        self._held = f"SELECT partition, token FROM {leases} WHERE owner = ?"
+        self._release = f"UPDATE {leases} SET owner = NULL WHERE partition = ? AND token = ? AND owner = ?"
+        self._release_all = f"UPDATE {leases} SET owner = NULL WHERE owner = ?"
         self._forget = f"DELETE FROM {relays} WHERE relay = ?"
 
     async def partition_count(self) -> int:
@@ -67,40 +65,29 @@ class SQLiteLeases:
             self._partitions = await self._link.read(count) or await self._link.write(seed)
         return self._partitions
 
-    async def heartbeat(self, relay: RelayId, *, ttl: timedelta) -> int:
-        """See `OutboxLeases.heartbeat`; always 1, since the partitions are not shared with those that stand by."""
+    async def heartbeat(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> Heartbeat:
+        """See `OutboxLeases.heartbeat`; one is alive, since the partitions are not shared with those that stand by."""
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(self._clear)
+        def work(connection: sqlite3.Connection) -> frozenset[Partition]:
+            connection.execute(self._clear, (relay.hex,))
             connection.execute(self._heartbeat, (relay.hex, modifier(ttl)))
+            held = dict(connection.execute(self._held, (relay.hex,)).fetchall())
+            return frozenset(partition for partition, token in claims.items() if held.get(partition) == token)
 
-        await self._link.write(work)
-        return 1
+        return Heartbeat(1, await self._link.write(work))
 
-    async def claim(self, relay: RelayId, *, want: int, ttl: timedelta) -> Claims:
+    async def claim(self, relay: RelayId, *, want: int) -> Claims:
         """See `OutboxLeases.claim`; nothing while another relay holds any partition."""
 
         def work(connection: sqlite3.Connection) -> Claims:
             if connection.execute(self._other, (relay.hex,)).fetchone() is not None:
                 return {}
-            rows = connection.execute(self._claim, (relay.hex, modifier(ttl), want)).fetchall()
+            rows = connection.execute(self._claim, (relay.hex, want)).fetchall()
             if len(rows) < want:
                 every = json_array(range(self._partitions))
                 if connection.execute(self._remake, (every,)).rowcount > 0:
-                    rows += connection.execute(self._claim, (relay.hex, modifier(ttl), want - len(rows))).fetchall()
+                    rows += connection.execute(self._claim, (relay.hex, want - len(rows))).fetchall()
             return {Partition(partition): LeaseToken(token) for partition, token in rows}
-
-        return await self._link.write(work)
-
-    async def renew(self, relay: RelayId, claims: Claims, *, ttl: timedelta) -> frozenset[Partition]:
-        """See `OutboxLeases.renew`."""
-
-        def work(connection: sqlite3.Connection) -> frozenset[Partition]:
-            return frozenset(
-                partition
-                for partition, token in claims.items()
-                if connection.execute(self._renew, (modifier(ttl), partition, token, relay.hex)).rowcount == 1
-            )
 
         return await self._link.write(work)
 

@@ -20,7 +20,7 @@ from sagapost.adapters.sqlite.leases import SQLiteLeases
 from sagapost.adapters.sqlite.schedule import SQLiteSchedule
 from sagapost.adapters.sqlite.settle import SQLiteSettlement
 from sagapost.core.errors import SchemaError
-from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper, RelayId
+from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper
 from sagapost.core.schema import check_schema
 from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
 
@@ -119,7 +119,7 @@ class SQLiteOutboxStore:
         finally:
             await link.aclose()
 
-    def doorbell(self, relay: RelayId) -> AbstractAsyncContextManager[Doorbell]:  # noqa: ARG002 - the port names it
+    def doorbell(self) -> AbstractAsyncContextManager[Doorbell]:
         """See `OutboxStore.doorbell`."""
         return self._open_doorbell()
 

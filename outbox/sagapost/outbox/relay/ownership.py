@@ -113,13 +113,11 @@ class Ownership:
         """One heartbeat; return whether the share is as it should be."""
         started = self._clock.monotonic()
         partitions = await self._leases.partition_count()
-        alive = await self._leases.heartbeat(self._relay, ttl=self._ttl)
-        if self._claims:
-            held = await self._leases.renew(self._relay, dict(self._claims), ttl=self._ttl)
-            self.lose(frozenset(self._claims) - held, "another relay took over after the lease ran out")
+        beat = await self._leases.heartbeat(self._relay, dict(self._claims), ttl=self._ttl)
+        self.lose(frozenset(self._claims) - beat.held, "the lease ran out, and another relay may take over")
         self._proven_until = started + self._ttl.total_seconds() * (1 - _MARGIN)
         self._renewed.set()
-        share = -(-partitions // alive)
+        share = -(-partitions // beat.alive)
         await self._hand_over(share)
         return await self._take(share)
 
@@ -146,7 +144,7 @@ class Ownership:
         """Claim free partitions up to the fair share."""
         missing = share - len(self._claims)
         if missing > 0:
-            gained = await self._leases.claim(self._relay, want=missing, ttl=self._ttl)
+            gained = await self._leases.claim(self._relay, want=missing)
             if gained:
                 self._claims.update(gained)
                 self.generation += 1

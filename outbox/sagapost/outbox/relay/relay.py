@@ -193,7 +193,7 @@ class Relay:
         failure: list[Exception] = []
         async with AsyncExitStack() as stack:
             reader = await stack.enter_async_context(self._store.reader())
-            doorbell = await stack.enter_async_context(self._store.doorbell(self.id))
+            doorbell = await stack.enter_async_context(self._store.doorbell())
             sweeper = await stack.enter_async_context(self._store.sweeper())
             sender: SendStage | None = None
             try:
