@@ -415,7 +415,7 @@ def test_tables_install_and_pass_the_check(prefix: str) -> None:
         assert install_schema(connection, tables.versions, [tables.part]) == []
         check_schema(connection, tables.versions, tables.part, where="here")
         names = set(inspect(connection).get_table_names())
-    assert {f"{prefix}inbox_{name}" for name in ("seen", "parked", "attempts", "consumers", "audit")} < names
+    assert {f"{prefix}inbox_{name}" for name in ("seen", "parked", "attempts", "consumers", "types")} < names
     engine.dispose()
 
 

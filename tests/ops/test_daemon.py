@@ -333,6 +333,9 @@ def test_every_code_is_documented_and_distinct() -> None:
         "SCHEMA": 4,
         "UNAVAILABLE": 5,
         "DRAIN_EXCEEDED": 6,
+        "NOT_FOUND": 7,
+        "CONFLICT": 8,
+        "UNWELL": 9,
         "INTERRUPTED": 130,
         "TERMINATED": 143,
     }

@@ -43,18 +43,18 @@ class OpenTelemetryMetrics:
         self._buried = meter.create_counter("sagapost.relay.dead", "{event}", "Events that became dead letters")
         self._missed = meter.create_counter("sagapost.relay.missed", "{event}", "Found by a sweep only")
         self._overtaken = meter.create_counter("sagapost.relay.overtaken", "{event}", "Confirmed out of order")
-        self._partitions = meter.create_gauge("sagapost.relay.partitions", "{partition}", "Owned now")
-        self._paused = meter.create_gauge("sagapost.relay.paused", "1", "1 while nothing new is published, by cause")
+        self._partitions = _Gauge(meter, "sagapost.relay.partitions", "{partition}", "Owned now")
+        self._paused = _Gauge(meter, "sagapost.relay.paused", "1", "1 while nothing new is published, by cause")
         self._lost = meter.create_counter("sagapost.connections.lost", "{connection}", "Failed or ended, by server")
         self._handled = meter.create_counter("sagapost.inbox.handled", "{event}", "Handled and committed")
         self._duplicates = meter.create_counter("sagapost.inbox.duplicates", "{event}", "Known already")
         self._failed = meter.create_counter("sagapost.inbox.failures", "{event}", "Tries that failed")
         self._parked = meter.create_counter("sagapost.inbox.parked", "{event}", "Parked, by state and reason")
-        self._pending = meter.create_gauge("sagapost.outbox.pending", "{event}", "Committed and not yet published")
-        self._age = meter.create_gauge("sagapost.outbox.age", "s", "Age of the oldest event not yet published")
-        self._held = meter.create_gauge("sagapost.outbox.held", "{event}", "Refused, tried again")
-        self._dead = meter.create_gauge("sagapost.outbox.dead", "{event}", "Dead letters")
-        self._scheduled = meter.create_gauge("sagapost.outbox.scheduled", "{event}", "Not due yet")
+        self._pending = _Gauge(meter, "sagapost.outbox.pending", "{event}", "Committed and not yet published")
+        self._age = _Gauge(meter, "sagapost.outbox.age", "s", "Age of the oldest event not yet published")
+        self._held = _Gauge(meter, "sagapost.outbox.held", "{event}", "Refused, tried again")
+        self._dead = _Gauge(meter, "sagapost.outbox.dead", "{event}", "Dead letters")
+        self._scheduled = _Gauge(meter, "sagapost.outbox.scheduled", "{event}", "Not due yet")
 
     def notify(self, event: Observation, /) -> None:
         """Count it."""
@@ -122,3 +122,23 @@ class OpenTelemetryMetrics:
             self._handled.add(count, {**consumer, "cloudevents.event_type": type_})
         self._process.record(seconds, {**consumer, "messaging.operation.name": "process"})
         self._lag.record(max(lag, 0.0), consumer)
+
+
+class _Gauge:
+    """A figure that keeps its value until it gets another, and is given at every collection.
+
+    `create_gauge` will not do: in the SDKs before 1.45 it is given at the first collection after it was set, and is
+    missing from all that follow.
+    """
+
+    def __init__(self, meter: metrics.Meter, name: str, unit: str, description: str) -> None:
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+        meter.create_observable_gauge(name, [self._observe], unit, description)
+
+    def set(self, value: float, attributes: Mapping[str, str] | None = None) -> None:
+        """Take in the value for these attributes."""
+        self._values[tuple(sorted((attributes or {}).items()))] = value
+
+    def _observe(self, _options: metrics.CallbackOptions) -> list[metrics.Observation]:
+        # In the exporter's thread: one look at all of them.
+        return [metrics.Observation(value, dict(attributes)) for attributes, value in list(self._values.items())]
