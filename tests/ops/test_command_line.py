@@ -166,6 +166,8 @@ ARGUMENTS = {
     "parked redrive": ["warehouse", "--reason", "x", "--all"],
     "parked discard": ["warehouse", "--reason", "x", "--all"],
     "parked edit": ["warehouse", "1", "--reason", "x", "--set", "a=b"],
+    "events show": ["1"],
+    "events trace": ["1"],
     "dead show": ["7"],
     "dead redrive": ["--reason", "x", "--all"],
     "dead discard": ["--reason", "x", "--all"],

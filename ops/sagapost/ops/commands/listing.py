@@ -19,6 +19,15 @@ COMMANDS = (
     Late("status", "status:status", "Show whether relays live, what waits and what is held"),
     Late("config", "config:config", "Show the settings in force and their sources"),
     Group(
+        "events",
+        "Events: list those in the outbox, follow one from its row to the saga",
+        (
+            Late("list", "events:list_", "Show the events in the outbox"),
+            Late("show", "events:show", "Show one event that the outbox keeps"),
+            Late("trace", "events:trace", "Follow one event, or one ordering key"),
+        ),
+    ),
+    Group(
         "dead",
         "Events the relay gave up on: list them, redrive them in order, discard them",
         (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sagapost.ops.tables import Tables
     from sagapost.sagas.counts import SagaCounts, TrackerCounts
 
-__all__ = ["BrokerSeen", "Seen", "look"]
+__all__ = ["BrokerSeen", "Seen", "ask_broker", "installed", "look"]
 
 _PATIENCE: Final = 4.0
 """Seconds for the broker's answers: whoever asks wants to know now, and no answer is one."""
@@ -86,14 +86,14 @@ async def look(loaded: LoadedSettings, *, examples: int) -> Seen:
     tables = tables_of(loaded.settings, with_tracker=True)
     async with database.connect(loaded) as connection:
         there = [
-            part.name for part in tables.parts if await connection.run_sync(_installed, loaded, tables.versions, part)
+            part.name for part in tables.parts if await connection.run_sync(installed, loaded, tables.versions, part)
         ]
         seen = await connection.run_sync(_read, tables, there, examples, backlog, loaded.settings.relay.lease_ttl)
-    broker = await _ask(loaded, sorted(seen.inboxes))
+    broker = await ask_broker(loaded, sorted(seen.inboxes))
     return Seen(seen.backlog, seen.outbox, seen.lease, broker, seen.inboxes, seen.sagas, seen.tracker)
 
 
-def _installed(connection: Connection, loaded: LoadedSettings, versions: Table, part: SchemaPart) -> bool:
+def installed(connection: Connection, loaded: LoadedSettings, versions: Table, part: SchemaPart) -> bool:
     """Return whether the tables are there: a service that only publishes has no inbox and no sagas."""
     from sagapost.core.schema import check_schema
 
@@ -132,7 +132,8 @@ def _read(
     )
 
 
-async def _ask(loaded: LoadedSettings, queues: Sequence[str]) -> BrokerSeen | None:
+async def ask_broker(loaded: LoadedSettings, queues: Sequence[str]) -> BrokerSeen | None:
+    """Ask the broker for these queues; None: there is no broker that could be asked from here."""
     if loaded.settings.connections.broker_url is None:
         return None
     try:
