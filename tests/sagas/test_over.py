@@ -17,6 +17,7 @@ from sagapost.inbox import BusinessFailure, Context, Inbox, Reject, RetryPolicy
 from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
 from sagapost.sagas import CompensationContext, Compensator, Deadline, Sagas, StepContext
+from sagapost.sagas.events import RollbackRequested
 from sagapost.sagas.testing import Rehearsal
 from tests.sagas.recovery import SAGA, OrderPacked, OrderShipped, ShippingFailed, Warehouse, an_event, made
 
@@ -146,6 +147,41 @@ async def test_pitfall_37_a_rollback_takes_the_deadlines_of_its_saga_back(servic
     assert sorted((row.correlationid, row.name) for row in scheduled) == sorted(
         [(SAGA, "no deadline"), ("other", "no deadline"), ("other", "warehouse: pickup")]
     )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def ordered_service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Warehouse, None]:
+    """A service whose inbox is ordered, on each database."""
+    async with made(request, tmp_path, ordered=True) as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    "asked", [RollbackRequested("it takes too long", "kim"), ShippingFailed("1")], ids=["operator", "event"]
+)
+async def test_pitfall_37_a_rollback_never_waits_behind_the_step_it_is_about(
+    ordered_service: Warehouse, asked: object
+) -> None:
+    """In an ordered inbox, under the key of a step that is dead; what else has the key waits as before."""
+    service = ordered_service
+
+    @service.inbox.on(OrderPacked)
+    async def pack(_packed: OrderPacked, _ctx: StepContext) -> None:
+        raise RuntimeError("the machine is broken")
+
+    @service.inbox.on(OrderShipped)
+    async def ship(_shipped: OrderShipped, _ctx: StepContext) -> None: ...
+
+    service.sagas.rolls_back_on(service.inbox, ShippingFailed)
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1"), key=SAGA))
+        await seen.until(obs.Parked)
+        await service.send(an_event(OrderShipped("1"), key=SAGA), an_event(asked, key=SAGA))
+        await seen.until(obs.Handled)
+        await seen.until(obs.Parked, 2)
+    parked = [(row.type, row.state) for row in await service.rows(service.tables.parked)]
+    assert parked == [("warehouse.order-packed.v1", "dead"), ("warehouse.order-shipped.v1", "behind")]
+    assert await service.saga_state() == "rolled_back"
 
 
 async def test_pitfall_37_deadlines_of_two_services_in_one_database_are_two(service: Warehouse) -> None:

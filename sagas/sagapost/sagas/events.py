@@ -1,4 +1,8 @@
-"""What the library itself says about sagas, for trackers; and what an operator may ask of services."""
+"""What the library itself says about sagas, for trackers; and what an operator may ask of services.
+
+What is asked has no ordering key, and is handled in a transaction of the library's own: neither a relay nor an ordered
+inbox lets it wait behind the very step that it is about.
+"""
 
 from __future__ import annotations
 

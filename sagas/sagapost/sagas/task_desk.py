@@ -243,7 +243,7 @@ class TaskDesk:
                     event_id = await _publish(session, sagas, row.saga, chosen, data)
                 else:
                     asked = RollbackRequested(reason=reason, by=by)
-                    event_id = (await sagas.outbox.publish(session, asked, key=row.saga)).id
+                    event_id = (await sagas.outbox.publish(session, asked)).id
                 return "the rollback of the saga has started", event_id
             case _:
                 return "nothing further", None

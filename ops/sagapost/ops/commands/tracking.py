@@ -217,7 +217,7 @@ def _request(
             if not dry_run:
                 async with engine.begin() as connection:
                     payload = ask(decision.reason, decision.actor)
-                    event = await outbox.publish(connection, payload, correlationid=name, key=name)
+                    event = await outbox.publish(connection, payload, correlationid=name)
                     about = {"subject": name, "correlationid": name, "event_id": event.id, "type": event.type}
                     await connection.execute(tables.audit.record(decision, "saga", action), [about])
             return name

@@ -239,7 +239,7 @@ class Watch:
             connection,
             published.data,
             correlationid=saga,
-            key=saga,
+            key=saga if published.ordered else None,
             type=published.type,
             datacontenttype=published.media_type,
         )
@@ -273,6 +273,8 @@ class _Published:
     type: str
     data: bytes
     media_type: str
+    ordered: bool
+    """Whether it has the saga's id as its ordering key. What services are asked for waits behind nothing."""
 
 
 def _encoded(rule: Rule, *, by: str) -> _Published | None:
@@ -296,4 +298,4 @@ def _encoded(rule: Rule, *, by: str) -> _Published | None:
         data, media_type = encode_data(payload, event_type=type_)
     except Exception as error:
         raise ConfigurationError(f"The rule {rule.name!r} emits what cannot be published: {error}") from error
-    return _Published(type_, data, media_type)
+    return _Published(type_, data, media_type, ordered=isinstance(rule.action, PublishEvent))
