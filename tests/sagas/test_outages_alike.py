@@ -19,7 +19,7 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core import event
 from sagapost.core.backoff import Backoff
-from sagapost.core.life import Runnable
+from sagapost.core.life import Runnable, ServerLost
 from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, InboxTables
@@ -66,7 +66,7 @@ class _Observer:
 
     def notify(self, observation: Observation, /) -> None:
         """See `Observer`."""
-        if type(observation).__name__ in {"LedgerUnavailable", "TrackerUnavailable", "ServerLost"}:
+        if isinstance(observation, ServerLost):
             self.watch.lost.add(self.part)
             self.watch.changed.set()
 

@@ -21,7 +21,8 @@ from sagapost.core.backoff import Backoff, wait_for_another_version
 from sagapost.core.context import SagaContext, bind
 from sagapost.core.databases import aware
 from sagapost.core.errors import ConfigurationError, HandlerError, StoreUnavailableError
-from sagapost.core.observer import Observer, Observers
+from sagapost.core.life import Runtime, Signal
+from sagapost.core.observer import Observer
 from sagapost.inbox.declared.outcomes import NotKnown
 from sagapost.inbox.handling.faults import clean, kind_of, text_of
 from sagapost.inbox.handling.guarded import Guard, GuardedTransaction, GuardError, LateError, Progress
@@ -104,23 +105,23 @@ class Compensator:
     ) -> None:
         self._sagas = sagas
         self._settings = settings if settings is not None else CompensatorSettings()
-        self._observer: Observer = Observers(() if observer is None else (observer,))
+        self._runtime = Runtime(f"compensator {sagas.service}", observer=observer, backoff=self._settings.reconnect)
+        self._observer = self._runtime.observer
         self._database = Database(engine, concurrency=1, timeout=self._settings.database_timeout)
         self._sessions = HandlerSessions(None, sagas.outbox)
         self._guard = Guard(
             self._database, self._settings.timeout.total_seconds(), setting="CompensatorSettings.timeout"
         )
-        self._stopping = anyio.Event()
         self._looking = False
         """One worker at a time looks for what is due."""
-        self._more = anyio.Event()
+        self._more = Signal()
+        """Something was claimed: more may be due."""
         self._taken: set[str] = set()
         """Sagas in flight here, until what came of them is recorded. A function that commits gives its lock away."""
 
     def stop(self) -> None:
         """Let `run` return after the compensations in flight."""
-        self._stopping.set()
-        self._more.set()
+        self._runtime.stop.set()
 
     async def run(self) -> None:
         """Undo what is due until `stop` is called or the task is cancelled. Database outages are waited out."""
@@ -157,23 +158,18 @@ class Compensator:
 
     async def _work(self) -> None:
         link = Link(self._database)
-        attempt = 0
+
+        async def take_turn() -> timedelta | None:
+            worked = False
+            try:
+                worked = await self._look(link)
+            finally:
+                if not worked:
+                    await link.give_back()
+            return timedelta(0) if worked else None
+
         try:
-            while not self._stopping.is_set():
-                pause = self._settings.poll_interval.total_seconds()
-                try:
-                    worked = await self._look(link)
-                    attempt = 0
-                    if worked:
-                        continue
-                except StoreUnavailableError as error:
-                    attempt += 1
-                    pause = self._settings.reconnect.seconds(attempt)
-                    lost = obs.LedgerUnavailable(self._sagas.service, str(error), attempt, pause)
-                    self._observer.notify(lost)
-                await link.give_back()
-                with anyio.move_on_after(pause):
-                    await self._more.wait()
+            await self._runtime.every(self._settings.poll_interval, take_turn, wake=self._more)
         finally:
             await link.give_back()
 
@@ -188,8 +184,6 @@ class Compensator:
             nonlocal claimed
             claimed, self._looking = True, False
             self._more.set()
-            if not self._stopping.is_set():
-                self._more = anyio.Event()
 
         try:
             return await self._take_turn(link, let_others_look)

@@ -1,4 +1,4 @@
-"""What a compensator tells its observers."""
+"""What a compensator tells its observers, besides `sagapost.core.life.ServerLost` and `ServerReady`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ __all__ = [
     "CompensationNotKnown",
     "CompensationUnderWay",
     "InFlightNotKnown",
-    "LedgerUnavailable",
     "SagaObservation",
     "SagaRolledBack",
 ]
@@ -93,12 +92,3 @@ class SagaRolledBack(SagaObservation):
     """Everything this service did for the saga is undone."""
 
     saga: str
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerUnavailable(SagaObservation):
-    """The database cannot be reached; tried again after `retry_in` seconds."""
-
-    reason: str
-    attempt: int
-    retry_in: float

@@ -35,8 +35,5 @@ def _saga_line(event: sagas.SagaObservation) -> Line | None:
         case sagas.SagaStuck(saga=saga, compensation=name, attempts=attempts, error=error):
             text = f"the saga is stuck at {name} after {attempts} attempts: {error}; an operator decides"
             return Line(ERROR, text, extra | {"correlationid": saga, "compensation": name})
-        case sagas.LedgerUnavailable(reason=reason, attempt=attempt, retry_in=retry_in):
-            text = f"the database cannot be reached ({reason}). Attempt {attempt}; next in {retry_in:.1f} s."
-            return Line(WARNING, text, extra)
         case _:
             return None

@@ -46,8 +46,6 @@ def _tracker_line(event: tracker.TrackerObservation) -> Line | None:
             return Line(ERROR, text, {"correlationid": saga, "rule": rule}, READABLE)
         case tracker.RuleFailed(rule=rule, error=error):
             return Line(ERROR, f"the rule {rule!r} could not be applied: {error}", {"rule": rule}, READABLE)
-        case tracker.TrackerUnavailable(reason=reason, attempt=attempt, retry_in=wait):
-            return Line(WARNING, f"tracker: {reason}; again in {wait:.1f} s", {"attempt": attempt}, READABLE)
         case tracker.TrackerPruned(sagas=forgotten):
             return Line(INFO, f"{forgotten} sagas forgotten that ended long ago")
         case tracker.ActionTaken(saga=saga, rule=rule, reason=reason):

@@ -11,6 +11,7 @@ import anyio
 from sagapost.core.broker import BrokerCapabilities, Delivery, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.life import Signal
 
 __all__ = ["Handed", "Post"]
 
@@ -45,7 +46,7 @@ class _Line:
     def __init__(self) -> None:
         self._next: Handed | None = None
         self._stopped = False
-        self._wake = anyio.Event()
+        self._wake = Signal()
 
     def hand_over(self, handed: Handed) -> None:
         self._next = handed
@@ -58,7 +59,6 @@ class _Line:
         while self._next is None:
             if self._stopped:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
             await self._wake.wait()
         handed, self._next = self._next, None
         return handed

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import anyio
 from sqlalchemy import ColumnElement, MetaData, Row, Select, Table, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker
 from sagapost.core.envelope import ATTRIBUTES, Event
+from sagapost.core.life import Signal
 from sagapost.core.observer import Observation
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Consumer, ConsumerSettings, Inbox, RetryPolicy
@@ -69,7 +69,7 @@ class RehearsedService:
             else None
         )
         self._consumer: Consumer | None = None
-        self._moved = anyio.Event()
+        self._moved = Signal()
 
     async def install(self, metadata: MetaData | None) -> None:
         """Create all tables."""
@@ -160,9 +160,7 @@ class RehearsedService:
         worked = False
         while (await self._rows(due))[0][0]:
             worked = True
-            self._moved = anyio.Event()
-            with anyio.move_on_after(0.05):
-                await self._moved.wait()
+            await self._moved.wait(0.05)
         return worked
 
     async def next_due(self) -> datetime | None:

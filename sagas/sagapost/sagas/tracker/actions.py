@@ -8,16 +8,16 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias, assert_never, cast
 
-import anyio
 from sqlalchemy import Connection, CursorResult, literal, select, update
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.codec import encode_data
 from sagapost.core.databases import kit_of
-from sagapost.core.errors import ConfigurationError, StoreUnavailableError
+from sagapost.core.errors import ConfigurationError
 from sagapost.core.ids import new_id
+from sagapost.core.life import Runtime
 from sagapost.core.naming import event_type_of
-from sagapost.core.observer import Observer, Observers
+from sagapost.core.observer import Observer
 from sagapost.outbox.outbox import Outbox
 from sagapost.sagas.events import RollbackRequested
 from sagapost.sagas.tracker import observations as obs
@@ -142,29 +142,21 @@ class Watch:
         self._settings = settings if settings is not None else WatchSettings()
         # Encoded here, where a mistake ends the start and not the watch: no code of the user runs after this.
         self._published = {rule.name: _encoded(rule, by=self._settings.by) for rule in self._rules}
-        self._observer: Observer = Observers([observer] if observer is not None else ())
+        self._runtime = Runtime("tracker rules", observer=observer, backoff=self._settings.reconnect)
+        self._observer = self._runtime.observer
         self._webhooks = Webhooks(tracker, observer=self._observer)
-        self._stop = anyio.Event()
 
     def stop(self) -> None:
         """Let `run` return after the action in flight."""
-        self._stop.set()
+        self._runtime.stop.set()
 
     async def run(self) -> None:
         """Apply the rules until `stop` is called or the task is cancelled. Outages are waited out."""
-        attempt = 0
-        while not self._stop.is_set():
-            pause = self._settings.interval.total_seconds()
-            try:
-                if await self.step():
-                    continue
-                attempt = 0
-            except StoreUnavailableError as error:
-                attempt += 1
-                pause = self._settings.reconnect.seconds(attempt)
-                self._observer.notify(obs.TrackerUnavailable(str(error), attempt, pause))
-            with anyio.move_on_after(pause):
-                await self._stop.wait()
+
+        async def take_turn() -> timedelta | None:
+            return timedelta(0) if await self.step() else None
+
+        await self._runtime.every(self._settings.interval, take_turn)
 
     async def step(self) -> int:
         """Apply every rule to a chunk of sagas and send the webhooks that are due; return how much was done."""

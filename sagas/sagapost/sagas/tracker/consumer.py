@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -12,8 +13,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from sagapost.core.backoff import Backoff
 from sagapost.core.broker import Broker, Delivery, Malformed, Queue, Subscription
 from sagapost.core.envelope import Event
-from sagapost.core.errors import BrokerUnavailableError, ConfigurationError, StoreUnavailableError
-from sagapost.core.observer import Observer, Observers
+from sagapost.core.errors import ConfigurationError
+from sagapost.core.life import Attempts, Runtime
+from sagapost.core.observer import Observer
 from sagapost.sagas.tracker import observations as obs
 from sagapost.sagas.tracker.lifecycle import clean
 from sagapost.sagas.tracker.tracker import Tracker
@@ -68,9 +70,8 @@ class TrackerConsumer:
         self._tracker = tracker
         self._broker = broker
         self._settings = settings if settings is not None else TrackerConsumerSettings()
-        self._observer: Observer = Observers([observer] if observer is not None else ())
-        self._stop = anyio.Event()
-        self._attempt = 0
+        self._runtime = Runtime("tracker", observer=observer, backoff=self._settings.reconnect)
+        self._observer = self._runtime.observer
 
     @property
     def queue(self) -> Queue:
@@ -79,7 +80,7 @@ class TrackerConsumer:
 
     def stop(self) -> None:
         """Receive nothing new, fold what has arrived, and let `run` return."""
-        self._stop.set()
+        self._runtime.stop.set()
 
     async def run(self) -> None:
         """Consume until `stop` is called or the task is cancelled. Outages are waited out.
@@ -87,45 +88,25 @@ class TrackerConsumer:
         :raises SchemaError: if the tables are missing or of another version.
         :raises BrokerRefusedError, TopologyConflictError: if the broker will have none of it.
         """
-        await self._until_available()
+        runtime = self._runtime
+        await runtime.until_available(self._tracker.check)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._prune)
-            while not self._stop.is_set():
-                try:
-                    async with self._broker.subscribe(self.queue, prefetch=self._settings.prefetch) as subscription:
-                        await self._consume(subscription)
-                except* (BrokerUnavailableError, StoreUnavailableError) as errors:
-                    await self._pause(errors.exceptions[0])
+            tasks.start_soon(runtime.every, self._settings.prune_interval, self._prune)
+            await runtime.keep(self._consume)
             tasks.cancel_scope.cancel()
-
-    async def _until_available(self) -> None:
-        while not self._stop.is_set():
-            try:
-                await self._tracker.check()
-            except StoreUnavailableError as error:
-                await self._pause(error)
-            else:
-                return
-
-    async def _pause(self, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        self._attempt += 1
-        delay = self._settings.reconnect.seconds(self._attempt)
-        self._observer.notify(obs.TrackerUnavailable(str(error), self._attempt, delay))
-        with anyio.move_on_after(delay):
-            await self._stop.wait()
 
     # --- one subscription ---
 
-    async def _consume(self, subscription: Subscription) -> None:
+    async def _consume(self, attempts: Attempts) -> None:
         send, receive = anyio.create_memory_object_stream[Delivery](self._settings.prefetch)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._receive, subscription, send)
-            tasks.start_soon(self._stop_on_demand, subscription)
-            async with receive:
-                await self._fold_all(subscription, receive)
-            tasks.cancel_scope.cancel()
+        async with self._broker.subscribe(self.queue, prefetch=self._settings.prefetch) as subscription:
+            attempts.connected()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._receive, subscription, send)
+                tasks.start_soon(self._stop_on_demand, subscription)
+                async with receive:
+                    await self._fold_all(subscription, receive, attempts)
+                tasks.cancel_scope.cancel()
 
     async def _receive(self, subscription: Subscription, send: MemoryObjectSendStream[Delivery]) -> None:
         async with send:
@@ -134,10 +115,12 @@ class TrackerConsumer:
 
     async def _stop_on_demand(self, subscription: Subscription) -> None:
         # The stream then ends by itself, after what was received.
-        await self._stop.wait()
+        await self._runtime.stop.wait()
         await subscription.stop()
 
-    async def _fold_all(self, subscription: Subscription, receive: MemoryObjectReceiveStream[Delivery]) -> None:
+    async def _fold_all(
+        self, subscription: Subscription, receive: MemoryObjectReceiveStream[Delivery], attempts: Attempts
+    ) -> None:
         async for first in receive:
             batch = [first]
             while len(batch) < self._settings.batch:
@@ -145,9 +128,15 @@ class TrackerConsumer:
                     batch.append(receive.receive_nowait())
                 except (anyio.WouldBlock, anyio.EndOfStream):
                     break
-            changed = await self._tracker.fold(self._events(batch), observer=self._observer)
+            fold = partial(self._tracker.fold, self._events(batch), observer=self._observer)
+            # What has arrived waits here for the database; the broker hands out no more than the prefetch. After the
+            # stop it is tried once.
+            stopping = self._runtime.stop.is_set()
+            changed = await fold() if stopping else await self._runtime.until_available(fold)
+            if changed is None:
+                return
             await subscription.ack(*batch)
-            self._attempt = 0
+            attempts.worked()
             self._observer.notify(obs.Folded(len(batch), changed))
 
     def _events(self, batch: Sequence[Delivery]) -> list[Event]:
@@ -163,13 +152,6 @@ class TrackerConsumer:
         return events
 
     async def _prune(self) -> None:
-        while not self._stop.is_set():
-            try:
-                forgotten = await self._tracker.prune()
-            except StoreUnavailableError as error:
-                await self._pause(error)
-                continue
-            if forgotten:
-                self._observer.notify(obs.TrackerPruned(forgotten))
-            with anyio.move_on_after(self._settings.prune_interval.total_seconds()):
-                await self._stop.wait()
+        forgotten = await self._tracker.prune()
+        if forgotten:
+            self._observer.notify(obs.TrackerPruned(forgotten))

@@ -1,4 +1,4 @@
-"""What a tracker tells its observers."""
+"""What a tracker tells its observers, besides `sagapost.core.life.ServerLost` and `ServerReady`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ __all__ = [
     "RuleFailed",
     "TrackerObservation",
     "TrackerPruned",
-    "TrackerUnavailable",
     "WebhookFailed",
     "WebhookSent",
 ]
@@ -54,15 +53,6 @@ class PassedOver(TrackerObservation):
     saga: str | None
     part: PassedOverPart
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerUnavailable(TrackerObservation):
-    """The database or the broker cannot be reached; tried again after `retry_in` seconds. Nothing is lost."""
-
-    reason: str
-    attempt: int
-    retry_in: float
 
 
 @dataclass(frozen=True, slots=True)
