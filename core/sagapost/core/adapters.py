@@ -15,7 +15,7 @@ finds it, reads its settings from SAGAPOST_KAFKA_* by their declarations (`sagap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -24,10 +24,12 @@ from sagapost.core.broker import Broker
 
 if TYPE_CHECKING:
     # Not quick to import, and not needed to say what settings there are.
+    from sqlalchemy import Connection, Table
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sagapost.core.databases import DatabaseKit
+    from sagapost.core.findings import Diagnosis, Patience
     from sagapost.core.outbox_store import OutboxStore
 
 __all__ = [
@@ -152,6 +154,11 @@ class DatabaseAdapter:
     """Returns a URL as SQLAlchemy shows it, with the driver."""
     make_store: MakeStore
     make_engine: MakeEngine
+    examine_server: Callable[[Connection, Sequence[Table], Patience | None], Iterable[Diagnosis]] | None = None
+    """Yields what is wrong with the server, as far as these tables suffer from it; reads catalogues, in the caller's
+    transaction, and waits for no lock for long."""
+    examine_outbox: Callable[[Connection, Table], Iterable[Diagnosis]] | None = None
+    """Yields what is wrong with the rows of an outbox that only this database can have."""
     is_server: bool = True
     """Whether its URLs name a host, and not a file."""
     check_url: Callable[[str], None] | None = None

@@ -42,6 +42,7 @@ __all__ = [
     "install_schema",
     "missing_supplements",
     "place",
+    "recorded_version",
     "schema_table",
     "supplement_remarks",
     "tables_beside",
@@ -146,7 +147,7 @@ def check_schema(connection: Connection, versions: Table, part: SchemaPart, *, w
 
     :raises SchemaError: otherwise; says what was found and what to run.
     """
-    found = _recorded(connection, versions, part)
+    found = recorded_version(connection, versions, part)
     if found is None and _has_this_form(connection, part):
         return
     if found != part.version:
@@ -156,7 +157,7 @@ def check_schema(connection: Connection, versions: Table, part: SchemaPart, *, w
         raise SchemaError(found=None, expected=part.version, where=where)
 
 
-def _recorded(connection: Connection, versions: Table, part: SchemaPart) -> int | None:
+def recorded_version(connection: Connection, versions: Table, part: SchemaPart) -> int | None:
     """Return the version on record; None if there is none."""
     if not inspect(connection).has_table(versions.name, schema=versions.schema):
         return None
@@ -230,7 +231,7 @@ def install_schema(connection: Connection, versions: Table, parts: Sequence[Sche
     versions.create(connection, checkfirst=True)
     changed: list[str] = []
     for part in with_needed(parts):
-        found = _recorded(connection, versions, part)
+        found = recorded_version(connection, versions, part)
         if found is None and _existing(connection, part) and not _has_this_form(connection, part):
             found = part.version - 1
         if found is not None and found != part.version:
@@ -311,7 +312,7 @@ def upgrade_schema(
                 kit.begin_step(connection, patience=_PATIENCE * 10)
                 kit.prepare_install(connection, versions.schema)
                 versions.create(connection, checkfirst=True)
-                found, existing = _recorded(connection, versions, part), _existing(connection, part)
+                found, existing = recorded_version(connection, versions, part), _existing(connection, part)
             if found is not None and found > part.version:
                 raise SchemaError(found=found, expected=part.version, where="The database")
             migrated = bool(existing) and found != part.version
@@ -320,7 +321,7 @@ def upgrade_schema(
                 _migrate(connection, versions, part, found or 0, report, attempts)
             with connection.begin():
                 kit.begin_step(connection, patience=_PATIENCE * 10)
-                recorded = _recorded(connection, versions, part)
+                recorded = recorded_version(connection, versions, part)
                 if _complete(connection, versions, part, recorded) or migrated:
                     changed.append(part.name)
                 if not _has_this_form(connection, part):

@@ -16,6 +16,7 @@ from sagapost.core.adapters import DatabaseAdapter, EngineOptions
 from sagapost.core.databases import Other, drop_useless_connections, kit_of, register
 from sagapost.core.databases.closing import dispose
 from sagapost.core.errors import MissingExtraError, SagapostError, SchemaError
+from sagapost.core.findings import Diagnosis, Patience
 from sagapost.core.migrations import statements_of
 from sagapost.core.schema import (
     SchemaPart,
@@ -38,6 +39,8 @@ __all__ = [
     "connect",
     "ddl",
     "engine_url",
+    "examine",
+    "examine_outbox",
     "make_engine",
     "migration",
     "missing",
@@ -205,6 +208,27 @@ async def _of_each(
     connection: AsyncConnection, parts: Iterable[SchemaPart], look: Callable[[Connection, SchemaPart], list[str]]
 ) -> list[str]:
     return await connection.run_sync(lambda sync: [found for part in parts for found in look(sync, part)])
+
+
+# --- what is wrong with the server ---
+
+
+def examine(
+    connection: Connection, loaded: LoadedSettings, tables: Tables, *, patience: Patience | None = None
+) -> Iterable[Diagnosis]:
+    """Return what is wrong with the server, as far as it can be seen from here; nothing where it is a file."""
+    look = _adapter(loaded.database_url).examine_server
+    every = [table for part in tables.parts for table in part.tables]
+    return () if look is None else look(connection, [tables.versions, *every], patience)
+
+
+def examine_outbox(connection: Connection, loaded: LoadedSettings, tables: Tables) -> Iterable[Diagnosis]:
+    """Return what is wrong with the outbox's rows that only this kind of database can have."""
+    look = _adapter(loaded.database_url).examine_outbox
+    return () if look is None else look(connection, tables.outbox.outbox)
+
+
+# --- scripts ---
 
 
 def ddl(tables: Tables, adapter: DatabaseAdapter) -> list[str]:

@@ -45,7 +45,8 @@ class ExitCode(IntEnum):
     """What was decided cannot be done: the thing is in another state, perhaps since somebody else was first. Nothing
     was changed."""
     UNWELL = 9
-    """`sagapost status --check`: something is not well, and the output says what. An unreachable database is 5."""
+    """`sagapost status --check` and `sagapost doctor`: something is not well, and the output says what. An
+    unreachable database is 5."""
     INTERRUPTED = 128 + signal.SIGINT
     """A second signal arrived while draining, and it was SIGINT (Ctrl-C): stopped at once. As after `DRAIN_EXCEEDED`,
     nothing is lost. Also Ctrl-C in a command that runs once."""

@@ -108,6 +108,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = outbox AND tgname = {_literal(element.name)}) THEN
         EXECUTE {_literal(f"CREATE TRIGGER {name} AFTER INSERT ON ")} || outbox
             || ' FOR EACH STATEMENT EXECUTE FUNCTION ' || home || {_literal(f".{name}()")};
+    ELSIF EXISTS (SELECT FROM pg_catalog.pg_trigger
+                  WHERE tgrelid = outbox AND tgname = {_literal(element.name)} AND tgenabled = 'D') THEN
+        EXECUTE 'ALTER TABLE ' || outbox || {_literal(f" ENABLE TRIGGER {name}")};
     END IF;
 END
 $install$"""  # noqa: S608 - names of our own metadata, quoted

@@ -9,11 +9,15 @@ from sagapost.core.adapters import DatabaseAdapter, EngineOptions
 from sagapost.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection, Table
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from sagapost.adapters.postgresql.store import PostgreSQLOutboxStore
     from sagapost.core.databases import DatabaseKit
+    from sagapost.core.findings import Diagnosis, Patience
 
 __all__ = ["adapter"]
 
@@ -71,6 +75,18 @@ def _make_engine(url: str, options: EngineOptions) -> AsyncEngine:
     return create_engine(url, pool_size=options.pool_size, max_overflow=0, connect_args=arguments)
 
 
+def _examine_server(connection: Connection, tables: Sequence[Table], patience: Patience | None) -> list[Diagnosis]:
+    from sagapost.adapters.postgresql.examination import examine
+
+    return examine(connection, tables, patience=patience)
+
+
+def _examine_outbox(connection: Connection, outbox: Table) -> Iterable[Diagnosis]:
+    from sagapost.adapters.postgresql.examination import future_rows
+
+    return future_rows(connection, outbox)
+
+
 adapter = DatabaseAdapter(
     name="postgresql",
     title="PostgreSQL",
@@ -80,5 +96,7 @@ adapter = DatabaseAdapter(
     url=_url,
     make_store=_make_store,
     make_engine=_make_engine,
+    examine_server=_examine_server,
+    examine_outbox=_examine_outbox,
     check_url=_check_url,
 )

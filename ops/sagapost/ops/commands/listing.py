@@ -17,6 +17,7 @@ COMMANDS = (
     Late("track", "track:track", "Keep where each saga is, until stopped"),
     Late("declare", "declare:declare", "Create the queues of inboxes"),
     Late("status", "status:status", "Show whether relays live, what waits and what is held"),
+    Late("doctor", "doctor:doctor", "Look for what is wrong with database, broker and tables"),
     Late("config", "config:config", "Show the settings in force and their sources"),
     Group(
         "events",

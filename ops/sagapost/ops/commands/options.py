@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
-__all__ = ["AsJson", "EnvFile", "FailFast"]
+from sagapost.ops.settings.units import parse_duration
+
+__all__ = ["AsJson", "EnvFile", "FailFast", "duration"]
 
 EnvFile: TypeAlias = Annotated[
     Path | None,
@@ -26,3 +28,14 @@ FailFast: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+
+
+def duration(value: Any) -> Any:
+    """Read an option that is a duration, as settings are written: `30s`, `5m`.
+
+    :raises typer.BadParameter: if it is none.
+    """
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"{value!r} {error}") from None

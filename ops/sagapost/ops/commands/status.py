@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
 
 from sagapost.ops.commands.loading import load
-from sagapost.ops.commands.options import AsJson, EnvFile
+from sagapost.ops.commands.options import AsJson, EnvFile, duration
 from sagapost.ops.exit_codes import ExitCode
 from sagapost.ops.output import write_json, write_line, write_table
-from sagapost.ops.settings.units import parse_duration
 from sagapost.ops.status.document import document_of
 from sagapost.ops.status.rows import COLUMNS, rows_of
 from sagapost.ops.status.seen import look
 from sagapost.ops.status.verdict import Thresholds, complaints
 
 __all__ = ["status"]
-
-
-def _duration(value: Any) -> Any:
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise typer.BadParameter(f"{value!r} {error}") from None
 
 
 _WELL = Thresholds()
@@ -39,7 +31,7 @@ def status(
     ] = False,
     min_relays: Annotated[int, typer.Option(min=0, help="Relays that must be alive.")] = _WELL.min_relays,
     max_age: Annotated[
-        timedelta, typer.Option(parser=_duration, metavar="DURATION", help="Of events that wait, or are overdue.")
+        timedelta, typer.Option(parser=duration, metavar="DURATION", help="Of events that wait, or are overdue.")
     ] = _WELL.max_age,
     max_held: Annotated[int, typer.Option(min=0, help="Held events.")] = _WELL.max_held,
     max_dead: Annotated[
@@ -47,7 +39,7 @@ def status(
     ] = _WELL.max_dead,
     max_parked_age: Annotated[
         timedelta,
-        typer.Option(parser=_duration, metavar="DURATION", help="Of messages that are tried again, and of rollbacks."),
+        typer.Option(parser=duration, metavar="DURATION", help="Of messages that are tried again, and of rollbacks."),
     ] = _WELL.max_parked_age,
     max_stuck: Annotated[int, typer.Option(min=0, help="Stuck sagas.")] = _WELL.max_stuck,
     max_late: Annotated[int, typer.Option(min=0, help="Late sagas and tasks.")] = _WELL.max_late,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sagapost.ops.settings.units import format_duration
@@ -40,13 +40,17 @@ class Complaint:
 
     code: str
     """For programs; stays the same when the sentence changes."""
+    subject: str
+    """The relay, topic, queue, inbox or service it is about."""
     text: str
+    since: datetime | None = None
+    """Since when it is so, where that is known."""
 
 
 def complaints(seen: Seen, allowed: Thresholds) -> list[Complaint]:
     """Return what is not well, the cause before what comes of it."""
     parts = (_relays, _broker, _outbox, _inboxes, _queues, _sagas, _tracker)
-    return [Complaint(code, text) for part in parts for code, text in part(seen, allowed)]
+    return [complaint for part in parts for complaint in part(seen, allowed)]
 
 
 def rounded(duration: timedelta) -> str:
@@ -54,84 +58,102 @@ def rounded(duration: timedelta) -> str:
     return format_duration(timedelta(seconds=round(duration.total_seconds())))
 
 
-def _relays(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _relays(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     if seen.living >= allowed.min_relays:
         return
     count = "no relay is" if not seen.living else f"only {seen.living} of {allowed.min_relays} relays are"
     silent = [each for each in map(seen.silent_for, (relay.expires_in for relay in seen.outbox.relays)) if each]
     last = f"; the last sign of life was {rounded(min(silent))} ago" if silent else ""
-    yield "relays", f"{count} alive: start `sagapost relay`{last}"
+    since = seen.outbox.now - min(silent) if silent else None
+    yield Complaint("relays", "relays", f"{count} alive: start `sagapost relay`{last}", since)
 
 
-def _broker(seen: Seen, _: Thresholds) -> Iterator[tuple[str, str]]:
+def _broker(seen: Seen, _: Thresholds) -> Iterator[Complaint]:
     if seen.broker is not None and seen.broker.problem is not None:
-        yield "broker", seen.broker.problem
+        yield Complaint("broker", seen.broker.address, seen.broker.problem)
 
 
-def _outbox(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _outbox(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     outbox = seen.outbox
     for topic in outbox.topics:
         if topic.oldest > allowed.max_age:
             events = f"{topic.events} events that wait" if topic.events > 1 else "1 event that waits"
-            yield "old-events", f"{topic.topic}: the oldest of {events} is {rounded(topic.oldest)} old"
+            text = f"{topic.topic}: the oldest of {events} is {rounded(topic.oldest)} old"
+            yield Complaint("old-events", topic.topic, text, outbox.now - topic.oldest)
     if outbox.held > allowed.max_held:
         first = outbox.held_events[0] if outbox.held_events else None
         why = f", as {first.type} {first.event_id}: {first.reason}" if first is not None else ""
-        yield "held", f"{_many(outbox.held, 'event')} held back{why}"
+        since = None if first is None else first.published_at
+        yield Complaint("held", "outbox", f"{_many(outbox.held, 'event')} held back{why}", since)
     if seen.backlog.dead > allowed.max_dead:
-        yield "dead", f"{_many(seen.backlog.dead, 'dead letter')} in the outbox; see `sagapost dead list`"
+        text = f"{_many(seen.backlog.dead, 'dead letter')} in the outbox; see `sagapost dead list`"
+        yield Complaint("dead", "outbox", text)
     if outbox.blocked > allowed.max_dead:
-        yield "blocked", f"{_many(outbox.blocked, 'dead letter')} in the outbox: the later events of the key wait"
+        text = f"{_many(outbox.blocked, 'dead letter')} in the outbox: the later events of the key wait"
+        since = outbox.blocked_keys[0].died_at if outbox.blocked_keys else None
+        yield Complaint("blocked", "outbox", text, since)
     if outbox.overdue_for is not None and outbox.overdue_for > allowed.max_age:
-        late = rounded(outbox.overdue_for)
-        yield "overdue", f"{_many(outbox.overdue, 'scheduled event')} overdue, the first by {late}"
+        text = f"{_many(outbox.overdue, 'scheduled event')} overdue, the first by {rounded(outbox.overdue_for)}"
+        yield Complaint("overdue", "outbox", text, outbox.now - outbox.overdue_for)
 
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
 
 
-def _inboxes(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _inboxes(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     for name, inbox in seen.inboxes.items():
         dead = inbox.by_state.get("dead", 0)
         if dead > allowed.max_dead:
             first = next((each for each in inbox.examples if each.state == "dead"), None)
-            why = "" if first is None else f", as {first.type or 'a message'}: {first.error.splitlines()[0][:200]}"
-            yield "parked-dead", f"inbox {name}: {_many(dead, 'message')} dead{why}"
+            why = "" if first is None else f", as {first.type or 'a message'}: {_line(first.error)}"
+            since = None if first is None else seen.outbox.now - first.age
+            yield Complaint("parked-dead", name, f"inbox {name}: {_many(dead, 'message')} dead{why}", since)
         if inbox.oldest_waiting is not None and inbox.oldest_waiting > allowed.max_parked_age:
-            yield "parked-old", f"inbox {name}: a message has been parked for {rounded(inbox.oldest_waiting)}"
+            text = f"inbox {name}: a message has been parked for {rounded(inbox.oldest_waiting)}"
+            yield Complaint("parked-old", name, text, seen.outbox.now - inbox.oldest_waiting)
 
 
-def _queues(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _queues(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     for queue in seen.broker.queues if seen.broker is not None else ():
         if queue.dead_letters is not None and queue.dead_letters > allowed.max_dead:
-            text = (
-                f"{_many(queue.dead_letters, 'message')} in the broker's dead-letter queue {queue.dead_letter_queue}"
-            )
-            yield "dead-letter-queue", text
+            where = queue.dead_letter_queue or queue.queue
+            text = f"{_many(queue.dead_letters, 'message')} in the broker's dead-letter queue {where}"
+            yield Complaint("dead-letter-queue", where, text)
         if queue.messages and queue.consumers == 0:
-            yield "not-consumed", f"nobody consumes the queue {queue.queue}, where {_many(queue.messages, 'message')}"
+            text = f"nobody consumes the queue {queue.queue}, where {_many(queue.messages, 'message')}"
+            yield Complaint("not-consumed", queue.queue, text)
 
 
-def _sagas(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _sagas(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     for service, sagas in seen.sagas.items():
         if sagas.stuck > allowed.max_stuck:
-            yield "stuck", f"{service}: {_many(sagas.stuck, 'saga')} stuck; see `sagapost saga list --state stuck`"
+            text = f"{service}: {_many(sagas.stuck, 'saga')} stuck; see `sagapost saga list --state stuck`"
+            yield Complaint("stuck", service, text)
         if sagas.failing:
             first = sagas.failing[0]
-            error = (first.error or "").partition("\n")[0][:200]
             again = f"saga {first.saga}, after {first.attempts} attempts"
-            yield "compensation", f"{service}: the compensation {first.name} fails ({again}): {error}"
+            text = f"{service}: the compensation {first.name} fails ({again}): {_line(first.error or '')}"
+            yield Complaint("compensation", service, text, first.rolling_back_since)
         if sagas.oldest_rollback is not None and sagas.oldest_rollback > allowed.max_parked_age:
-            yield "rollback", f"{service}: a saga has been rolling back for {rounded(sagas.oldest_rollback)}"
+            text = f"{service}: a saga has been rolling back for {rounded(sagas.oldest_rollback)}"
+            yield Complaint("rollback", service, text, seen.outbox.now - sagas.oldest_rollback)
         if sagas.late_tasks > allowed.max_late:
-            yield "late", f"{service}: {_many(sagas.late_tasks, 'task')} late; see `sagapost tasks list`"
+            text = f"{service}: {_many(sagas.late_tasks, 'task')} late; see `sagapost tasks list`"
+            yield Complaint("late", service, text)
 
 
-def _tracker(seen: Seen, allowed: Thresholds) -> Iterator[tuple[str, str]]:
+def _tracker(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
     if seen.tracker is None:
         return
     if seen.tracker.stuck > allowed.max_stuck:
-        yield "stuck", f"tracker: {_many(seen.tracker.stuck, 'saga')} stuck; see `sagapost saga list --state stuck`"
+        text = f"tracker: {_many(seen.tracker.stuck, 'saga')} stuck; see `sagapost saga list --state stuck`"
+        yield Complaint("stuck", "tracker", text)
     if seen.tracker.late > allowed.max_late:
-        yield "late", f"tracker: {_many(seen.tracker.late, 'saga')} late; see `sagapost saga list --late`"
+        text = f"tracker: {_many(seen.tracker.late, 'saga')} late; see `sagapost saga list --late`"
+        yield Complaint("late", "tracker", text)
+
+
+def _line(error: str) -> str:
+    """Return the first line of an error, as far as it fits into a line."""
+    return error.partition("\n")[0][:200]

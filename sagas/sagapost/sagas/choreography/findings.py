@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 
+from sagapost.core.findings import Severity
 from sagapost.sagas.choreography.manifest import Choreography
 
 __all__ = ["Check", "Finding", "LintRule", "Severity"]
 
 Check = Callable[[Choreography], Iterator[tuple[str, str, str]]]
 """Yields service, subject (a step or an event) and message of each mistake."""
-
-
-class Severity(Enum):
-    """How sure it is that something is wrong."""
-
-    ERROR = "error"
-    """Some saga will stop, never end, or not be undone."""
-    WARNING = "warning"
-    """It works until something else fails, and then nobody notices."""
-    ADVICE = "advice"
-    """It works; there is a way that needs less."""
-
-    @property
-    def rank(self) -> int:
-        """0 for the gravest."""
-        return list(Severity).index(self)
 
 
 @dataclass(frozen=True, slots=True)

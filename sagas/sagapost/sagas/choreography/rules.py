@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sagapost.core.findings import Severity
 from sagapost.sagas.choreography import checks
-from sagapost.sagas.choreography.findings import LintRule, Severity
+from sagapost.sagas.choreography.findings import LintRule
 
 __all__ = ["RULES", "STALE"]
 

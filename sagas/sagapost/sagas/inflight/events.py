@@ -11,11 +11,11 @@ from sqlalchemy import Connection, Table, func, select
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import DecodingError
+from sagapost.core.findings import Severity
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.kept.envelope import restore
 from sagapost.inbox.kept.registry import find_consumer
 from sagapost.outbox.tables import OutboxTables
-from sagapost.sagas.choreography.findings import Severity
 from sagapost.sagas.inflight.code import Code
 from sagapost.sagas.inflight.findings import Collector
 from sagapost.sagas.inflight.paging import pages

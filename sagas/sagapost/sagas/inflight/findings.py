@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from sagapost.sagas.choreography.findings import Severity
+from sagapost.core.findings import Severity
 
 __all__ = ["Collector", "InFlightFinding", "InFlightKind", "InFlightReport"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from sagapost.core.errors import ConfigurationError, SagapostError
-from sagapost.sagas.choreography.findings import Severity
+from sagapost.core.findings import Severity
 from sagapost.sagas.inflight.code import Code
 from sagapost.sagas.inflight.findings import Collector
 from sagapost.sagas.inflight.paging import pages

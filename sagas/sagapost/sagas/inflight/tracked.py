@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, select
 
 from sagapost.core.databases import kit_of
+from sagapost.core.findings import Severity
 from sagapost.inbox.declared.inbox import Inbox
-from sagapost.sagas.choreography.findings import Severity
 from sagapost.sagas.choreography.manifest import Manifest, sayings
 from sagapost.sagas.inflight.code import Code
 from sagapost.sagas.inflight.findings import Collector
