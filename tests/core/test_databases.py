@@ -185,3 +185,43 @@ def test_a_database_without_a_kit_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match=r"'oracle'.*PostgreSQL or SQLite"):
         kit_of("oracle")
     assert isinstance(kit_of(create_engine("sqlite://")), SQLite)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "code"),
+    [
+        ('FATAL:  password authentication failed for user "orders"', Refused, "28P01"),
+        ("fe_sendauth: no password supplied", Refused, "28P01"),
+        ('FATAL:  role "orders" does not exist', Refused, "28000"),
+        ('FATAL:  role "orders" is not permitted to log in', Refused, "28000"),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.7", user "orders", database "shop"', Refused, "28000"),
+        ('FATAL:  Peer authentication failed for user "orders"', Refused, "28000"),
+        ('FATAL:  database "shop" does not exist', Refused, "3D000"),
+        ('FATAL:  permission denied for database "shop"', Refused, "42501"),
+        ("server does not support SSL, but SSL was required", Refused, "OperationalError"),
+        ("SSL error: certificate verify failed", Refused, "OperationalError"),
+        ("FATAL:  sorry, too many clients already", Unavailable, "53300"),
+        ('FATAL:  too many connections for role "orders"', Unavailable, "53300"),
+        ("FATAL:  the database system is starting up", Unavailable, "57P03"),
+        ("Connection refused\n\tIs the server running on that host", Unavailable, "OperationalError"),
+        ('FATAL:  Passwort-Authentifizierung für Benutzer »orders« fehlgeschlagen', Unavailable, "OperationalError"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrap", ["raw", "sqlalchemy"])
+def test_what_libpq_says_of_a_connection_that_failed(said: str, kind: type[Failure], code: str, wrap: str) -> None:
+    """It keeps the SQLSTATE to itself: its text is told, and where it tells nothing the server is waited for."""
+    text = f'connection failed: connection to server at "10.0.0.5", port 5432 failed: {said}'
+    error: Exception = psycopg.OperationalError(text)
+    if wrap == "sqlalchemy":
+        error = DBAPIError("connect", None, error)
+    found = PostgreSQL().classify(error)
+    assert (type(found), found.code) == (kind, code)
+
+
+def test_of_several_hosts_one_that_is_away_is_waited_for() -> None:
+    """A standby with another user list refuses while the server that matters is restarted: no reason to give up."""
+    refused = 'connection to server at "a" failed: FATAL:  role "orders" does not exist'
+    away = 'connection to server at "b" failed: Connection refused'
+    assert isinstance(PostgreSQL().classify(psycopg.OperationalError(f"{refused}\n{away}")), Unavailable)
+    assert isinstance(PostgreSQL().classify(psycopg.OperationalError(f"{away}\n{refused}")), Unavailable)
+    assert isinstance(PostgreSQL().classify(psycopg.OperationalError(f"{refused}\n{refused}")), Refused)

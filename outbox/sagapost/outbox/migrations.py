@@ -12,8 +12,6 @@ trigger no longer reads the table of relays; leases are held by their owner's he
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy import CheckConstraint, Table
 
 from sagapost.core.databases.postgresql import quoting
@@ -30,37 +28,36 @@ from sagapost.core.migrations import (
     RelaxColumn,
     ValidateCheck,
 )
-
-if TYPE_CHECKING:
-    from sagapost.outbox.tables import OutboxTables
+from sagapost.outbox.doorbell import CreateDoorbell
 
 __all__ = ["outbox_migrations"]
 
 _FILLED_IN = ("event_id", "topic", "time", "datacontenttype", "key_hash")
 
 
-def outbox_migrations(tables: OutboxTables) -> tuple[Migration, ...]:
+def outbox_migrations(
+    *, outbox: Table, dead: Table, scheduled: Table, leases: Table, relays: Table, ring: CreateDoorbell
+) -> tuple[Migration, ...]:
     """Return the migrations of one outbox."""
     return (
         Migration(
             2,
-            (*_waiting_rows(tables.outbox), *_dead_letters(tables.dead), *_scheduled_rows(tables.scheduled)),
+            (*_waiting_rows(outbox), *_dead_letters(dead), *_scheduled_rows(scheduled)),
         ),
-        Migration(3, tuple(_ownership(tables))),
+        Migration(3, tuple(_ownership(leases, relays, ring))),
     )
 
 
-def _ownership(tables: OutboxTables) -> list[MigrationStep]:
-    ring = tables.create_doorbell
+def _ownership(leases: Table, relays: Table, ring: CreateDoorbell) -> list[MigrationStep]:
     # First of all: the former one reads a column that goes, inside the transactions of writers.
     trigger = str(ring.compile(dialect=quoting.dialect))
     return [
         Execute(f"replace {ring.what}", {"postgresql": (trigger,)}, ring.present),
-        RebuildTable(tables.leases),
-        DropColumn(tables.leases, "expires_at"),
-        RebuildTable(tables.relays),
-        DropColumn(tables.relays, "idle"),
-        ChangePrimaryKey(tables.relays),
+        RebuildTable(leases),
+        DropColumn(leases, "expires_at"),
+        RebuildTable(relays),
+        DropColumn(relays, "idle"),
+        ChangePrimaryKey(relays),
     ]
 
 

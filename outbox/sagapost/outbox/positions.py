@@ -33,9 +33,23 @@ class AdvancePositions(Supplement):
         self.dead = dead
 
     def present(self, connection: Connection) -> bool:
-        """Return whether new events are drawn behind all that are there."""
-        lags = kit_of(connection).sequence_lags(self.outbox, self.dead)
-        return not connection.execute(text(lags)).scalar_one()
+        """Return whether new events are drawn behind all that are there, so far as this role may see."""
+        lags, _ = self._look(connection)
+        return not lags
+
+    def remark(self, connection: Connection) -> str | None:
+        """See `Supplement.remark`: what this role may not see."""
+        lags, grant = self._look(connection)
+        if lags is not None:
+            return None
+        return (
+            "whether new positions go on behind the newest event cannot be seen by this role. After a restore or a "
+            f"move to another server they may not, and new events would overtake those that wait. To see it: {grant}"
+        )
+
+    def _look(self, connection: Connection) -> tuple[bool | None, str | None]:
+        found = connection.execute(text(kit_of(connection).sequence_lags(self.outbox, self.dead))).one()
+        return found[0], found[1]
 
 
 @compiles(AdvancePositions)

@@ -293,5 +293,12 @@ class OutboxTables:
             tables=(self.relays, self.leases, self.outbox, self.dead, self.scheduled),
             supplements=(self.create_doorbell, self.advance_positions),
             needs=(self.audit.part,),
-            migrations=outbox_migrations(self),
+            migrations=outbox_migrations(
+                outbox=self.outbox,
+                dead=self.dead,
+                scheduled=self.scheduled,
+                leases=self.leases,
+                relays=self.relays,
+                ring=self.create_doorbell,
+            ),
         )

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import asyncpg
 import pytest
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -86,9 +87,20 @@ async def test_errors_of_a_server_through_every_driver(driver: str, postgresql_u
     assert wrong == []
 
 
-@pytest.mark.parametrize("driver", ["raw", "asyncpg"])
+async def _connect(driver: str, url: URL) -> None:
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    match driver:
+        case "raw":
+            await asyncpg.connect(plain)
+        case "psycopg":
+            await anyio.to_thread.run_sync(create_engine(url.set(drivername="postgresql+psycopg")).connect)
+        case _:
+            await create_async_engine(url).connect()
+
+
+@pytest.mark.parametrize("driver", ["raw", "asyncpg", "psycopg"])
 async def test_errors_of_connecting(driver: str, postgresql: PostgreSQLServer, postgresql_url: str) -> None:
-    """No such database, nobody at the port, and a role that may open no connection: "too many"."""
+    """No such database, nobody at the port, a role that may open no connection ("too many"), and one that is not."""
     url = make_url(postgresql_url)
     role = f"limited_{url.database}"
     admin = await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
@@ -99,17 +111,13 @@ async def test_errors_of_connecting(driver: str, postgresql: PostgreSQLServer, p
             (Refused, postgresql.url("no such database")),
             (Unavailable, url.set(host="127.0.0.1", port=free_ports(1)[0]).render_as_string(hide_password=False)),
             (Unavailable, limited.render_as_string(hide_password=False)),
+            (Refused, url.set(username=f"no {role}").render_as_string(hide_password=False)),
         ]
         found: list[Failure] = []
         for _, address in deeds:
             target = make_url(address)
             try:
-                if driver == "raw":
-                    await asyncpg.connect(target.set(drivername="postgresql").render_as_string(hide_password=False))
-                else:
-                    engine = create_async_engine(target)
-                    async with engine.connect():
-                        pass
+                await _connect(driver, target)
             except Exception as error:
                 found.append(PostgreSQL().classify(error))
         assert [type(failure) for failure in found] == [kind for kind, _ in deeds]

@@ -1,4 +1,4 @@
-"""What an error of a database means: a small sum type, told by class and code and never by text.
+"""What an error of a database means: a small sum type, told by class and code and not by text.
 
 ::
 

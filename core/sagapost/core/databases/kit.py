@@ -235,7 +235,10 @@ class DatabaseKit(ABC):
 
     @abstractmethod
     def sequence_lags(self, table: Table, other: Table) -> str:
-        """Return a query whose one value says whether `table` would draw a position that is not beyond all in both."""
+        """Return a query whose one row says whether `table` would draw a position that is not beyond all in both.
+
+        NULL where this role may not see it; then the second column is the statement that lets it.
+        """
 
     @abstractmethod
     def advance_sequence(self, table: Table, other: Table) -> str:

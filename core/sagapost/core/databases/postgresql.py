@@ -50,6 +50,7 @@ from sagapost.core.databases.failures import (
     of_the_socket,
 )
 from sagapost.core.databases.kit import Batch, DatabaseKit
+from sagapost.core.databases.libpq import code_in
 
 __all__ = ["PostgreSQL", "quoting"]
 
@@ -219,11 +220,15 @@ class PostgreSQL(DatabaseKit):
 
     def sequence_lags(self, table: Table, other: Table) -> str:
         """See `DatabaseKit.sequence_lags`."""
-        return _lagging(table, other, found="count(*) > 0")
+        seen = "has_sequence_privilege(seq, 'USAGE, SELECT')"
+        return (
+            f"SELECT CASE WHEN seq IS NULL OR highest IS NULL THEN false WHEN {seen} THEN {_BEHIND} END, "  # noqa: S608
+            f"format('GRANT SELECT ON SEQUENCE %s TO %I', seq, current_user) FROM {_positions(table, other)}"
+        )
 
     def advance_sequence(self, table: Table, other: Table) -> str:
         """See `DatabaseKit.advance_sequence`. It needs the right UPDATE on the sequence only where it has to act."""
-        return _lagging(table, other, found="setval(seq, highest)")
+        return f"SELECT setval(seq, highest) FROM {_positions(table, other)} WHERE seq IS NOT NULL AND {_BEHIND}"  # noqa: S608
 
     def end_stranded(self, tables: Sequence[Table], *, silent_for: timedelta) -> Executable:
         """See `DatabaseKit.end_stranded`.
@@ -329,16 +334,20 @@ class _Arrays(Batch):
         return set(result.scalars()) if result.returns_rows else ()
 
 
-def _lagging(table: Table, other: Table, *, found: str) -> str:
-    """Select `found` of the sequence and the highest position, where the sequence is behind."""
+_BEHIND: Final = "highest > coalesce(pg_sequence_last_value(seq), 0)"
+"""The sequence's state is read through a function, since its name is known only when the statement runs."""
+
+
+def _positions(table: Table, other: Table) -> str:
+    """Return what to select from: the sequence of a table's positions, and the highest one in either table.
+
+    Rows are not locked and none is read: both maxima come from the end of a primary key.
+    """
     one, two = quoting.format_table(table), quoting.format_table(other)
     name = one.replace("'", "''")
-    # Rows are not locked and none is read: both maxima come from the end of a primary key. The sequence's state is
-    # read through a function, since its name is known only when the statement runs.
     return (
-        f"SELECT {found} FROM (SELECT pg_get_serial_sequence('{name}', 'position')::regclass AS seq, "  # noqa: S608
-        f"greatest((SELECT max(position) FROM {one}), (SELECT max(position) FROM {two})) AS highest) s "
-        "WHERE seq IS NOT NULL AND highest > coalesce(pg_sequence_last_value(seq), 0)"
+        f"(SELECT pg_get_serial_sequence('{name}', 'position')::regclass AS seq, "  # noqa: S608
+        f"greatest((SELECT max(position) FROM {one}), (SELECT max(position) FROM {two})) AS highest) s"
     )
 
 
@@ -373,6 +382,8 @@ def _by_class(error: BaseException) -> Failure:
     if found is not None:
         return found
     name, classes = type(error).__name__, {each.__name__ for each in type(error).__mro__}
+    if "OperationalError" in classes and (code := code_in(str(error))) is not None:
+        return Refused(name, "no TLS connection could be agreed on") if code == "SSL" else _by_sqlstate(code)
     if name == "TargetServerAttributeNotMatched":
         return ReadOnly(name, "none of the hosts is what target_session_attrs asks for")
     if name == "ClientConfigurationError":

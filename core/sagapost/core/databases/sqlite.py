@@ -192,7 +192,7 @@ class SQLite(DatabaseKit):
         return (
             f"SELECT ({self._highest(table, other)}) > max("  # noqa: S608 - names of ours
             f"coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table.name}'), 0), "
-            f"coalesce((SELECT max(position) FROM {self.quote(table)}), 0))"
+            f"coalesce((SELECT max(position) FROM {self.quote(table)}), 0)), NULL"
         )
 
     def advance_sequence(self, table: Table, other: Table) -> str:
