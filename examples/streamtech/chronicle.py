@@ -18,7 +18,8 @@ class Chronicle:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; started once the queue is there, so that nothing published later is missed."""
-        async with self._broker.subscribe(Queue("demo-chronicle", frozenset({"#"})), prefetch=200) as deliveries:
+        everything = Queue("demo-chronicle", frozenset({"#"}), observer=True)
+        async with self._broker.subscribe(everything, prefetch=200) as deliveries:
             task_status.started()
             async for delivery in deliveries:
                 await deliveries.ack(delivery)

@@ -418,6 +418,35 @@ class BrokerConformance:
             assert numbers(await take(other, 2)) == [1, 2]
             await self._assert_nothing_more(broker, one, f"{root}.a")
 
+    async def test_observers_get_a_copy_and_do_not_count_as_listeners(self, broker: Broker) -> None:
+        """What only an observer would take is returned; it has its copy, and a listener that comes later its own."""
+        topic = word()
+        seen = Queue(word(), frozenset({"#"}), observer=True)
+        heard = Queue(word(), frozenset({topic}))
+        async with broker.subscribe(seen, prefetch=10) as observer, broker.publisher() as publisher:
+            (event,) = outgoing(topic, 1)
+            (result,) = await answers(await publisher.send([event]))
+            assert isinstance(result, Returned)
+            assert result.observed
+            async with broker.subscribe(heard, prefetch=10) as listener:
+                assert await answers(await publisher.send([event])) == [Confirmed()]
+                await publish(publisher, topic, *range(2, 5))
+                assert numbers(await take(listener, 4)) == [1, 2, 3, 4]
+            assert numbers(await take(observer, 5)) == [1, 1, 2, 3, 4]
+
+    async def test_a_queue_that_becomes_an_observers_counts_as_a_listener_no_more(self, broker: Broker) -> None:
+        """And the other way round; either way each message is in it once."""
+        topic, name = word(), word()
+        await broker.declare(Queue(name, frozenset({topic})))
+        await broker.declare(Queue(name, frozenset({topic}), observer=True))
+        async with broker.publisher() as publisher:
+            (result,) = await answers(await publisher.send(outgoing(topic, 1)))
+            assert isinstance(result, Returned)
+            await broker.declare(Queue(name, frozenset({topic})))
+            await publish(publisher, topic, 2, 3)
+        async with broker.subscribe(Queue(name, frozenset({topic})), prefetch=10) as subscription:
+            assert numbers(await take(subscription, 3)) == [1, 2, 3]
+
     async def test_a_declared_queue_keeps_what_comes_before_its_consumer(self, broker: Broker) -> None:
         """`declare` is enough for messages to be kept; it is idempotent, and declaring more topics adds them."""
         first, second, name = word(), word(), word()

@@ -215,7 +215,7 @@ async def _taken_and_deleted(amqp_url: str, queue: str) -> list[int]:
     connection = await aiormq.connect(amqp_url)
     try:
         channel = await connection.channel()
-        await channel.queue_unbind(queue, "sagapost", routing_key="#")
+        await channel.queue_unbind(queue, "sagapost.listeners", routing_key="#")
         taken: list[int] = []
         while (message := await channel.basic_get(queue, no_ack=True)).body or message.delivery_tag:
             taken.append(msgspec.json.decode(message.body)["n"])

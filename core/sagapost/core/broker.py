@@ -49,14 +49,16 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The broker took responsibility for the message *and* routed it to at least one queue."""
+    """The broker took responsibility for the message *and* routed it to at least one queue that is no observer's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """No queue is bound for the message's topic: it was **not** published."""
+    """No queue but those of observers is bound for the message's topic: it was **not** published."""
 
     reason: str
+    observed: bool = False
+    """Whether an observer has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,15 @@ class Queue:
 
     `topics` are exact routing keys or patterns in which `*` is one dot-separated word and `#` any number of them.
     `ordered`: only one of several connected consumers receives at a time, and another takes over when it goes.
+    `observer`: it gets a copy of what is published (a tracker, an audit) and does not count as a listener: an event
+    that only observers would take is `Returned`, and they have their copy all the same. An observer gets what is
+    published from a second after its queue was bound, at least once, for as long as the broker takes the copies.
     """
 
     name: str
     topics: frozenset[str] = field(default_factory=lambda: frozenset[str]())
     ordered: bool = False
+    observer: bool = False
 
 
 class Malformed(msgspec.Struct, frozen=True):

@@ -11,8 +11,11 @@ from urllib.parse import unquote, urlsplit
 import anyio.to_thread
 import pytest
 
+from tests.adapters.rabbitmq.users import Users
+from tests.conformance.broker import word
 from tests.servers.brokers import RabbitMQServer
 from tests.servers.rabbitmq import PrivateRabbitMQ
+from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
 
 
 @pytest.fixture
@@ -50,3 +53,21 @@ def cut_connections(rabbitmq: RabbitMQServer, amqp_url: str) -> Callable[[], Awa
         await anyio.to_thread.run_sync(rabbitmq.evaluate, expression)
 
     return cut
+
+
+@pytest.fixture
+async def user(rabbitmq: RabbitMQServer, amqp_url: str) -> AsyncGenerator[Users]:
+    """A user with fewer rights, deleted after the test."""
+    if not isinstance(rabbitmq, AdministeredRabbitMQ):
+        pytest.skip("needs a broker of the run's own, to set rights inside it")
+    parts, name = urlsplit(amqp_url), word()
+
+    async def make(*, write: str = ".*", read: str = ".*", configure: str = ".*") -> str:
+        vhost = unquote(parts.path[1:])
+        await anyio.to_thread.run_sync(
+            lambda: rabbitmq.create_user(name, vhost, configure=configure, write=write, read=read)
+        )
+        return parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+    yield make
+    await anyio.to_thread.run_sync(rabbitmq.delete_user, name)

@@ -32,7 +32,9 @@ _ANSWERS: dict[str, Any] = {
     "Confirm.Select": commands.Confirm.SelectOk(),
     "Exchange.Declare": commands.Exchange.DeclareOk(),
     "Queue.Declare": commands.Queue.DeclareOk(queue="q", message_count=0, consumer_count=0),
+    "Exchange.Bind": commands.Exchange.BindOk(),
     "Queue.Bind": commands.Queue.BindOk(),
+    "Queue.Unbind": commands.Queue.UnbindOk(),
     "Basic.Qos": commands.Basic.QosOk(),
     "Basic.Consume": commands.Basic.ConsumeOk(consumer_tag="sagapost"),
     "Basic.Cancel": commands.Basic.CancelOk(consumer_tag="sagapost"),
@@ -48,6 +50,12 @@ class ScriptedBroker:
         self.port = 0
         self.published: list[str] = []
         """Message ids, in the order they arrived."""
+        self.observed = False
+        """Whether there is an exchange for observers."""
+        self.copied: list[str] = []
+        """Message ids of what was published to that exchange."""
+        self.copies_channel = 0
+        """The channel that did it."""
         self.tried: list[str] = []
         """Message ids of those that were only tried, in a transaction."""
         self.refused: dict[str, commands.Channel.Close] = {}
@@ -72,6 +80,7 @@ class ScriptedBroker:
         self._writer: asyncio.StreamWriter | None = None
         self._news = anyio.Event()
         self._transactions: set[int] = set()
+        self._target: dict[int, str] = {}
         self._closing: set[int] = set()
 
     @property
@@ -85,6 +94,12 @@ class ScriptedBroker:
         """Wait until `count` messages have arrived."""
         with anyio.fail_after(10):
             while len(self.published) < count:
+                await self._news.wait()
+
+    async def received_copies(self, count: int) -> None:
+        """Wait until `count` copies for observers have arrived."""
+        with anyio.fail_after(10):
+            while len(self.copied) < count:
                 await self._news.wait()
 
     async def heard_settling(self, count: int) -> None:
@@ -116,13 +131,16 @@ class ScriptedBroker:
         """Confirm negatively."""
         await self.send(commands.Basic.Nack(tag, multiple, False))
 
-    async def return_message(self, message_id: str | None, *, exchange: str, topic: str, body: bytes = b"") -> None:
+    async def return_message(
+        self, message_id: str | None, *, exchange: str, topic: str, body: bytes = b"", channel: int | None = None
+    ) -> None:
         """Return a message as unroutable."""
         properties = commands.Basic.Properties(message_id=message_id)
         await self.send(
             commands.Basic.Return(312, "NO_ROUTE", exchange, topic),
             ContentHeader(0, len(body), properties),
             *([ContentBody(body)] if body else []),
+            channel=channel,
         )
 
     async def deliver(self, tag: int, topic: str, bodies: Sequence[bytes], **properties: Any) -> None:
@@ -184,6 +202,14 @@ class ScriptedBroker:
             # Like the original: what comes after the message that closed the channel is ignored.
             if isinstance(frame, commands.Channel.CloseOk):
                 self._closing.discard(channel)
+        elif isinstance(frame, commands.Basic.Publish):
+            self._target[channel] = frame.exchange
+        elif (
+            isinstance(frame, commands.Exchange.Declare) and frame.exchange.endswith(".observed") and not self.observed
+        ):
+            self._closing.add(channel)
+            code, text = (404, "NOT_FOUND") if frame.passive else (403, "ACCESS_REFUSED")
+            await self.send(commands.Channel.Close(code, text, 40, 10), channel=channel)
         elif isinstance(frame, ContentHeader):
             await self._take_message(channel, str(frame.properties.message_id))
         elif frame.name in ("Basic.Ack", "Basic.Reject", "Basic.Nack"):
@@ -205,6 +231,10 @@ class ScriptedBroker:
         news.set()
 
     async def _take_message(self, channel: int, message_id: str) -> None:
+        if self._target[channel].endswith(".observed"):
+            self.copied.append(message_id)
+            self.copies_channel = channel
+            return
         (self.tried if channel in self._transactions else self.published).append(message_id)
         trial = channel in self._transactions
         if (close := self.refused.get(message_id)) is not None and not (trial and self.takes_trials):

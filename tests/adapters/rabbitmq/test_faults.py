@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator, Awaitable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
 import aiormq
 import aiormq.exceptions
@@ -14,7 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from sagapost.adapters.rabbitmq import RabbitMQBroker, consumer
+from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Confirmed, Outgoing, Queue, Rejected, Returned, Unknown
 from sagapost.core.errors import (
     BrokerRefusedError,
@@ -23,6 +21,7 @@ from sagapost.core.errors import (
     TopologyConflictError,
 )
 from tests.adapters.rabbitmq.shown import reasons
+from tests.adapters.rabbitmq.users import Users
 from tests.conformance.broker import answers, event_of, make_event, numbers, outgoing, publish, take, until, word
 from tests.servers.ports import free_ports
 from tests.servers.rabbitmq_admin import AdministeredRabbitMQ
@@ -32,30 +31,6 @@ if TYPE_CHECKING:
     from tests.servers.fixtures import OwnRabbitMQ
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
-
-
-class Users(Protocol):
-    """Makes a user of the test's virtual host with the given rights; returns its URL."""
-
-    def __call__(self, *, write: str = ".*", read: str = ".*", configure: str = ".*") -> Awaitable[str]: ...
-
-
-@pytest.fixture
-async def user(rabbitmq: RabbitMQServer, amqp_url: str) -> AsyncGenerator[Users]:
-    """A user with fewer rights, deleted after the test."""
-    if not isinstance(rabbitmq, AdministeredRabbitMQ):
-        pytest.skip("needs a broker of the run's own, to set rights inside it")
-    parts, name = urlsplit(amqp_url), word()
-
-    async def make(*, write: str = ".*", read: str = ".*", configure: str = ".*") -> str:
-        vhost = unquote(parts.path[1:])
-        await anyio.to_thread.run_sync(
-            lambda: rabbitmq.create_user(name, vhost, configure=configure, write=write, read=read)
-        )
-        return parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}").geturl()
-
-    yield make
-    await anyio.to_thread.run_sync(rabbitmq.delete_user, name)
 
 
 # --- refusals ---
@@ -206,51 +181,6 @@ async def test_a_consumer_that_may_not_read_is_refused(amqp_url: str, user: User
             pass
 
 
-async def test_the_rights_that_the_documentation_names_are_enough(amqp_url: str, user: Users) -> None:
-    """docs/operations.md: a user with exactly those of a consumer consumes, one with those of a relay publishes."""
-    exchange, topic = word(), word()
-    queue = Queue(word(), frozenset({topic}))
-    entities = rf"^({exchange}(\.dead)?|{queue.name}(\.dead)?)$"
-    consumer = RabbitMQBroker(
-        await user(
-            configure=entities,
-            write=rf"^({queue.name}(\.dead)?|{exchange}\.dead)$",
-            read=rf"^({queue.name}|{exchange}(\.dead)?)$",
-        ),
-        exchange=exchange,
-    )
-    async with consumer.subscribe(queue, prefetch=1) as subscription:
-        relay = RabbitMQBroker(
-            await user(configure=f"^{exchange}$", write=f"^{exchange}$", read="^$"), exchange=exchange
-        )
-        async with relay.publisher() as publisher:
-            await publish(publisher, topic, 1)
-        (delivery,) = await take(subscription, 1)
-        await subscription.reject(delivery, requeue=False)
-
-
-async def test_a_topology_that_somebody_else_owns_is_used_as_it_is(
-    amqp_url: str, user: Users, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without any right to configure: one that may only write publishes, one that may only read consumes."""
-    exchange, topic = word(), word()
-    queue = Queue(word(), frozenset({topic}))
-    await RabbitMQBroker(amqp_url, exchange=exchange).declare(queue)
-    url = await user(configure="^$", write=f"^{exchange}$", read=f"^{queue.name}$")
-    mine = RabbitMQBroker(url, exchange=exchange)
-    caplog.set_level(logging.WARNING, logger="sagapost.rabbitmq")
-    async with mine.subscribe(queue, prefetch=1) as subscription, mine.publisher() as publisher:
-        await publish(publisher, topic, 1)
-        assert numbers(await take(subscription, 1)) == [1]
-    assert f"cannot be bound to {exchange!r} for {topic!r}" in caplog.text
-    for missing in (
-        RabbitMQBroker(url, exchange=exchange).declare(Queue("not-there")),
-        RabbitMQBroker(url, exchange="not-there").declare(),
-    ):
-        with pytest.raises(BrokerRefusedError, match=r"has no .*'not-there.* let its owner declare a durable"):
-            await missing
-
-
 @pytest.mark.parametrize("name", ["a/b", "a%2Fb", "/team", "ü+ %"])
 async def test_a_virtual_host_is_the_one_that_is_named(rabbitmq: RabbitMQServer, name: str) -> None:
     """Whatever has to be escaped in its name: it is reached, and the address names it."""
@@ -322,30 +252,6 @@ async def test_a_deleted_queue_ends_its_consumer_and_can_be_had_again(amqp_url: 
         async with broker.subscribe(queue, prefetch=10) as subscription:
             await publish(publisher, topic, 2)
             assert numbers(await take(subscription, 1)) == [2]
-
-
-async def test_a_consumer_that_runs_on_binds_its_queue_again(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exchange is deleted and comes back without bindings; what is published then reaches the running consumer."""
-    monkeypatch.setattr(consumer, "_BOUND_EVERY", 0.2)
-    topic, exchange = word(), word()
-    queue = Queue(word(), frozenset({topic}))
-    broker = RabbitMQBroker(amqp_url, exchange=exchange)
-    got: list[int] = []
-
-    async def receive() -> None:
-        got.extend(numbers(await take(subscription, 1)))
-
-    async with broker.subscribe(queue, prefetch=10) as subscription, anyio.create_task_group() as tasks:
-        tasks.start_soon(receive)
-        async with aiormq.Connection(amqp_url) as connection:
-            channel = await connection.channel()
-            await channel.exchange_delete(exchange)
-        result: object = None
-        with anyio.fail_after(20):
-            while result != Confirmed():
-                async with broker.publisher() as publisher:
-                    (result,) = await answers(await publisher.send(outgoing(topic, 7)))
-    assert got == [7]
 
 
 async def test_a_consumer_timeout_ends_the_subscription_and_the_message_comes_again(own_rabbitmq: OwnRabbitMQ) -> None:

@@ -198,18 +198,16 @@ class MemoryBroker:
         app_id: str | None = None,
     ) -> int:
         """Publish a message as a producer would that is not sagapost; return to how many queues it went."""
-        return self._route(
-            topic,
-            Incoming(
-                body=body,
-                topic=topic,
-                headers=dict(headers or {}),
-                content_type=content_type,
-                message_id=message_id,
-                type=type,
-                app_id=app_id,
-            ),
+        message = Incoming(
+            body=body,
+            topic=topic,
+            headers=dict(headers or {}),
+            content_type=content_type,
+            message_id=message_id,
+            type=type,
+            app_id=app_id,
         )
+        return len(self._route(topic, message))
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with what it holds; its consumers are cancelled."""
@@ -243,6 +241,7 @@ class MemoryBroker:
                 argument="ordered",
                 detail=f"asked for {queue.ordered}, it has {existing.ordered}",
             )
+        existing.observer = queue.observer
         existing.bind(queue.topics)
         return existing
 
@@ -258,12 +257,13 @@ class MemoryBroker:
             return Rejected(f"access to topic {outgoing.topic!r} refused")
         if self._refusal is not None and self._refusal(event):
             return Rejected("the broker refused the message")
-        if not self._route(outgoing.topic, event):
-            return Returned(f"no queue is bound for topic {outgoing.topic!r}")
+        queues = self._route(outgoing.topic, event)
+        if all(queue.observer for queue in queues):
+            return Returned(f"no queue is bound for topic {outgoing.topic!r}", observed=bool(queues))
         return Confirmed()
 
-    def _route(self, topic: str, payload: Event | Incoming) -> int:
+    def _route(self, topic: str, payload: Event | Incoming) -> list[MemoryQueue]:
         queues = [queue for queue in self._queues.values() if queue.is_bound_to(topic)]
         for queue in queues:
             queue.put(StoredMessage(next(self._arrivals), topic, payload))
-        return len(queues)
+        return queues

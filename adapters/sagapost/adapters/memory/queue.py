@@ -19,6 +19,8 @@ class MemoryQueue:
 
     name: str
     ordered: bool
+    observer: bool = False
+    """Whether it gets what is published without counting as a listener."""
     patterns: dict[str, TopicPattern] = field(default_factory=dict[str, TopicPattern])
     ready: deque[StoredMessage] = field(default_factory=deque[StoredMessage])
     returned: list[StoredMessage] = field(default_factory=list[StoredMessage])

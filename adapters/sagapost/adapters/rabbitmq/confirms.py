@@ -271,6 +271,10 @@ class ConfirmLedger:
         self._watermark = self._next - 1
         self._early.clear()
 
+    def restart(self) -> None:
+        """Number from 1 again, for a new channel, after `abandon`."""
+        self._next, self._watermark = 1, 0
+
     def _advance(self, tag: int) -> None:
         early = self._early
         if early:

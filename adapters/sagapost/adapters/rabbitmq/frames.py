@@ -56,6 +56,7 @@ class PublishEncoder:
 
     def __init__(self, *, channel: int, exchange: str, frame_max: int) -> None:
         self._channel = channel
+        self._number = channel.to_bytes(2, "big")
         self._exchange = exchange
         # 0 means unlimited in the handshake; a size field has 32 bits.
         self._payload_max = (frame_max or 0xFFFFFFFF) - FRAME_OVERHEAD
@@ -71,7 +72,9 @@ class PublishEncoder:
         event = outgoing.event
         data = event.data
         try:
-            method = self._methods.get((outgoing.destination, outgoing.topic)) or self._method(outgoing)
+            method = self._methods.get((outgoing.destination, outgoing.topic)) or self._method(
+                outgoing.destination, outgoing.topic
+            )
             properties, flags = self._properties(event)
         except UnicodeEncodeError as error:
             raise UnencodableError(f"an attribute cannot be written as UTF-8: {error.reason}") from None
@@ -104,14 +107,27 @@ class PublishEncoder:
         """How many topics and types are kept encoded."""
         return len(self._methods) + len(self._kinds)
 
-    def _method(self, outgoing: Outgoing) -> bytes:
+    def repeat(self, topic: str, into: list[bytes], start: int) -> None:
+        """Append once more, for this channel and exchange, the message whose frames begin at `into[start]`.
+
+        Another encoder of the same connection has put them there; of its frames only the channel numbers change.
+        """
+        parts = into[start:]
+        parts[0] = self._methods.get((None, topic)) or self._method(None, topic)
+        # Behind the method: one header in front of its properties, then as many in front of pieces of the body.
+        for at in (1, *range(4, len(parts), 3)):
+            head = parts[at]
+            parts[at] = head[:1] + self._number + head[3:]
+        into += parts
+
+    def _method(self, destination: str | None, topic: str) -> bytes:
         """Encode and keep the basic.publish frame of a destination and topic."""
-        destination = self._exchange if outgoing.destination is None else outgoing.destination
-        payload = _short("exchange", destination) + _short("topic", outgoing.topic) + _MANDATORY
+        exchange = self._exchange if destination is None else destination
+        payload = _short("exchange", exchange) + _short("topic", topic) + _MANDATORY
         frame = _PUBLISH(1, self._channel, len(payload) + 6, 60, 40, 0) + payload + _END
         if len(self._methods) >= _CACHE_LIMIT:
             self._methods.clear()
-        self._methods[outgoing.destination, outgoing.topic] = frame
+        self._methods[destination, topic] = frame
         return frame
 
     def _properties(self, event: Event) -> tuple[bytes, int]:

@@ -13,34 +13,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from struct import Struct
 from typing import NoReturn, TypeAlias
 
 import aio_pika
 import anyio
 import anyio.lowlevel
 
-from sagapost.adapters.rabbitmq.confirms import ConfirmLedger, PendingBatch
+from sagapost.adapters.rabbitmq.answers import AnswerReader
+from sagapost.adapters.rabbitmq.confirms import ConfirmLedger
 from sagapost.adapters.rabbitmq.connection import open_link
-from sagapost.adapters.rabbitmq.contents import ContentError, read_message_id, read_short
 from sagapost.adapters.rabbitmq.errors import NOT_FOUND, PRECONDITION_FAILED, closed_error
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
 from sagapost.adapters.rabbitmq.link import BrokerLink, number_of
+from sagapost.adapters.rabbitmq.observed import CopiedBatch, Copies, CopyingEncoder
 from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, TopologySettings
 from sagapost.adapters.rabbitmq.topology import declare_exchange
-from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
+from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.adapters.rabbitmq.trial import Trial
-from sagapost.core.broker import Outgoing, Rejected
+from sagapost.core.broker import Confirmation, Outgoing, Rejected
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
 
 __all__ = ["RabbitMQPublisher", "open_publisher"]
 
-_BASIC_ACK = bytes((0, 60, 0, 80))
-_BASIC_NACK = bytes((0, 60, 0, 120))
-_BASIC_RETURN = bytes((0, 60, 0, 50))
-_ANSWER = Struct(">QB").unpack_from  # delivery tag, bits (the lowest is "multiple")
-_U16 = Struct(">H").unpack_from
-_U64 = Struct(">Q").unpack_from
 _BASIC_PUBLISH = (60, 40)
 
 _MAX_ROUTES = 4096
@@ -64,6 +58,7 @@ class RabbitMQPublisher:
         channel: aio_pika.Channel,
         *,
         exchange: str,
+        copies: Copies,
         limits: Limits,
         confirm_timeout: float,
     ) -> None:
@@ -73,6 +68,8 @@ class RabbitMQPublisher:
         self._confirm_timeout = confirm_timeout
         self._loop = asyncio.get_running_loop()
         self._ledger = ConfirmLedger(exchange, inquire=self._inquire)
+        self._answers = AnswerReader(self._ledger, _nothing_more, self._note_unmatched)
+        self._copies = copies
         self._trial = Trial(link, exchange=exchange, limits=limits, timeout=confirm_timeout)
         self._open_routes: set[Route] = set()
         """Routes on which the broker was seen to take a message."""
@@ -85,15 +82,13 @@ class RabbitMQPublisher:
         self._timer: asyncio.TimerHandle | None = None
         self._ended: CloseReason | None = None
         self._gone = asyncio.Event()
-        self._returning: tuple[str, str, str] | None = None
-        self._returned_body = 0
         self._encoder = self._begin(channel)
         link.on_lost(self._finish)
 
     def _begin(self, channel: aio_pika.Channel) -> PublishEncoder:
         """Publish on this channel from now on."""
         self._link.listen(channel, self)
-        self._returning = None
+        self._answers.restart()
         self._encoder = PublishEncoder(
             channel=number_of(channel), exchange=self._exchange, frame_max=self._link.frame_max
         )
@@ -116,7 +111,7 @@ class RabbitMQPublisher:
         """Messages sent and not yet answered."""
         return self._ledger.in_flight
 
-    async def send(self, batch: Sequence[Outgoing]) -> PendingBatch:
+    async def send(self, batch: Sequence[Outgoing]) -> Confirmation:
         """Write a batch; return once the socket has room again.
 
         Cancelling it leaves the channel in order: nothing of the batch is written, or all of it.
@@ -126,12 +121,23 @@ class RabbitMQPublisher:
         """
         await anyio.lowlevel.checkpoint()
         self._require_open()
-        rejected = await self._try_first(batch)
+        routes = {(outgoing.destination, outgoing.topic) for outgoing in batch}
+        try:
+            rejected = await self._try_first(batch, routes)
+            await self._copies.prepare()
+        except BrokerError as error:
+            self._end(str(error))
+            raise
         await self._inquire()
         self._require_open()
         # From here to the write nothing is awaited: the tags are those of the channel that is written to.
-        frames, refused = self._encode(batch, rejected)
-        pending = self._ledger.open(batch, refused=refused, deadline=self._link.clock() + self._confirm_timeout)
+        copying = self._copies.begin(routes, self._encoder)
+        frames, refused = self._encode(batch, rejected, self._encoder if copying is None else copying)
+        deadline = self._link.clock() + self._confirm_timeout
+        pending: Confirmation
+        pending = messages = self._ledger.open(batch, refused=refused, deadline=deadline)
+        if copying is not None and copying.copied:
+            pending = CopiedBatch(messages, self._copies.sent(copying.copied), self._copies)
         await self._write(frames)
         self._require_open()
         return pending
@@ -156,11 +162,11 @@ class RabbitMQPublisher:
         raise closed_error(self._link.address, self._ended, "publisher")
 
     def _encode(
-        self, batch: Sequence[Outgoing], rejected: Mapping[int, Rejected]
+        self, batch: Sequence[Outgoing], rejected: Mapping[int, Rejected], encoder: PublishEncoder | CopyingEncoder
     ) -> tuple[list[bytes], Mapping[int, Rejected]]:
         frames: list[bytes] = []
         refused = dict(rejected)
-        encode, limit = self._encoder.encode, self._limits.max_message_bytes
+        encode, limit = encoder.encode, self._limits.max_message_bytes
         for place, outgoing in enumerate(batch):
             if len(outgoing.event.data) > limit:
                 refused[place] = Rejected(
@@ -177,9 +183,9 @@ class RabbitMQPublisher:
 
     # --- what the broker refuses ---
 
-    async def _try_first(self, batch: Sequence[Outgoing]) -> Mapping[int, Rejected]:
+    async def _try_first(self, batch: Sequence[Outgoing], routes: set[Route]) -> Mapping[int, Rejected]:
         """Try what may close the channel; return what the broker refuses, by place, and what waits behind that."""
-        routes = {(outgoing.destination, outgoing.topic) for outgoing in batch} - self._open_routes
+        routes = routes - self._open_routes
         if len(self._open_routes) >= _MAX_ROUTES:
             routes &= self._closed_routes
         doubtful = self._limits.refused_bytes
@@ -192,11 +198,7 @@ class RabbitMQPublisher:
             if size <= largest and (route in routes or (doubtful is not None and size >= doubtful)):
                 places.append(place)
                 routes.discard(route)
-        try:
-            return await self._try(batch, places, patient=False)
-        except BrokerError as error:
-            self._end(str(error))
-            raise
+        return await self._try(batch, places, patient=False)
 
     async def _try(self, batch: Sequence[Outgoing], places: list[int], *, patient: bool) -> Mapping[int, Rejected]:
         """Try the messages at these places, in order; return what is refused, by place, and what waits behind that."""
@@ -328,47 +330,19 @@ class RabbitMQPublisher:
             self._timer.cancel()
             self._timer = None
         self._ledger.abandon(reason.text)
+        self._copies.end(reason.text)
 
     def on_frame(self, kind: int, data: bytes, start: int, stop: int) -> bool:
         """Take confirms and returns; RPC replies go on to the driver."""
-        if kind == METHOD_FRAME:
-            method = data[start : start + 4]
-            if method == _BASIC_ACK:
-                tag, bits = _ANSWER(data, start + 4)
-                self._ledger.ack(tag, multiple=bits & 1 != 0)
-                return True
-            if method == _BASIC_NACK:
-                tag, bits = _ANSWER(data, start + 4)
-                self._ledger.nack(tag, multiple=bits & 1 != 0)
-                return True
-            if method == _BASIC_RETURN:
-                (code,) = _U16(data, start + 4)
-                text, at = read_short(data, start + 6)
-                exchange, at = read_short(data, at)
-                topic, _ = read_short(data, at)
-                self._returning = (f"{code} {text}", exchange, topic)
-                return True
-            return False
-        if self._returning is None:
-            return False
-        if kind == HEADER_FRAME:
-            (self._returned_body,) = _U64(data, start + 4)
-            self._take_return(self._returning, data[start + 12 : stop])
-        elif kind == BODY_FRAME:
-            self._returned_body -= stop - start
-        if self._returned_body <= 0:
-            self._returning = None
-        return True
+        return self._answers.on_frame(kind, data, start, stop)
 
-    def _take_return(self, returned: tuple[str, str, str], properties: bytes) -> None:
-        reason, exchange, topic = returned
-        try:
-            message_id = read_message_id(properties)
-        except ContentError:
-            message_id = None
-        if message_id is None or not self._ledger.returned(message_id, exchange, topic, reason):
-            # Its ack comes next and would count as success. Nothing can be told apart any more: start over.
-            self._end("the broker returned a message that could not be matched")
+    def _note_unmatched(self) -> None:
+        # Its ack comes next and would count as success. Nothing can be told apart any more: start over.
+        self._end("the broker returned a message that could not be matched")
+
+
+def _nothing_more(topic: str) -> None:
+    """A message that is returned has its result in the ledger, and that is all."""
 
 
 def _with_followers(batch: Sequence[Outgoing], rejected: Mapping[int, Rejected]) -> Mapping[int, Rejected]:
@@ -393,10 +367,13 @@ async def open_publisher(
     """Open a publisher on a connection of its own; see `sagapost.core.broker.Broker.publisher`."""
     async with open_link(settings, purpose="publisher") as link:
         await declare_exchange(link, topology)
+        copies = Copies(link, topology)
+        await copies.prepare()
         publisher = RabbitMQPublisher(
             link,
             await link.channel(confirms=True),
             exchange=topology.exchange,
+            copies=copies,
             limits=limits,
             confirm_timeout=settings.confirm_timeout.total_seconds(),
         )

@@ -114,6 +114,20 @@ class TopologySettings:
     delivery_limit: int
 
     @property
+    def listeners_exchange(self) -> str:
+        """What the queues of listeners are bound to, all of them; it is bound to `exchange` once."""
+        return f"{self.exchange}.listeners"
+
+    @property
+    def observed_exchange(self) -> str:
+        """What the queues of observers are bound to; publishers send copies there."""
+        return f"{self.exchange}.observed"
+
+    def source_of(self, queue: Queue) -> str:
+        """Return the exchange that a consumer's queue is bound to."""
+        return self.observed_exchange if queue.observer else self.listeners_exchange
+
+    @property
     def dead_letter_exchange(self) -> str:
         """Where rejected messages of all queues go, under the name of their queue."""
         return f"{self.exchange}.dead"

@@ -1,9 +1,15 @@
 """Exchanges, queues, and bindings, declared as they are needed and never changed or removed behind anybody's back.
 
-For an exchange `sagapost` and a queue `warehouse`::
+For an exchange `sagapost`, a queue `warehouse` and an observer's queue `tracker`::
 
-    sagapost (topic)  --topics-->  warehouse  --reject, delivery limit-->  sagapost.dead (direct)
-                                                     --"warehouse"-->  warehouse.dead
+    sagapost (topic)  --#-->  sagapost.listeners (topic)  --topics-->  warehouse
+    sagapost.observed (topic)                             --topics-->  tracker
+    warehouse  --reject, delivery limit-->  sagapost.dead (direct)  --"warehouse"-->  warehouse.dead
+
+Queues are bound to an exchange of their own behind the one that is published to. When that one is deleted and made
+anew, either all listeners get its messages again, by the first consumer that makes the one binding, or none does and
+every message is returned: never some of them. Observers are not behind it, so that they do not count as listeners;
+publishers send them copies (`observed`).
 
 A queue always has its dead-letter queue: RabbitMQ 4 *drops* a message past the delivery limit where there is none.
 A binding that is not asked for any more stays, since another release of the same service may still want it.
@@ -13,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import aio_pika
 from aio_pika import ExchangeType
@@ -25,9 +31,12 @@ from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue, QueueDepth
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["declare_exchange", "declare_queue", "depth_of", "keep_bound"]
+__all__ = ["declare_exchange", "declare_observed", "declare_queue", "depth_of", "keep_bound"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
+
+_EVERYTHING = "#"
+"""The pattern of every topic."""
 
 
 class _CloseWatch:
@@ -50,12 +59,19 @@ async def declare_exchange(link: BrokerLink, settings: TopologySettings) -> None
     :raises BrokerRefusedError: if the user may not declare it, and it is not there.
     :raises BrokerUnavailableError: if the connection ends.
     """
-    name = settings.exchange
-    await _have(
-        link,
-        lambda channel, passive: channel.declare_exchange(name, ExchangeType.TOPIC, durable=True, passive=passive),
-        _Entity("exchange", name, "a durable topic exchange"),
-    )
+    await _have_topic_exchange(link, settings.exchange)
+
+
+async def declare_observed(link: BrokerLink, settings: TopologySettings) -> CloseReason | None:
+    """Make sure that there is an exchange for observers; return the broker's no where there is none to be had.
+
+    :raises BrokerUnavailableError: if the connection ends.
+    """
+    entity, declare = _topic_exchange(settings.observed_exchange)
+    refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
+    if refusal is None or refusal.code != ACCESS_REFUSED:
+        return refusal
+    return await _attempt(link, lambda channel: declare(channel, True), entity)
 
 
 async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
@@ -69,6 +85,8 @@ async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Que
     :raises BrokerUnavailableError: if the connection ends.
     """
     await declare_exchange(link, settings)
+    source = settings.source_of(queue)
+    await _have_topic_exchange(link, source)
     dead_exchange, dead_queue = settings.dead_letter_exchange, settings.dead_letter_queue(queue.name)
     await _have(
         link,
@@ -79,27 +97,38 @@ async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Que
     )
     # The dead-letter queue comes first: once the work queue exists, something may already be dead-lettered from it.
     await _have_queue(link, dead_queue, settings.dead_letter_arguments(), {dead_exchange: [queue.name]})
-    await _have_queue(link, queue.name, settings.queue_arguments(queue), {settings.exchange: sorted(queue.topics)})
+    await _have_queue(link, queue.name, settings.queue_arguments(queue), {source: sorted(queue.topics)})
+    if not queue.observer:
+        # Last, so that what is published meets all listeners or none.
+        await _bind(link, settings.exchange, _EVERYTHING, exchange=source)
+    await _leave(link, settings, queue)
 
 
 async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
-    """Bind a queue that is consumed once more, on one channel: somebody may have deleted the exchange meanwhile.
+    """Bind a queue that is consumed once more, on one channel: somebody may have deleted an exchange meanwhile.
 
     An exchange that is deleted takes the bindings along and comes back without them, made anew by the next publisher
     or consumer that starts. Bindings that are there are left as they are. What this user may not bind is its owner's.
 
     :raises BrokerUnavailableError: if the connection ends.
     """
+    source = settings.source_of(queue)
+
+    async def declare(channel: aio_pika.Channel) -> None:
+        for exchange in (settings.exchange, source):
+            await channel.declare_exchange(exchange, ExchangeType.TOPIC, durable=True)
 
     async def bind(channel: aio_pika.Channel) -> None:
-        await channel.declare_exchange(settings.exchange, ExchangeType.TOPIC, durable=True)
         bound = await channel.get_queue(queue.name, ensure=False)
         for topic in sorted(queue.topics):
-            await bound.bind(settings.exchange, routing_key=topic)
+            await bound.bind(source, routing_key=topic)
+        if not queue.observer:
+            await (await channel.get_exchange(source, ensure=False)).bind(settings.exchange, _EVERYTHING)
 
-    refusal = await _attempt(link, bind, _Entity("queue", queue.name, ""))
-    if refusal is not None:
-        _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
+    for what in (declare, bind):
+        refusal = await _attempt(link, what, _Entity("queue", queue.name, ""))
+        if refusal is not None:
+            _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
 
 
 async def depth_of(link: BrokerLink, settings: TopologySettings, queue: str) -> QueueDepth:
@@ -125,6 +154,25 @@ async def _count(link: BrokerLink, name: str) -> tuple[int | None, int | None]:
     return found[0] if refusal is None else (None, None)
 
 
+async def _leave(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
+    """Take away the bindings that a queue has because it was an observer's and is none, or the other way round.
+
+    With them an observer would count as a listener, and a listener would get everything twice.
+    """
+    entity = _Entity("queue", queue.name, "")
+    former = (settings.exchange, settings.listeners_exchange) if queue.observer else (settings.observed_exchange,)
+    for exchange in former:
+
+        async def unbind(channel: aio_pika.Channel, exchange: str = exchange) -> None:
+            bound = await channel.get_queue(queue.name, ensure=False)
+            for topic in sorted(queue.topics):
+                await bound.unbind(exchange, routing_key=topic)
+
+        refusal = await _attempt(link, unbind, entity)
+        if refusal is not None:
+            _log.debug("queue %r is not unbound from %r: %s", queue.name, exchange, refusal.said)
+
+
 class _Entity(NamedTuple):
     """What is declared, for people."""
 
@@ -144,12 +192,25 @@ async def _have_queue(link: BrokerLink, name: str, arguments: dict[str, Any], bi
     )
     for exchange, keys in bindings.items():
         for key in keys:
-            await _bind(link, entity, exchange, key)
+            await _bind(link, exchange, key, queue=name)
 
 
-async def _have(
-    link: BrokerLink, declare: Callable[[aio_pika.Channel, bool], Awaitable[object]], entity: _Entity
-) -> None:
+_Declare: TypeAlias = Callable[[aio_pika.Channel, bool], Awaitable[object]]
+
+
+def _topic_exchange(name: str) -> tuple[_Entity, _Declare]:
+    return (
+        _Entity("exchange", name, "a durable topic exchange"),
+        lambda channel, passive: channel.declare_exchange(name, ExchangeType.TOPIC, durable=True, passive=passive),
+    )
+
+
+async def _have_topic_exchange(link: BrokerLink, name: str) -> None:
+    entity, declare = _topic_exchange(name)
+    await _have(link, declare, entity)
+
+
+async def _have(link: BrokerLink, declare: _Declare, entity: _Entity) -> None:
     """Declare an entity, or, where the user may not, make sure that it is there."""
     refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
     if refusal is None:
@@ -167,10 +228,14 @@ async def _have(
     raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
 
 
-async def _bind(link: BrokerLink, entity: _Entity, exchange: str, key: str) -> None:
+async def _bind(link: BrokerLink, source: str, key: str, *, queue: str = "", exchange: str = "") -> None:
+    """Bind a queue or an exchange to the exchange `source`."""
+    entity = _Entity("queue", queue, "") if queue else _Entity("exchange", exchange, "")
+
     async def bind(channel: aio_pika.Channel) -> object:
-        queue = await channel.get_queue(entity.name, ensure=False)
-        return await queue.bind(exchange, routing_key=key)
+        if queue:
+            return await (await channel.get_queue(queue, ensure=False)).bind(source, routing_key=key)
+        return await (await channel.get_exchange(exchange, ensure=False)).bind(source, routing_key=key)
 
     refusal = await _attempt(link, bind, entity)
     if refusal is None:
@@ -179,10 +244,11 @@ async def _bind(link: BrokerLink, entity: _Entity, exchange: str, key: str) -> N
         raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
     # Nothing in the protocol lists bindings, so whether it is there cannot be found out.
     _log.warning(
-        "queue %r at %s cannot be bound to %r for %r by this user (%s): without its owner's binding it stays empty",
+        "%s %r at %s cannot be bound to %r for %r by this user (%s): without its owner's binding it gets nothing",
+        entity.kind,
         entity.name,
         link.address,
-        exchange,
+        source,
         key,
         refusal.said,
     )

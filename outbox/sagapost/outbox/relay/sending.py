@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, assert_never
 
+from sagapost.core.announcements import is_announcement
 from sagapost.core.broker import Confirmation, Confirmed, Publisher, PublishResult, Rejected, Returned, Unknown
 from sagapost.core.errors import BrokerUnavailableError
 from sagapost.core.life import Signal
@@ -116,7 +117,9 @@ class SendStage:
             match result:
                 case Confirmed():
                     confirmed.append(row)
-                case Returned() if row.event.type in optional:
+                case Returned(observed=observed) if row.event.type in optional or (
+                    observed and is_announcement(row.event.type)
+                ):
                     confirmed.append(row)
                 case Returned(reason=reason):
                     said = f"no queue is bound for topic {row.topic!r} ({reason})"

@@ -31,7 +31,7 @@ class TrackerConsumerSettings:
     """
 
     queue: str = "sagapost-tracker"
-    """The tracker's queue; it is bound to every event. Trackers with different databases need different queues."""
+    """The tracker's queue; it observes every event. Trackers with different databases need different queues."""
     batch: int = 1_000
     """Up to this many events in one transaction, taken from what has arrived; nothing waits for a batch to fill."""
     prefetch: int = 2_000
@@ -76,7 +76,7 @@ class TrackerConsumer:
     @property
     def queue(self) -> Queue:
         """The queue that is consumed."""
-        return Queue(self._settings.queue, frozenset({"#"}))
+        return Queue(self._settings.queue, frozenset({"#"}), observer=True)
 
     def stop(self) -> None:
         """Receive nothing new, fold what has arrived, and let `run` return."""
