@@ -411,7 +411,7 @@ def test_tables_install_and_pass_the_check(prefix: str) -> None:
     engine = create_engine("sqlite://")
     tables = InboxTables(prefix=prefix)
     with engine.begin() as connection:
-        assert install_schema(connection, tables.versions, [tables.part]) == ["inbox"]
+        assert install_schema(connection, tables.versions, [tables.part]) == ["audit", "inbox"]
         assert install_schema(connection, tables.versions, [tables.part]) == []
         check_schema(connection, tables.versions, tables.part, where="here")
         names = set(inspect(connection).get_table_names())
