@@ -15,13 +15,27 @@ names them in its errors, and writes their page (docs/configuration.md). An adap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
+from sagapost.core.backoff import Backoff
 from sagapost.core.errors import ConfigurationError
 
-__all__ = ["Declaration", "Leaf", "check", "declare", "leaves_of", "nested", "setting", "value_at"]
+__all__ = [
+    "Declaration",
+    "Leaf",
+    "check",
+    "declare",
+    "drain_limit",
+    "duration",
+    "leaves_of",
+    "nested",
+    "reconnect_waits",
+    "setting",
+    "value_at",
+    "waits",
+]
 
 _DECLARED: Final = "sagapost.declaration"
 _NESTED: Final = "sagapost.nested"
@@ -104,6 +118,70 @@ def nested(make: Callable[[], Any], *, prefix: str = "", **parts: Declaration) -
         the class declares need not be repeated.
     """
     return field(default_factory=make, metadata={_NESTED: _Nested(prefix, parts)})
+
+
+# --- what several parts have ---
+
+
+def duration(what: str, *, example: str, danger: str, high: timedelta) -> Declaration:
+    """Return the declaration of a time from a millisecond on."""
+    return declare(what, unit="duration", example=example, danger=danger, low=timedelta(milliseconds=1), high=high)
+
+
+def waits(first: timedelta, longest: timedelta, *, base: Declaration, cap: Declaration, prefix: str = "") -> Any:
+    """Declare a field of growing waits, a `Backoff`: the first and the longest of them can be set.
+
+    :param first: the default of the first wait; `base` says what it is.
+    :param longest: that of the longest; `cap` says what it is.
+    :param prefix: as for `nested`.
+    """
+    cap = replace(cap, at_least="base")
+    return nested(lambda: Backoff(base=first, cap=longest), prefix=prefix, base=base, cap=cap)
+
+
+def reconnect_waits(fleet: str, *, variable: str) -> Any:
+    """Declare how long a part waits before it tries to reach a server again.
+
+    :param fleet: what there are many of, in the plural.
+    :param variable: that of the first wait.
+    """
+    return waits(
+        timedelta(milliseconds=200),
+        timedelta(seconds=5),
+        prefix="reconnect",
+        base=duration(
+            "Wait after the first failed attempt to reach the broker or the database; doubles with each further one.",
+            example="200ms",
+            danger=f"Short: a fleet of {fleet} hammers a server that is starting.",
+            high=timedelta(minutes=10),
+        ),
+        cap=duration(
+            f"Longest wait between attempts to reach the broker or the database. At least `{variable}`.",
+            example="5s",
+            danger="Long: work resumes that late after the outage ends.",
+            high=timedelta(minutes=10),
+        ),
+    )
+
+
+def drain_limit(what: str) -> Any:
+    """Declare how long a part may take to finish after it was asked to stop.
+
+    :param what: what it does then.
+    """
+    return setting(
+        timedelta(seconds=20),
+        f"After SIGTERM: {what}",
+        example="20s",
+        unit="duration",
+        danger="Together with ten seconds of clean-up it must fit into the supervisor's grace period (Kubernetes: "
+        "`terminationGracePeriodSeconds`, 30 s by default).",
+        low=timedelta(milliseconds=1),
+        high=timedelta(hours=1),
+    )
+
+
+# --- what is declared of a class ---
 
 
 @dataclass(frozen=True, slots=True)

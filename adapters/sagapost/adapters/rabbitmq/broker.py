@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
 from sagapost.adapters.cloudevents import StrangerPolicy
-from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, TopologySettings
+from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, RabbitMQSettings, TopologySettings
 from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.errors import ConfigurationError, MissingExtraError
 
@@ -24,6 +24,7 @@ _QUORUM_PREFETCH: Final = 2_000
 """What quorum queues take; with more, subscribing fails."""
 _AMQP_PREFETCH: Final = 65_535
 """What the field of the protocol holds."""
+_DEFAULTS: Final = RabbitMQSettings()
 
 
 class RabbitMQBroker:
@@ -59,14 +60,14 @@ class RabbitMQBroker:
         url: str | None = None,
         *,
         connection: AbstractConnection | None = None,
-        exchange: str = "sagapost",
-        queue_type: Literal["quorum", "classic"] = "quorum",
-        heartbeat: timedelta = timedelta(seconds=10),
-        connect_timeout: timedelta = timedelta(seconds=10),
-        confirm_timeout: timedelta = timedelta(seconds=30),
-        max_message_bytes: int = 16 * 1024 * 1024,
-        delivery_limit: int = 100,
-        max_buffered_bytes: int = 64 * 1024 * 1024,
+        exchange: str = _DEFAULTS.exchange,
+        queue_type: Literal["quorum", "classic"] = _DEFAULTS.queue_type,
+        heartbeat: timedelta = _DEFAULTS.heartbeat,
+        connect_timeout: timedelta = _DEFAULTS.connect_timeout,
+        confirm_timeout: timedelta = _DEFAULTS.confirm_timeout,
+        max_message_bytes: int = _DEFAULTS.max_message_bytes,
+        delivery_limit: int = _DEFAULTS.delivery_limit,
+        max_buffered_bytes: int = _DEFAULTS.max_buffered_bytes,
         stranger_policy: StrangerPolicy | None = None,
         name: str = "sagapost",
     ) -> None:

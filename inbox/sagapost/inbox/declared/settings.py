@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 from sagapost.core.backoff import Backoff
 from sagapost.core.errors import ConfigurationError
-from sagapost.core.settings import check, declare, nested, setting
+from sagapost.core.settings import check, drain_limit, duration, nested, reconnect_waits, setting, waits
 from sagapost.inbox.declared.schedules import Schedule
 
 __all__ = ["ConsumerSettings", "DeadLetterPolicy", "RetryPolicy"]
@@ -38,25 +38,21 @@ class RetryPolicy:
         low=0,
         high=20,
     )
-    quick_backoff: Backoff = nested(
-        lambda: Backoff(base=timedelta(milliseconds=50), cap=timedelta(seconds=1)),
+    quick_backoff: Backoff = waits(
+        timedelta(milliseconds=50),
+        timedelta(seconds=1),
         prefix="quick",
-        base=declare(
+        base=duration(
             "Wait before the first quick try; doubles with each further one.",
             example="50ms",
-            unit="duration",
             danger="Long: a few failing messages hold up all of them.",
-            low=timedelta(milliseconds=1),
             high=timedelta(minutes=1),
         ),
-        cap=declare(
+        cap=duration(
             "Longest wait before a quick try. At least `SAGAPOST_CONSUMER_RETRY_QUICK_BASE`.",
             example="1s",
-            unit="duration",
             danger="Long: a few failing messages hold up all of them.",
-            low=timedelta(milliseconds=1),
             high=timedelta(minutes=10),
-            at_least="base",
         ),
     )
     attempts: int = setting(
@@ -68,24 +64,20 @@ class RetryPolicy:
         low=1,
         high=10_000,
     )
-    backoff: Backoff = nested(
-        lambda: Backoff(base=timedelta(seconds=10), cap=timedelta(hours=4)),
-        base=declare(
+    backoff: Backoff = waits(
+        timedelta(seconds=10),
+        timedelta(hours=4),
+        base=duration(
             "Wait after the first failed round; doubles with each further one.",
             example="10s",
-            unit="duration",
             danger="Short: the rounds are used up before what failed has recovered.",
-            low=timedelta(milliseconds=1),
             high=timedelta(days=1),
         ),
-        cap=declare(
+        cap=duration(
             "Longest wait between rounds. At least `SAGAPOST_CONSUMER_RETRY_BASE`.",
             example="4h",
-            unit="duration",
             danger="Long: a message is handled that late after what failed has recovered.",
-            low=timedelta(milliseconds=1),
             high=timedelta(days=30),
-            at_least="base",
         ),
     )
     schedule: Schedule | None = None
@@ -235,27 +227,7 @@ class ConsumerSettings:
         unit="word",
         danger="`skip` gives up the order of the key; `block` parks more and more until somebody looks.",
     )
-    reconnect: Backoff = nested(
-        lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5)),
-        prefix="reconnect",
-        base=declare(
-            "Wait after the first failed attempt to reach the broker or the database; doubles with each further one.",
-            example="200ms",
-            unit="duration",
-            danger="Short: a fleet of consumers hammers a server that is starting.",
-            low=timedelta(milliseconds=1),
-            high=timedelta(minutes=10),
-        ),
-        cap=declare(
-            "Longest wait between attempts to reach a server. At least `SAGAPOST_CONSUMER_RECONNECT_BASE`.",
-            example="5s",
-            unit="duration",
-            danger="Long: work resumes that late after the outage ends.",
-            low=timedelta(milliseconds=1),
-            high=timedelta(minutes=10),
-            at_least="base",
-        ),
-    )
+    reconnect: Backoff = reconnect_waits("consumers", variable="SAGAPOST_CONSUMER_RECONNECT_BASE")
     release_after: timedelta = setting(
         timedelta(minutes=5),
         "While the database is unreachable: how long what was received is held before it goes back to the queue.",
@@ -265,15 +237,8 @@ class ConsumerSettings:
         low=timedelta(milliseconds=1),
         high=timedelta(hours=12),
     )
-    drain_timeout: timedelta = setting(
-        timedelta(seconds=20),
-        "After SIGTERM: how long running handlers may take before they are cancelled and their messages given back.",
-        example="20s",
-        unit="duration",
-        danger="Together with ten seconds of clean-up it must fit into the supervisor's grace period (Kubernetes: "
-        "`terminationGracePeriodSeconds`, 30 s by default).",
-        low=timedelta(milliseconds=1),
-        high=timedelta(hours=1),
+    drain_timeout: timedelta = drain_limit(
+        "how long running handlers may take before they are cancelled and their messages given back."
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal
 
 from sagapost.core.backoff import Backoff
-from sagapost.core.settings import check, declare, nested, setting
+from sagapost.core.settings import check, duration, setting, waits
 
 __all__ = ["LogFormat", "LogLevel", "ProcessSettings"]
 
@@ -48,25 +48,21 @@ class ProcessSettings:
         unit="true or false",
         danger="With it, a restart of the broker during a deployment ends the processes that start meanwhile.",
     )
-    start_retry: Backoff = nested(
-        lambda: Backoff(base=timedelta(milliseconds=500), cap=timedelta(seconds=10)),
+    start_retry: Backoff = waits(
+        timedelta(milliseconds=500),
+        timedelta(seconds=10),
         prefix="start_retry",
-        base=declare(
+        base=duration(
             "At start, wait after the first failed attempt to reach a server; doubles with each further one.",
             example="500ms",
-            unit="duration",
             danger="Short: many processes hammer a server that is starting.",
-            low=timedelta(milliseconds=1),
             high=timedelta(minutes=10),
         ),
-        cap=declare(
+        cap=duration(
             "At start, longest wait between attempts to reach a server. At least `SAGAPOST_START_RETRY_BASE`.",
             example="10s",
-            unit="duration",
             danger="Long: the process begins to work that late after the server is there.",
-            low=timedelta(milliseconds=1),
             high=timedelta(minutes=10),
-            at_least="base",
         ),
     )
 

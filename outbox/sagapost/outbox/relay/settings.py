@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Literal, TypeAlias
 
 from sagapost.core.backoff import Backoff
-from sagapost.core.settings import check, declare, nested, setting
+from sagapost.core.settings import check, drain_limit, duration, nested, reconnect_waits, setting, waits
 
 __all__ = ["DeadLetterPolicy", "RelaySettings", "Routing", "UnroutablePolicy"]
 
@@ -128,25 +128,21 @@ class RelaySettings:
         low=timedelta(seconds=1),
         high=timedelta(minutes=10),
     )
-    retry: Backoff = nested(
-        lambda: Backoff(base=timedelta(seconds=1), cap=timedelta(minutes=1)),
+    retry: Backoff = waits(
+        timedelta(seconds=1),
+        timedelta(minutes=1),
         prefix="retry",
-        base=declare(
+        base=duration(
             "Wait after the broker refused a message for the first time; doubles with each further refusal.",
             example="1s",
-            unit="duration",
             danger="Short: a message that a full queue refuses is given up before anybody has looked.",
-            low=timedelta(milliseconds=1),
             high=timedelta(hours=1),
         ),
-        cap=declare(
+        cap=duration(
             "Longest wait between attempts on a refused message. At least `SAGAPOST_RELAY_RETRY_BASE`.",
             example="1m",
-            unit="duration",
             danger="Long: a held key flows again that late after the cause is gone.",
-            low=timedelta(milliseconds=1),
             high=timedelta(days=1),
-            at_least="base",
         ),
     )
     max_attempts: int = setting(
@@ -176,28 +172,7 @@ class RelaySettings:
         danger="`wait`: a type that no queue is ever bound for holds back its keys and, with more of them than "
         "`SAGAPOST_RELAY_MAX_HELD_KEYS`, everything. `bury`: so do its dead letters, until an operator acts.",
     )
-    reconnect: Backoff = nested(
-        lambda: Backoff(base=timedelta(milliseconds=200), cap=timedelta(seconds=5)),
-        prefix="reconnect",
-        base=declare(
-            "Wait after the first failed attempt to reach the broker or the database; doubles with each further one.",
-            example="200ms",
-            unit="duration",
-            danger="Short: a fleet of relays hammers a server that is starting.",
-            low=timedelta(milliseconds=1),
-            high=timedelta(minutes=10),
-        ),
-        cap=declare(
-            "Longest wait between attempts to reach the broker or the database. At least "
-            "`SAGAPOST_RELAY_RECONNECT_BASE`.",
-            example="5s",
-            unit="duration",
-            danger="Long: work resumes that late after the outage ends.",
-            low=timedelta(milliseconds=1),
-            high=timedelta(minutes=10),
-            at_least="base",
-        ),
-    )
+    reconnect: Backoff = reconnect_waits("relays", variable="SAGAPOST_RELAY_RECONNECT_BASE")
     max_held_keys: int = setting(
         10_000,
         "Held keys (each with a refused message) kept in mind; beyond that the relay pauses until some clear.",
@@ -224,15 +199,8 @@ class RelaySettings:
         low=timedelta(0),
         high=timedelta(days=1),
     )
-    drain_timeout: timedelta = setting(
-        timedelta(seconds=20),
-        "After SIGTERM: how long to wait for what is in flight before leaving it to another relay.",
-        example="20s",
-        unit="duration",
-        danger="Together with ten seconds of clean-up it must fit into the supervisor's grace period (Kubernetes: "
-        "`terminationGracePeriodSeconds`, 30 s by default).",
-        low=timedelta(milliseconds=1),
-        high=timedelta(hours=1),
+    drain_timeout: timedelta = drain_limit(
+        "how long to wait for what is in flight before leaving it to another relay."
     )
     routing: Routing = nested(Routing)
 
