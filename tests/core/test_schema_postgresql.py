@@ -36,15 +36,15 @@ async def test_replicas_that_start_together_take_turns(postgresql_url: str, sche
                 group.start_soon(replica)
     finally:
         await engine.dispose()
-    assert sorted(changed) == [[], [], [], [], [], ["outbox"]]
+    assert sorted(changed) == [[], [], [], [], [], ["audit", "outbox"]]
 
 
 async def test_two_services_share_a_database_by_prefix(postgresql_url: str) -> None:
     """Both sets of tables, triggers and constraints exist side by side in one schema."""
     engine = create_async_engine(postgresql_url)
     try:
-        assert await install(engine, None, "orders_") == ["outbox"]
-        assert await install(engine, None, "warehouse_") == ["outbox"]
+        assert await install(engine, None, "orders_") == ["audit", "outbox"]
+        assert await install(engine, None, "warehouse_") == ["audit", "outbox"]
     finally:
         await engine.dispose()
 
