@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import anyio
+import anyio.to_thread
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from sagapost.adapters.rabbitmq import RabbitMQBroker
+from sagapost.core.broker import Queue
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.findings import Diagnosis, Patience, Severity
 from sagapost.ops import database
@@ -28,8 +32,10 @@ from sagapost.ops.tables import tables_of
 from sagapost.outbox import Outbox
 from tests.ops.processes import invoke, run, started
 from tests.ops.services import OrderPlaced, write_service
+from tests.servers.brokers import RabbitMQServer
 from tests.servers.databases import PostgreSQLServer
-from tests.servers.fixtures import OwnPostgreSQL, PostgreSQLTemplate
+from tests.servers.fixtures import OwnPostgreSQL, OwnRabbitMQ, PostgreSQLTemplate
+from tests.servers.rabbitmq import PrivateRabbitMQ
 
 ERROR, WARNING, ADVICE = Severity.ERROR, Severity.WARNING, Severity.ADVICE
 
@@ -56,7 +62,7 @@ def install(url: str) -> None:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[AsyncConnection]:
+async def connected(url: str) -> AsyncGenerator[AsyncConnection]:
     """A connection without a transaction around its statements."""
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
@@ -619,3 +625,100 @@ def test_an_embedded_database_is_looked_at_too(tmp_path: Path) -> None:
     ran = invoke("doctor", "--min-relays", "0", "--fail-on", "warning", cwd=tmp_path, **settings)
     assert ran.returncode == 9
     assert "CREATE INDEX outbox_refused ON outbox (next_attempt_at) WHERE attempts > 0" in ran.stdout
+
+
+# --- the broker ---
+
+
+async def broker_findings(url: str, amqp_url: str, **settings: str) -> dict[tuple[str, str], Diagnosis]:
+    """Return what is found at the broker, by code and subject, for a database with the inbox `warehouse`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SAGAPOST_DATABASE_URL": url, "SAGAPOST_BROKER_URL": amqp_url, **settings}.items():
+            patch.setenv(name, value)
+        found = await diagnose(load_settings(), allowed=Thresholds(min_relays=0))
+    return {(each.code, each.subject): each for each in found}
+
+
+@pytest.fixture
+def with_inbox(url: str) -> str:
+    """A database in which the inbox `warehouse` has run."""
+    anyio.run(execute, url, "INSERT INTO inbox_consumers (name) VALUES ('warehouse')")
+    return url
+
+
+async def test_exchanges_and_queues_that_are_not_there(with_inbox: str, amqp_url: str) -> None:
+    """Each by its name; looking makes none of them, and declaring all of them mends it."""
+    missing = {
+        ("exchange-missing", "sagapost"),
+        ("exchange-missing", "sagapost.dead"),
+        ("exchange-missing", "sagapost.listeners"),
+        ("queue-missing", "warehouse"),
+        ("dead-letter-queue-missing", "warehouse.dead"),
+    }
+    for _ in range(2):
+        assert set(await broker_findings(with_inbox, amqp_url)) == missing
+    for ordered in (False, True):
+        broker = RabbitMQBroker(amqp_url, exchange=f"events-{ordered}")
+        queue = Queue("warehouse", frozenset({"t"}), ordered=ordered)
+        await broker.declare(queue)
+        exchange = f"events-{ordered}"
+        assert set(await broker_findings(with_inbox, amqp_url, SAGAPOST_EXCHANGE=exchange)) == {
+            ("queue-not-consumed", "warehouse")
+        }
+        async with broker.subscribe(queue, prefetch=1):
+            assert await broker_findings(with_inbox, amqp_url, SAGAPOST_EXCHANGE=exchange) == {}
+        await delete_queues(amqp_url, "warehouse", "warehouse.dead")
+
+
+async def delete_queues(amqp_url: str, *names: str) -> None:
+    """Delete queues, as an administrator does."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        for name in names:
+            await channel.queue_delete(name)
+
+
+async def test_what_is_there_in_another_form(with_inbox: str, amqp_url: str) -> None:
+    """An exchange of another type, queues with other arguments: the broker names the first that differs."""
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_exchange("sagapost", "fanout", durable=True)
+        await channel.declare_exchange("sagapost.dead", "topic", durable=True)
+        await channel.declare_queue("warehouse", durable=True, arguments={"x-queue-type": "classic"})
+        await channel.declare_queue("warehouse.dead", durable=True, arguments={"x-max-length": 5})
+    found = await broker_findings(with_inbox, amqp_url)
+    assert "type" in found["exchange-other", "sagapost"].evidence
+    assert ("exchange-other", "sagapost.dead") in found
+    assert "inequivalent arg 'x-" in found["queue-other", "warehouse"].evidence
+    assert found["dead-letter-queue-other", "warehouse.dead"].severity is WARNING
+
+
+async def test_a_user_who_may_not_publish(url: str, amqp_url: str, rabbitmq: RabbitMQServer) -> None:
+    """The relay's right, before an event is held for want of it; nothing is published by looking."""
+    if not isinstance(rabbitmq, PrivateRabbitMQ):
+        pytest.skip("needs a broker of the run's own, to make a user")
+    broker = RabbitMQBroker(amqp_url)
+    await broker.declare(Queue("everything", frozenset({"#"})))
+    there = make_url(amqp_url)
+    vhost = there.database or "/"
+    name = f"reader-{time.monotonic_ns()}"
+    await anyio.to_thread.run_sync(lambda: rabbitmq.create_user(name, vhost, configure="^$", write="^$", read=".*"))
+    theirs = there.set(username=name, password=name).render_as_string(hide_password=False)
+    found = await broker_findings(url, theirs)
+    await anyio.to_thread.run_sync(rabbitmq.delete_user, name)
+    assert "ACCESS_REFUSED" in found["right", "sagapost"].evidence
+    assert "set_permissions" in found["right", "sagapost"].remedy
+    assert set(found) == {("right", "sagapost")}
+    assert [each.messages for each in await broker.depths("everything")] == [0]
+
+
+async def test_a_broker_with_an_alarm(url: str, own_rabbitmq: OwnRabbitMQ) -> None:
+    """It takes nothing in: publishers wait, whatever else says that all is well."""
+    broker = own_rabbitmq()
+    await RabbitMQBroker(broker.amqp_url()).declare()
+    assert await broker_findings(url, broker.amqp_url()) == {}
+    await anyio.to_thread.run_sync(lambda: broker.set_memory_alarm(on=True))
+    ((code, _),) = await broker_findings(url, broker.amqp_url())
+    assert code == "alarm"
+    await anyio.to_thread.run_sync(lambda: broker.set_memory_alarm(on=False))
+    assert await broker_findings(url, broker.amqp_url()) == {}

@@ -15,7 +15,7 @@ finds it, reads its settings from SAGAPOST_KAFKA_* by their declarations (`sagap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -83,6 +83,9 @@ class BrokerAdapter:
     check_url: Callable[[str], None] | None = None
     """Raises ValueError with what is wrong with a URL, as the rest of a sentence that begins with the variable; never
     quotes what may be a password."""
+    examine: Callable[[Broker, Mapping[str, bool | None]], Awaitable[Sequence[Diagnosis]]] | None = None
+    """Returns what is wrong with the broker, given the names of queues and whether each is ordered (None: unknown);
+    declares and changes nothing. Raises like `Broker.depths`."""
     loggers: Mapping[str, int] = field(default_factory=dict[str, int])
     """Loggers of its driver, and the level below which they have nothing to say to an operator."""
 

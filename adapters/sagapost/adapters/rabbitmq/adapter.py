@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from sagapost.adapters.cloudevents import StrangerPolicy
 from sagapost.adapters.rabbitmq.broker import RabbitMQBroker
 from sagapost.adapters.rabbitmq.settings import RabbitMQSettings
 from sagapost.core.adapters import BrokerAdapter, ForeignPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sagapost.core.broker import Broker
+    from sagapost.core.findings import Diagnosis
 
 __all__ = ["adapter"]
 
@@ -27,11 +34,16 @@ def _make(url: str, settings: RabbitMQSettings, *, without_id: ForeignPolicy) ->
     )
 
 
+async def _examine(broker: Broker, queues: Mapping[str, bool | None]) -> Sequence[Diagnosis]:
+    return await broker.examine(queues) if isinstance(broker, RabbitMQBroker) else ()
+
+
 adapter = BrokerAdapter(
     name="rabbitmq",
     title="RabbitMQ",
     settings=RabbitMQSettings,
     make=_make,
+    examine=_examine,
     example="amqp://orders:password@localhost:5672/",
     # aiormq logs each failed attempt as an error, in its own words; ours come from the exception, once.
     loggers={"aiormq": logging.CRITICAL, "aio_pika": logging.WARNING},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -15,6 +15,8 @@ from sagapost.core.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
+
+    from sagapost.core.findings import Diagnosis
 
 # Everything that imports aio-pika is imported where it is used: configuration stays cheap, and possible without it.
 
@@ -155,6 +157,19 @@ class RabbitMQBroker:
 
         async with open_link(self._settings, purpose="looking") as link:
             return [await depth_of(link, self._topology, queue) for queue in queues]
+
+    async def examine(self, queues: Mapping[str, bool | None]) -> Sequence[Diagnosis]:
+        """Return what is wrong with the exchanges, with these queues, and with this user's right to publish.
+
+        :param queues: by name, whether each is ordered; None: nobody knows.
+        :raises BrokerUnavailableError: if the broker cannot be reached within the connect timeout.
+        :raises BrokerRefusedError: if it was reached and refused.
+        """
+        from sagapost.adapters.rabbitmq.connection import open_link
+        from sagapost.adapters.rabbitmq.examination import examine
+
+        async with open_link(self._settings, purpose="looking") as link:
+            return await examine(link, self._topology, queues)
 
 
 def _where(url: str | None, connection: AbstractConnection | None) -> str:

@@ -31,7 +31,7 @@ from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue, QueueDepth
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["declare_exchange", "declare_observed", "declare_queue", "depth_of", "keep_bound"]
+__all__ = ["attempt", "declare_exchange", "declare_observed", "declare_queue", "depth_of", "keep_bound"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
 
@@ -68,10 +68,10 @@ async def declare_observed(link: BrokerLink, settings: TopologySettings) -> Clos
     :raises BrokerUnavailableError: if the connection ends.
     """
     entity, declare = _topic_exchange(settings.observed_exchange)
-    refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
+    refusal = await attempt(link, lambda channel: declare(channel, False), entity.kind, entity.name)
     if refusal is None or refusal.code != ACCESS_REFUSED:
         return refusal
-    return await _attempt(link, lambda channel: declare(channel, True), entity)
+    return await attempt(link, lambda channel: declare(channel, True), entity.kind, entity.name)
 
 
 async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
@@ -126,7 +126,7 @@ async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue)
             await (await channel.get_exchange(source, ensure=False)).bind(settings.exchange, _EVERYTHING)
 
     for what in (declare, bind):
-        refusal = await _attempt(link, what, _Entity("queue", queue.name, ""))
+        refusal = await attempt(link, what, "queue", queue.name)
         if refusal is not None:
             _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
 
@@ -150,7 +150,7 @@ async def _count(link: BrokerLink, name: str) -> tuple[int | None, int | None]:
         queue = await channel.declare_queue(name, passive=True)
         found.append((queue.declaration_result.message_count, queue.declaration_result.consumer_count))
 
-    refusal = await _attempt(link, look, _Entity("queue", name, ""))
+    refusal = await attempt(link, look, "queue", name)
     return found[0] if refusal is None else (None, None)
 
 
@@ -159,7 +159,6 @@ async def _leave(link: BrokerLink, settings: TopologySettings, queue: Queue) -> 
 
     With them an observer would count as a listener, and a listener would get everything twice.
     """
-    entity = _Entity("queue", queue.name, "")
     former = (settings.exchange, settings.listeners_exchange) if queue.observer else (settings.observed_exchange,)
     for exchange in former:
 
@@ -168,7 +167,7 @@ async def _leave(link: BrokerLink, settings: TopologySettings, queue: Queue) -> 
             for topic in sorted(queue.topics):
                 await bound.unbind(exchange, routing_key=topic)
 
-        refusal = await _attempt(link, unbind, entity)
+        refusal = await attempt(link, unbind, "queue", queue.name)
         if refusal is not None:
             _log.debug("queue %r is not unbound from %r: %s", queue.name, exchange, refusal.said)
 
@@ -212,11 +211,11 @@ async def _have_topic_exchange(link: BrokerLink, name: str) -> None:
 
 async def _have(link: BrokerLink, declare: _Declare, entity: _Entity) -> None:
     """Declare an entity, or, where the user may not, make sure that it is there."""
-    refusal = await _attempt(link, lambda channel: declare(channel, False), entity)
+    refusal = await attempt(link, lambda channel: declare(channel, False), entity.kind, entity.name)
     if refusal is None:
         return
     if refusal.code == ACCESS_REFUSED:
-        missing = await _attempt(link, lambda channel: declare(channel, True), entity)
+        missing = await attempt(link, lambda channel: declare(channel, True), entity.kind, entity.name)
         if missing is None:
             _log.debug("%s %r is there; this user may not declare it: %s", entity.kind, entity.name, refusal.said)
             return
@@ -237,7 +236,7 @@ async def _bind(link: BrokerLink, source: str, key: str, *, queue: str = "", exc
             return await (await channel.get_queue(queue, ensure=False)).bind(source, routing_key=key)
         return await (await channel.get_exchange(exchange, ensure=False)).bind(source, routing_key=key)
 
-    refusal = await _attempt(link, bind, entity)
+    refusal = await attempt(link, bind, entity.kind, entity.name)
     if refusal is None:
         return
     if refusal.code != ACCESS_REFUSED:
@@ -254,8 +253,8 @@ async def _bind(link: BrokerLink, source: str, key: str, *, queue: str = "", exc
     )
 
 
-async def _attempt(
-    link: BrokerLink, declare: Callable[[aio_pika.Channel], Awaitable[object]], entity: _Entity
+async def attempt(
+    link: BrokerLink, declare: Callable[[aio_pika.Channel], Awaitable[object]], kind: str, name: str
 ) -> CloseReason | None:
     """Do it on a channel of its own, since a refusal closes that; return the refusal.
 
@@ -269,7 +268,7 @@ async def _attempt(
     except DRIVER_ERRORS as error:
         if watch.reason is None or link.lost is not None:
             raise BrokerUnavailableError(
-                f"The broker at {link.address} could not declare the {entity.kind} {entity.name!r}: "
+                f"The broker at {link.address} could not declare the {kind} {name!r}: "
                 f"{type(error).__name__}. Open the connection again."
             ) from error
         return watch.reason

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,13 @@ from sqlalchemy.exc import DBAPIError
 from sagapost.core.clock import Clock, SystemClock
 from sagapost.core.databases import kit_of
 from sagapost.core.drift import drift
-from sagapost.core.errors import SagapostError
+from sagapost.core.errors import BrokerError, SagapostError
 from sagapost.core.findings import Diagnosis, Severity
 from sagapost.ops import database
+from sagapost.ops.adapters import make_broker
 from sagapost.ops.doctor import records
 from sagapost.ops.doctor.complaints import diagnosis_of
+from sagapost.ops.registry import brokers
 from sagapost.ops.status.seen import look
 from sagapost.ops.status.verdict import Thresholds, complaints
 from sagapost.ops.tables import tables_of
@@ -54,7 +56,7 @@ async def diagnose(
         found += await connection.run_sync(lambda sync: _database(sync, loaded, tables, inboxes, patience, clock))
     # It has connections of its own, and would wait where others do.
     if not any(each.code in _IN_THE_WAY for each in found):
-        found += await _status(loaded, allowed if allowed is not None else Thresholds())
+        found += await _status(loaded, allowed if allowed is not None else Thresholds(), inboxes)
     return sorted(found, key=lambda each: (each.severity.rank, each.code, each.subject))
 
 
@@ -118,12 +120,29 @@ def _installed(connection: Connection, part: SchemaPart) -> bool:
     return any(inspector.has_table(table.name, schema=table.schema) for table in part.tables)
 
 
-async def _status(loaded: LoadedSettings, allowed: Thresholds) -> list[Diagnosis]:
+async def _status(loaded: LoadedSettings, allowed: Thresholds, inboxes: Sequence[Inbox]) -> list[Diagnosis]:
     try:
         seen = await look(loaded, examples=5)
     except SagapostError as error:
         return [_unreadable(str(error))]
-    return [diagnosis_of(each) for each in complaints(seen, allowed)]
+    found = [diagnosis_of(each) for each in complaints(seen, allowed)]
+    if seen.broker is not None and seen.broker.problem is None:
+        found += await _broker(loaded, dict.fromkeys(seen.inboxes) | {each.name: each for each in inboxes})
+    return found
+
+
+async def _broker(loaded: LoadedSettings, inboxes: Mapping[str, Inbox | None]) -> list[Diagnosis]:
+    examine = brokers.find(loaded.broker_url.scheme).examine
+    if examine is None:
+        return []
+    queues = {
+        name if inbox is None else inbox.queue.name: None if inbox is None else inbox.queue.ordered
+        for name, inbox in inboxes.items()
+    }
+    try:
+        return list(await examine(make_broker(loaded), queues))
+    except BrokerError as error:
+        return [_unreadable(str(error))]
 
 
 def _unreadable(sentence: str) -> Diagnosis:
