@@ -15,7 +15,7 @@ from datetime import timedelta
 import anyio
 import anyio.lowlevel
 
-from sagapost.core.errors import LeaseLostError, StoreUnavailableError
+from sagapost.core.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from sagapost.core.outbox_store import (
     Claims,
     Doorbell,
@@ -75,6 +75,8 @@ class FakeDatabase:
     """Seconds more to write down what was refused."""
     stalled: bool = False
     """Calls wait for `flow`."""
+    schema: int = 1
+    """Version of the tables; the store is made for 1."""
     flow: anyio.Event = field(default_factory=anyio.Event)
 
     def __post_init__(self) -> None:
@@ -218,6 +220,8 @@ class FakeStore:
 
     async def check_schema(self) -> None:
         await self.database.call()
+        if self.database.schema != 1:
+            raise SchemaError(found=self.database.schema, expected=1, where="The database")
 
     @asynccontextmanager
     async def _open_reader(self) -> AsyncGenerator[OutboxReader, None]:

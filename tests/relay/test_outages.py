@@ -13,6 +13,7 @@ import pytest
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.broker import Queue
 from sagapost.core.envelope import Event
+from sagapost.core.errors import SchemaError
 from sagapost.core.life import ServerLost, ServerReady
 from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import Claims, Partition, Published
@@ -286,6 +287,31 @@ async def test_what_follows_a_dead_letter_does_not_wait_for_the_next_poll() -> N
         scene.database.write("a", "a", "a")
         await scene.watch.until(lambda: scene.watch.settled == 2, within=60)
     assert list(scene.database.dead) == [1]
+
+
+@pytest.mark.parametrize("outage", [False, True], ids=["at work", "after an outage"])
+async def test_a_relay_ends_when_its_tables_come_to_be_of_another_version(*, outage: bool) -> None:
+    """Somebody upgraded them while it runs: two versions side by side would take each other's leases."""
+    scene = Scene()
+    await scene.broker.declare(EVERYTHING)
+    ended: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await scene.relay().run()
+        except* SchemaError as errors:
+            ended.extend(errors.exceptions)
+
+    with anyio.fail_after(SECONDS_TO_RESUME if outage else 90):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await scene.watch.until(lambda: scene.watch.count(obs.Idle) > 0)
+            scene.database.schema = 2
+            if outage:
+                scene.broker.disconnect()
+    (error,) = ended
+    assert "has sagapost schema version 2, this release needs 1. Upgrade the sagapost package" in str(error)
+    assert scene.database.relays == {}, "its partitions are handed over"
 
 
 class _Hostile:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.core.clock import SystemClock
-from sagapost.core.errors import StoreUnavailableError
+from sagapost.core.errors import SchemaError, StoreUnavailableError
 from sagapost.core.schema import install_schema
 from sagapost.outbox import Outbox
 from sagapost.outbox.relay import Relay
@@ -273,3 +273,34 @@ async def test_pitfall_25_work_goes_on_after_each_restart_of_the_database(own_po
     await shop.engine.dispose()
     assert numbers(await received(broker, 40)) == list(range(40))
     assert not broker.waiting(EVERYTHING.name)
+
+
+async def test_a_relay_whose_tables_are_upgraded_says_so_and_ends(shop: Shop) -> None:
+    """Columns it uses are gone: the next cycle finds the other version, in one sentence, and no outage to wait for."""
+    broker, watch = MemoryBroker(), Watch()
+    await broker.declare(EVERYTHING)
+    ended: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await shop.relay(broker, watch).run()
+        except* SchemaError as errors:
+            ended.extend(errors.exceptions)
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await watch.until(lambda: watch.count(obs.Idle) >= 1)
+            execute(
+                shop.dsn,
+                "UPDATE sagapost_schema SET version = version + 1 WHERE part = 'outbox'",
+                "INSERT INTO outbox (type, source, data) VALUES ('t', 's', '')",
+                "ALTER TABLE outbox RENAME COLUMN slot TO place",
+            )
+            # What wakes it up: the end of its connections.
+            execute(
+                shop.dsn,
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'sagapost-%' AND datname = current_database()",
+            )
+    assert "Upgrade the sagapost package" in str(ended[0])

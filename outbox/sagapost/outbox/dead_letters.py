@@ -19,6 +19,7 @@ from sagapost.core.audit import Action, Decision
 from sagapost.core.databases import kit_of
 from sagapost.core.errors import NotFoundError
 from sagapost.core.where import Field, Fields, Selection
+from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
 
 __all__ = ["DEAD_LETTERS", "DeadLetter", "DeadLetters"]
@@ -137,7 +138,8 @@ class DeadLetters:
         quote = dialect.identifier_preparer
         columns = ", ".join(quote.quote(name) for name in ("position", *ENVELOPE_COLUMNS))
         statement = text(
-            f"INSERT INTO {quote.format_table(self._outbox)} ({columns}) {kit_of(dialect.name).overrides_identity}"  # noqa: S608 - names of ours
+            f"INSERT {ONE_PHASE} INTO {quote.format_table(self._outbox)} ({columns}) "  # noqa: S608 - names of ours
+            f"{kit_of(dialect.name).overrides_identity}"
             f"SELECT {columns} FROM {quote.format_table(self._dead)} WHERE position IN :positions ORDER BY position"
         )
         return statement.bindparams(bindparam("positions", expanding=True))

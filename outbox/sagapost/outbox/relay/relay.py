@@ -12,7 +12,7 @@ oldest row that is not settled.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -52,6 +52,8 @@ _LAST_ANSWERS = 5.0
 """Seconds to wait for the broker's answers when a cycle ends for another reason."""
 _LASTING = timedelta(minutes=1)
 """After so long the end of a cycle counts as a first failure, whether or not there was anything to publish."""
+_SCHEMA_LOOK = timedelta(minutes=1)
+"""Time between two looks at the version of the tables, which others may upgrade under a relay of an older release."""
 _LEASE_LOST = 0.2
 """Seconds to wait after a lease was lost, for a heartbeat to say what is left."""
 
@@ -149,7 +151,8 @@ class Relay:
     async def run(self) -> None:
         """Relay until `stop` is called or the task is cancelled.
 
-        :raises SchemaError: if the tables are missing or of another version.
+        :raises SchemaError: if the tables are missing or of another version, also if they come to be so: relays of two
+            versions must not work side by side.
         :raises BrokerRefusedError, StoreRefusedError: if a server refuses this relay before it ever worked
             (credentials, permissions). Unreachable servers are waited for.
         :raises TopologyConflictError: if the exchange exists with other arguments.
@@ -162,6 +165,7 @@ class Relay:
                 tasks.start_soon(part_of, "relay's ownership", parts.ownership.run)
                 tasks.start_soon(part_of, "relay's settlement", parts.settler.run)
                 tasks.start_soon(part_of, "relay's schedule", partial(run_schedule, parts, self._store.schedule))
+                tasks.start_soon(part_of, "relay's look at the tables", self._watch_schema)
                 cycles = partial(self._runtime.keep, self._hold_leases, is_outage=self._is_outage, lasting=_LASTING)
                 await part_of("relay", cycles, may_return=True)
                 # The last cycle may have ended with the broker away; what it had confirmed is still to be deleted.
@@ -177,6 +181,18 @@ class Relay:
             return isinstance(error, BrokerError | StoreError)
         return isinstance(error, BrokerUnavailableError | StoreUnavailableError)
 
+    async def _watch_schema(self) -> None:
+        """Look at the version of the tables until cancelled."""
+
+        async def look() -> None:
+            # The other stages notice an outage by themselves.
+            with suppress(StoreError):
+                await self._store.check_schema()
+
+        background = self._parts.background
+        await background.stop.wait(_SCHEMA_LOOK.total_seconds())
+        await background.every(_SCHEMA_LOOK, look)
+
     async def _hold_leases(self, attempts: Attempts) -> None:
         """Run one cycle; a lease that another relay took ends it, and is no outage."""
         ownership = self._parts.ownership
@@ -190,6 +206,9 @@ class Relay:
     async def _cycle(self, attempts: Attempts) -> None:
         """Fetch, send and confirm over one connection, until stopped or something fails."""
         parts = self._parts
+        if self._connected_once:
+            # What ended the former cycle may be that the tables are others now.
+            await self._store.check_schema()
         failure: list[Exception] = []
         async with AsyncExitStack() as stack:
             reader = await stack.enter_async_context(self._store.reader())
