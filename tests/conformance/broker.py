@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 
 import anyio
+import msgspec
 import pytest
 
 from sagapost.core.broker import (
@@ -755,6 +756,13 @@ class BrokerConformance:
             assert content.body == b"\xff\x00not an event"
             assert content.headers == headers
             assert (bad.topic, bad.size) == (topic, 14)
+            # It is still none when it is read again, and one with what it lacked; both without the broker.
+            later = datetime(2026, 11, 23, tzinfo=UTC)
+            assert broker.read(content, topic, received_at=later) == content
+            completed = msgspec.structs.replace(content, headers={**headers, "ce-id": "1", "ce-source": "urn:x"})
+            event = broker.read(completed, topic, received_at=later)
+            assert isinstance(event, Event)
+            assert (event.id, event.time, event.data) == ("1", later, content.body)
             await subscription.ack(one, bad, two)
 
     # --- losing the connection ---

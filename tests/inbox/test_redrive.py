@@ -192,7 +192,7 @@ async def test_edit_and_redrive_keeps_the_original(engine: AsyncEngine, broker: 
 
 
 async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEngine, broker: MemoryBroker) -> None:
-    """A redrive leaves it alone and says so, until it is given the attributes it lacks."""
+    """Read again as it is, it is parked anew; once it is given the attributes it lacks, it is handled."""
     repairable = Repairable()
     service = repairable.service
     repairable.repaired = True
@@ -205,7 +205,9 @@ async def test_a_message_that_is_no_event_becomes_one_by_editing(engine: AsyncEn
         (message,) = await operator.list()
         assert isinstance(message.content, Malformed)
         redrive = await operator.redrive(PARKED.select(), Decision("ada", "try"))
-        assert (redrive.waiting, redrive.unreadable) == (0, 1)
+        assert (redrive.waiting, redrive.unreadable) == (1, 1)
+        await consumer.seen.until(obs.Parked, 2)
+        assert [(each.state, each.reason) for each in await operator.list()] == [("dead", "undecodable")]
         with pytest.raises(ConfigurationError, match="id, source, type"):
             await operator.edit(message.id, Decision("ada", "complete it"))
         with pytest.raises(ConfigurationError, match="partitionkey cannot be edited"):

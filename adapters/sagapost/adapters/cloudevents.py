@@ -25,7 +25,7 @@ from sagapost.core.broker import Malformed
 from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
 from sagapost.core.generated import generated
 
-__all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_message"]
+__all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_again", "read_message"]
 
 PREFIX = "ce-"
 """What this library writes before the name of an attribute."""
@@ -36,6 +36,8 @@ _STRUCTURED = "application/cloudevents+json"
 _BATCH = "application/cloudevents-batch+json"
 _STRUCTURED_ANY = "application/cloudevents"
 _JSON = "application/json"
+_PROPERTIES = ("content_type", "content_encoding", "app_id", "correlation_id", "timestamp")
+"""Of an incoming message: what `Malformed` keeps under these names."""
 _SECONDS_BELOW = 10**11
 """A time given as a number: milliseconds by CloudEvents' AMQP binding; a smaller one (before 1973) is seconds."""
 
@@ -76,6 +78,8 @@ class Incoming(msgspec.Struct):
     app_id: str | None = None
     correlation_id: str | None = None
     timestamp: datetime | None = None
+    received_at: datetime | None = None
+    """When it came, if that was not just now."""
 
 
 class _UnreadableError(Exception):
@@ -147,6 +151,29 @@ def _malformed(message: Incoming, reason: str) -> Malformed:
         headers={name: _text(value) for name, value in message.headers.items()},
         message_id=message.message_id,
         type=message.type,
+        properties={name: _text(value) for name in _PROPERTIES if (value := getattr(message, name)) is not None},
+    )
+
+
+def read_again(message: Malformed, topic: str, policy: StrangerPolicy, *, received_at: datetime) -> Event | Malformed:
+    """Read what could not be read once more: the policy may be another, or an operator has added what it lacked.
+
+    As it came, but for headers that were no text: those are their canonical strings.
+    """
+    given = dict(message.properties)
+    stamp = given.pop("timestamp", None)
+    return read_message(
+        Incoming(
+            body=message.body,
+            topic=topic,
+            headers=message.headers,
+            message_id=message.message_id,
+            type=message.type,
+            timestamp=None if stamp is None else _time(stamp),
+            received_at=received_at,
+            **{name: given.get(name) for name in _PROPERTIES if name != "timestamp"},
+        ),
+        policy,
     )
 
 
@@ -341,7 +368,7 @@ def _time(text: str) -> datetime:
 
 def _received_at(message: Incoming) -> datetime:
     # `time` is optional in CloudEvents but not in ours: the producer's timestamp, else the time of receipt.
-    return message.timestamp or datetime.now(UTC)
+    return message.timestamp or message.received_at or datetime.now(UTC)
 
 
 def _moment(value: object) -> object:

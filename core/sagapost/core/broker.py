@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NoReturn, Protocol, TypeAlias
 
 import msgspec
@@ -182,6 +183,8 @@ class Malformed(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     message_id: str | None = None
     type: str | None = None
+    properties: Mapping[str, str] = {}
+    """What else came beside the body and is needed to read it again, by the adapter's names."""
 
 
 class Delivery(Protocol):
@@ -315,6 +318,13 @@ class Broker(Protocol):
 
     async def declare(self, *queues: Queue) -> None:
         """Create exchange, queues and bindings ahead of time. Idempotent; raises like `subscribe`."""
+        ...
+
+    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+        """Read again what could not be read as an event, with the settings as they are now. Raises for no message.
+
+        :param received_at: the event's time, where the message says none.
+        """
         ...
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:

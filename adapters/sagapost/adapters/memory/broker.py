@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import anyio.lowlevel
 
-from sagapost.adapters.cloudevents import Incoming, StrangerPolicy
+from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, read_again
 from sagapost.adapters.memory.publisher import MemoryPublisher
 from sagapost.adapters.memory.queue import MemoryQueue
 from sagapost.adapters.memory.subscription import MemorySubscription, StoredMessage
 from sagapost.core.broker import (
     BrokerCapabilities,
     Confirmed,
+    Malformed,
     Outgoing,
     Publisher,
     PublishResult,
@@ -116,6 +118,10 @@ class MemoryBroker:
         await self._connect()
         for queue in queues:
             self._declare(queue)
+
+    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+        """Read again what could not be read, by the policy for foreign messages as it is now."""
+        return read_again(message, topic, self._stranger_policy, received_at=received_at)
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
         """Return how much lies in these queues."""

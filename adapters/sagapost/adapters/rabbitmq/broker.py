@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
-from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.cloudevents import StrangerPolicy, read_again
 from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, RabbitMQSettings, TopologySettings
-from sagapost.core.broker import BrokerCapabilities, Publisher, Queue, QueueDepth, Subscription
+from sagapost.core.broker import BrokerCapabilities, Malformed, Publisher, Queue, QueueDepth, Subscription
+from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -149,6 +150,10 @@ class RabbitMQBroker:
             await declare_exchange(link, self._topology)
             for queue in queues:
                 await declare_queue(link, self._topology, queue)
+
+    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+        """Read again what could not be read, by the policy for foreign messages as it is now."""
+        return read_again(message, topic, self._stranger_policy, received_at=received_at)
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
         """Return how much lies in these queues and their dead-letter queues."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never
 
 import anyio
 from sqlalchemy import Connection
@@ -32,7 +32,7 @@ from sagapost.inbox.kept.parking import BEHIND, Due, ParkingDecision, ParkingLot
 from sagapost.inbox.kept.screening import Screening
 from sagapost.inbox.kept.versions import Versions
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "ReadAgain"]
 
 _CONFLICT_TRIES = 5
 """Tries after deadlocks and serialisation failures that count as one: the message is not to blame."""
@@ -42,6 +42,14 @@ _NOBODY = (Unit("", ()),)
 _FOR_ANOTHER_VERSION = frozenset({"unknown-type", "unknown-name"})
 
 Settle = Literal["ack", "refuse"]
+
+
+class ReadAgain(Protocol):
+    """How the broker reads what could not be read as an event (`Broker.read`)."""
+
+    def __call__(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+        """Return the event, or why there is still none."""
+        ...
 
 
 class Dispatcher:
@@ -60,6 +68,7 @@ class Dispatcher:
         suspects: Suspects,
         screening: Screening,
         versions: Versions,
+        read: ReadAgain,
     ) -> None:
         self._inbox = tools.inbox
         self._consumer = tools.inbox.name
@@ -69,6 +78,7 @@ class Dispatcher:
         self._attempts = attempts
         self._screening = screening
         self._versions = versions
+        self._read_again = read
         self._transactions = Transactions(tools)
         self._observer: Observer = tools.observer
         self._clock = tools.clock
@@ -250,7 +260,10 @@ class Dispatcher:
         if due:
             self._observer.notify(obs.RoundClaimed(self._consumer, len(due)))
         messages: list[Message] = []
-        for item in due:
+        for claimed in due:
+            item = await self._readable(claimed)
+            if item is None:
+                continue
             unit = self._unit(item)
             unfit = await self._unfit(item, unit)
             if unfit is not None:
@@ -265,6 +278,28 @@ class Dispatcher:
                 message.attempts, message.begin_by, message.since = item.attempts, begin_by, item.since
                 messages.append(message)
         return messages
+
+    async def _readable(self, due: Due) -> Due | None:
+        """Read a message again that was no event; None: nothing is left to do with it.
+
+        The settings may be other ones than when it was parked, or an operator has added what it lacked. What is an
+        event now has the identity of one, under which it may have been handled.
+        """
+        if not isinstance(due.content, Malformed):
+            return due
+        content = self._read_again(due.content, due.topic, received_at=due.since)
+        if isinstance(content, Malformed):
+            return replace(due, content=content)
+        own, units = dedup_key(content), self._inbox.units(content.type, due.topic) or _NOBODY
+        keys = [unit_key(own, unit.transaction) for unit in units]
+        key = await self._database.run(
+            lambda connection: self._lot.read_anew(connection, due.place, content, keys, due.topic)
+        )
+        if key is None:
+            self.found_duplicate()
+            self._observer.notify(obs.Duplicate(self._consumer, content.id, content.type))
+            return None
+        return replace(due, content=content, key=key)
 
     async def _unfit(self, due: Due, unit: Unit | None) -> ParkingDecision | None:
         """Return how a due message is parked that cannot be tried; None: it can."""

@@ -28,6 +28,7 @@ def envelope_of(content: Event | Malformed) -> str:
             "message_id": content.message_id,
             "type": content.type,
             "headers": dict(content.headers),
+            "properties": dict(content.properties) or None,
         }
     else:
         attributes = {name: getattr(content, name) for name in _ATTRIBUTES}
@@ -48,6 +49,7 @@ def restore(envelope: str, data: bytes) -> Event | Malformed:
             headers=headers,
             message_id=attributes.get("message_id"),
             type=attributes.get("type"),
+            properties=attributes.get("properties", {}),
         )
     time = datetime.fromisoformat(attributes.pop("time"))
     attributes.setdefault("datacontenttype", None)

@@ -44,6 +44,8 @@ class ParkingDecision:
     """Whether later messages of its ordering key wait for it, in an ordered inbox."""
 
 
+_READ_ANEW = "The message could not be read as an event before, and was read again."
+
 BEHIND = ParkingDecision("behind", "behind", "An earlier message of its ordering key is parked.")
 """How what must wait for a parked message is parked."""
 
@@ -124,6 +126,32 @@ class ParkingLot:
     ) -> bool:
         """Park an event that was handled, to be handled again from `at`; False if it is parked already."""
         return self._add(connection, event, key, topic, ParkingDecision("waiting", "redo", why), at=at)
+
+    def read_anew(
+        self, connection: Connection, place: Parking, event: Event, keys: Sequence[bytes], topic: str
+    ) -> bytes | None:
+        """Make a claimed message that was no event the event it is now read as; return the key that it has then.
+
+        It goes on its own, since later events of its ordering key may have been handled meanwhile; what is parked
+        before it still goes first. For each further transaction of handlers it is parked once more, due at once. Keys
+        that are there already were handled under this identity: with nothing left to do the row goes, and None is
+        returned; also if somebody else has claimed it meanwhile.
+
+        :param keys: of the event, one for each transaction of handlers.
+        """
+        columns = self._table.c
+        if connection.execute(select(columns.id).where(*self._mine(place)).with_for_update()).first() is None:
+            return None
+        fresh = [key for key in keys if self._dedup.claim(connection, key)]
+        if not fresh:
+            self.take_out(connection, [place])
+            return None
+        read = {"envelope": envelope_of(event), **shown_columns(event)}
+        connection.execute(update(self._table).where(*self._mine(place)).values(key=fresh[0], ordered=0, **read))
+        again = ParkingDecision("waiting", "undecodable", _READ_ANEW, retry_in=timedelta(0), in_line=False)
+        for key in fresh[1:]:
+            self._add(connection, event, key, topic, again)
+        return fresh[0]
 
     def park_again(self, connection: Connection, place: Parking, parked: ParkingDecision) -> bool:
         """Record how a round ended; False if somebody else has claimed or removed the message meanwhile."""

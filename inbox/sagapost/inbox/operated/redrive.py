@@ -23,7 +23,7 @@ from sagapost.core.where import Selection
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.declared.settings import DeadLetterPolicy
 from sagapost.inbox.declared.tables import InboxTables
-from sagapost.inbox.kept.envelope import envelope_of, restore, shown
+from sagapost.inbox.kept.envelope import envelope_of, restore, shown_columns
 from sagapost.inbox.kept.parked_order import ParkedOrder
 from sagapost.inbox.operated.editing import edited
 from sagapost.inbox.operated.inspection import Inspection
@@ -43,7 +43,8 @@ class Redrive:
     behind: int
     """Handled again after an earlier parked message of their ordering key."""
     unreadable: int
-    """Left alone: they are no events. Edit them first."""
+    """Among those that are handled again: messages that were no events. A consumer reads them again, with its own
+    settings; what is still none is parked anew, with the reason."""
     in_work: int
     """Left alone: a round is running."""
 
@@ -89,15 +90,14 @@ class ParkedMessages(Inspection):
         """
         if per_second is not None and per_second <= 0:
             raise ConfigurationError(f"per_second is {per_second}; it must be positive.")
-        columns = self._table.c
         waiting = behind = 0
         after, end = 0, await self._last(selection)
-        unreadable, in_work = await self._left_alone(selection)
+        unreadable, in_work = await self._count(selection)
         while after < end:
             place = waiting
 
             def chunk(connection: Connection, consumer: int, after: int = after, place: int = place) -> list[int]:
-                rows = self._lock(connection, consumer, selection, after, end, columns.source.is_not(None))
+                rows = self._lock(connection, consumer, selection, after, end)
                 if not dry_run:
                     self._release(connection, rows, place, per_second)
                     self._record(connection, decision, "redrive", [row.id for row in rows])
@@ -149,8 +149,8 @@ class ParkedMessages(Inspection):
     ) -> None:
         """Correct a parked message; the original goes to the audit. Redrive it afterwards.
 
-        :param attributes: CloudEvents attributes to replace. A message that could not be read as an event needs at
-            least `id`, `source` and `type`.
+        :param attributes: CloudEvents attributes to replace. A message that could not be read as an event becomes one
+            with `id`, `source` and `type`; with some of them it is read again by the consumer once it is redriven.
         :raises NotFoundError: if there is no such message.
         :raises ConflictError: if a round of it is running.
         :raises ConfigurationError: if an attribute is unknown or missing.
@@ -167,19 +167,12 @@ class ParkedMessages(Inspection):
                     raise ConflictError(f"The parked message {parked_id} is being handled just now. Try again later.")
                 raise missing
             row = connection.execute(select(table).where(table.c.id == parked_id)).one()
-            event = edited(restore(row.envelope, row.data), aware(row.parked_at), data, attributes or {})
+            content = edited(restore(row.envelope, row.data), aware(row.parked_at), data, attributes or {})
+            # Its place in the order stays.
+            kept = {name: value for name, value in shown_columns(content).items() if name != "partitionkey"}
             self._record(connection, decision, "edit", [parked_id])
             connection.execute(
-                update(table)
-                .where(table.c.id == parked_id)
-                .values(
-                    envelope=envelope_of(event),
-                    data=event.data,
-                    event_id=shown(event.id),
-                    source=shown(event.source),
-                    type=shown(event.type),
-                    correlationid=shown(event.correlationid),
-                )
+                update(table).where(table.c.id == parked_id).values(envelope=envelope_of(content), **kept)
             )
             return True
 
@@ -206,10 +199,10 @@ class ParkedMessages(Inspection):
 
         return await self._run(read, 0)
 
-    async def _left_alone(self, selection: Selection) -> tuple[int, int]:
+    async def _count(self, selection: Selection) -> tuple[int, int]:
         def read(connection: Connection, consumer: int) -> tuple[int, int]:
             conditions = self._chosen(selection, consumer)
-            unreadable = select(func.count()).where(*conditions, self._table.c.source.is_(None))
+            unreadable = select(func.count()).where(*conditions, self._idle(), self._table.c.source.is_(None))
             in_work = select(func.count()).where(*conditions, ~self._idle())
             return connection.execute(unreadable).scalar() or 0, connection.execute(in_work).scalar() or 0
 
@@ -221,7 +214,7 @@ class ParkedMessages(Inspection):
         return or_(columns.claimed == 0, and_(columns.claimed == 1, columns.next_attempt_at <= self._moments.now()))
 
     def _lock(
-        self, connection: Connection, consumer: int, selection: Selection, after: int, end: int, *further: Any
+        self, connection: Connection, consumer: int, selection: Selection, after: int, end: int
     ) -> Sequence[Any]:
         """Lock the next rows that are meant; `follows` tells which wait behind an earlier one of their key."""
         table, earlier = self._table, self._table.alias("earlier")
@@ -238,7 +231,7 @@ class ParkedMessages(Inspection):
                 table.c.partitionkey,
                 and_(table.c.ordered == 1, follows).label("follows"),
             )
-            .where(*self._chosen(selection, consumer), table.c.id > after, table.c.id <= end, self._idle(), *further)
+            .where(*self._chosen(selection, consumer), table.c.id > after, table.c.id <= end, self._idle())
             .order_by(table.c.id)
             .limit(_CHUNK)
             .with_for_update(skip_locked=True, of=table)

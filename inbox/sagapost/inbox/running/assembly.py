@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from sagapost.inbox.handling.dispatch import Dispatcher
+from sagapost.inbox.handling.dispatch import Dispatcher, ReadAgain
 from sagapost.inbox.handling.group_commit import GroupCommit
 from sagapost.inbox.handling.guarded import Guard
 from sagapost.inbox.handling.session import HandlerSessions
@@ -41,11 +41,14 @@ class ConsumerParts:
     prefetch: int
 
 
-def assemble(shared: Shared, sessions: HandlerSessions, *, number: int, max_prefetch: int | None) -> ConsumerParts:
+def assemble(
+    shared: Shared, sessions: HandlerSessions, *, number: int, max_prefetch: int | None, read: ReadAgain
+) -> ConsumerParts:
     """Build the parts; opens nothing.
 
     :param number: stands for the consumer's name in the tables.
     :param max_prefetch: what the broker allows; None: anything.
+    :param read: how the broker reads again what could not be read.
     """
     inbox, settings, database, observer = shared.inbox, shared.settings, shared.database, shared.observer
     clock = shared.runtime.clock
@@ -67,7 +70,7 @@ def assemble(shared: Shared, sessions: HandlerSessions, *, number: int, max_pref
     screening = Screening(database, dedup, observer, consumer=inbox.name)
     suspects = Suspects(database, attempts, observer, consumer=inbox.name)
     versions = Versions(tables, moments, consumer=number, takes=inbox.takes)
-    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions)
+    dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions, read)
     workers = Workers(shared, dispatcher, Together(dispatcher, GroupCommit(tools), suspects))
     # The limit of every transaction of ours, and as much again as a call may take.
     silent_for = settings.handler_timeout + settings.database_timeout

@@ -95,7 +95,7 @@ def show(
     content = message.content
     shown = _brief(message) | {"error": message.error, "traceback": message.traceback, "topic": message.topic}
     if isinstance(content, Malformed):
-        shown["headers"] = dict(content.headers)
+        shown["headers"], shown["properties"] = dict(content.headers), dict(content.properties)
         body = content.body
     else:
         attributes = {name: getattr(content, name) for name in content.__struct_fields__ if name != "data"}
@@ -132,7 +132,7 @@ def redrive(
     verb = "would be" if dry_run else "are"
     write_line(f"{result.waiting + result.behind} {verb} handled again ({result.behind} behind an earlier one)")
     if result.unreadable:
-        write_line(f"{result.unreadable} left alone: no events; edit them first")
+        write_line(f"{result.unreadable} of them could not be read as events; a consumer reads them again")
     if result.in_work:
         write_line(f"{result.in_work} left alone: being handled now")
 
