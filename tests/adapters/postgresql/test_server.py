@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore, create_engine
+from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.server import Server
 from sagapost.core.errors import StoreRefusedError, StoreUnavailableError
 from sagapost.core.outbox_store import RelayId
@@ -118,6 +119,29 @@ async def test_what_the_url_tells_the_server(postgresql_url: str) -> None:
     await raw.close()
 
 
+async def test_pitfall_42_statements_of_relays_have_an_isolation_of_their_own(postgresql_url: str) -> None:
+    """Whatever the database's default is: theirs would make transactions of services fail that they have read."""
+    await _make_serializable(postgresql_url)
+    link = PostgreSQLLink(Server(postgresql_url), purpose="test", timeout=30.0)
+    assert await _isolation(link) == "read committed"
+    link.drop()
+    assert await _isolation(link) == "read committed"
+    await link.aclose()
+
+
+async def _make_serializable(url: str) -> None:
+    raw: asyncpg.Connection = await Server(url).connect("test")
+    await raw.execute(
+        f"ALTER DATABASE \"{make_url(url).database}\" SET default_transaction_isolation = 'serializable'"
+    )
+    await raw.close()
+
+
+async def _isolation(link: PostgreSQLLink) -> str:
+    (row,) = await link.fetch("SELECT current_setting('transaction_isolation')")
+    return str(row[0])
+
+
 # --- through a pooler ---
 
 
@@ -204,6 +228,17 @@ async def test_through_a_pooler_in_transaction_mode(pooler: str, postgresql_url:
     plain = create_async_engine(pooler, pool_size=10)
     assert await _publish(plain, outbox, 60) != []
     await plain.dispose()
+
+
+async def test_pitfall_42_isolation_through_a_pooler(pooler: str, postgresql_url: str) -> None:
+    """Said in each transaction: a setting of the session would be the next client's, too."""
+    await _make_serializable(postgresql_url)
+    link = PostgreSQLLink(Server(pooler), purpose="test", timeout=30.0, plan_each_time=True)
+    assert await _isolation(link) == "read committed"
+    await link.aclose()
+    service: asyncpg.Connection = await asyncpg.connect(pooler.replace("+asyncpg", ""), statement_cache_size=0)
+    assert await service.fetchval("SELECT current_setting('transaction_isolation')") == "serializable"
+    await service.close()
 
 
 async def test_a_pooler_whose_server_is_away_is_waited_for(pooler: str) -> None:

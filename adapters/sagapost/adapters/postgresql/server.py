@@ -29,6 +29,11 @@ _pooled: dict[tuple[object, ...], bool] = {}
 """Which hosts and database were found to be behind a pooler. They rarely move, and each look costs a connection."""
 
 
+# A database or role may have another default. Transactions of services would then fail for the sake of a relay that
+# has read what they write, and a relay's statements for the sake of theirs. Through a pooler each transaction says so.
+_OURS = "SET default_transaction_isolation = 'read committed'"
+
+
 class _NamelessConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection through a pooler: what is asked behind the caller's back happens in one transaction, too."""
 
@@ -77,7 +82,10 @@ class Server:
             named = self.names_statements
             connection = await asyncpg.connect(**self.arguments(purpose))
             try:
-                if not named or not await self._meets_a_pooler(connection):
+                if not named:
+                    return connection
+                if not await self._meets_a_pooler(connection):
+                    await connection.execute(_OURS)
                     return connection
             except BaseException:
                 # Nobody else knows it yet: cut it, or the server keeps it until this process collects garbage.
@@ -91,7 +99,7 @@ class Server:
         # Not `isinstance`: asyncpg's metaclass says yes to that for every connection, and each statement would pay
         # for BEGIN and COMMIT, two round trips more.
         if _NamelessConnection in type(connection).__mro__:
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 yield
         else:
             yield
