@@ -184,6 +184,98 @@ async def test_pitfall_37_a_rollback_never_waits_behind_the_step_it_is_about(
     assert await service.saga_state() == "rolled_back"
 
 
+async def test_pitfall_37_a_late_step_sets_no_deadline(service: Warehouse) -> None:
+    """Nobody would take it back; what belongs to the rollback itself says so."""
+
+    @service.inbox.on(OrderPacked)
+    async def pack(_packed: OrderPacked, ctx: StepContext) -> None:
+        assert await ctx.deadline(PICKUP, PickupOverdue()) is None
+        assert await ctx.deadline(ANOTHER, PickupOverdue(), rolling_back=True) is not None
+
+    service.sagas.rolls_back_on(service.inbox, ShippingFailed)
+    async with service.consuming() as seen:
+        await service.send(an_event(ShippingFailed("1")))
+        await seen.until(obs.Handled)
+        await service.send(an_event(OrderPacked("1"), causationid="a step's"))
+        await seen.until(obs.Handled, 2)
+    assert [row.name for row in await service.rows(service.outbox.tables.scheduled)] == ["warehouse: another"]
+
+
+async def test_pitfall_37_a_saga_that_has_completed_is_over(service: Warehouse) -> None:
+    """Its deadlines end, none is set any more, a second beginning is refused, and a rollback asks a person first."""
+    undone: list[str] = []
+
+    @service.sagas.compensation()
+    async def unpack(_ctx: CompensationContext, *, order: str) -> None:
+        undone.append(order)
+
+    @service.inbox.on(OrderPacked)
+    async def pack(packed: OrderPacked, ctx: StepContext) -> None:
+        late = await ctx.deadline(PICKUP, PickupOverdue()) is None
+        assert await ctx.on_rollback(unpack, order=f"{packed.order_id}{', late' if late else ''}")
+        assert not await ctx.rolling_back()
+
+    service.sagas.completes_on(service.inbox, OrderShipped)
+    service.sagas.rolls_back_on(service.inbox, ShippingFailed)
+    async with service.consuming() as seen:
+        for number, each in enumerate(
+            (
+                an_event(OrderPacked("1")),
+                an_event(OrderShipped("1"), causationid="a step's"),
+                an_event(OrderPacked("2"), causationid="a step's"),
+                an_event(ShippingFailed("1"), causationid="a step's"),
+            ),
+            start=1,
+        ):
+            await service.send(each)
+            await seen.until(obs.Handled, number)
+        await service.send(an_event(OrderPacked("again")))
+        await seen.until(obs.Parked)
+    [parked] = await service.rows(service.tables.parked)
+    assert f"The saga '{SAGA}' has completed in the service 'warehouse'" in parked.error
+    assert await service.rows(service.outbox.tables.scheduled) == []
+    await undo_all(service)
+    assert undone == []
+    [task] = await service.desk.list()
+    assert "the saga has completed" in task.title
+    await service.desk.resolve(task.id, "roll-back-anyway", by="kim", note="the customer sent it back")
+    await undo_all(service)
+    assert undone == ["2, late", "1"]
+
+
+async def test_pitfall_37_a_compensation_publishes_under_the_key_of_its_step(service: Warehouse) -> None:
+    """Else the refund could overtake the payment; a key of its own, or none, is the compensation's choice."""
+
+    @service.sagas.compensation()
+    async def unpack(ctx: CompensationContext) -> None:
+        await ctx.publish(OrderShipped("back"))
+        await ctx.publish(OrderShipped("back"), key="another")
+        await ctx.publish(OrderShipped("back"), key=None)
+
+    @service.inbox.on(OrderPacked)
+    async def pack(_packed: OrderPacked, ctx: StepContext) -> None:
+        await ctx.on_rollback(unpack)
+
+    service.sagas.rolls_back_on(service.inbox, ShippingFailed)
+    async with service.consuming() as seen:
+        await service.send(an_event(OrderPacked("1"), key="shelf 7"), an_event(ShippingFailed("1")))
+        await seen.until(obs.Handled, 2)
+    await undo_all(service)
+    keys = [row.partitionkey for row in await service.rows(service.outbox.tables.outbox)]
+    assert keys == ["shelf 7", "another", None]
+
+
+async def test_pitfall_37_named_events_of_two_services_in_one_database_are_two(service: Warehouse) -> None:
+    """What a service has scheduled under a name, another one with the same tables does not take back."""
+    stock = Outbox(source="https://stock.example", tables=service.outbox.tables, clock=service.clock)
+    later = service.clock.now() + timedelta(days=1)
+    async with service.sessions.begin() as session:
+        await stock.publish(session, PickupOverdue(), correlationid=SAGA, name="pickup", deliver_at=later)
+    async with service.sessions.begin() as session:
+        assert await service.outbox.cancel(session, correlationid=SAGA, name="pickup") == 0
+        assert await stock.cancel(session, correlationid=SAGA, name="pickup") == 1
+
+
 async def test_pitfall_37_deadlines_of_two_services_in_one_database_are_two(service: Warehouse) -> None:
     """One name, one saga, one outbox, two services: each sets, moves and takes back its own."""
     stock = Sagas("stock", outbox=service.outbox, tables=service.saga_tables, clock=service.clock)
@@ -232,6 +324,7 @@ async def test_pitfall_37_a_deadline_is_reckoned_by_the_clock_of_the_database(po
         table = service.outbox.tables.scheduled
         left = (await session.execute(select(table.c.deliver_at - func.clock_timestamp()))).scalar_one()
         assert timedelta(minutes=59) < left <= timedelta(hours=1)
+        assert set_ is not None
         assert set_.correlationid == SAGA
     await engine.dispose()
 

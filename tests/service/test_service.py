@@ -171,7 +171,7 @@ def test_a_handler_of_several_events_or_of_any_fits() -> None:
     assert [len(handler.accepts) for handler in service.inbox.handlers] == [2, 1, 0]
 
 
-def test_what_arrives_can_roll_back_or_be_the_point_of_no_return() -> None:
+def test_what_arrives_can_roll_back_be_the_point_of_no_return_or_the_end() -> None:
     """One decorator says it of the event that it handles; the map shows it."""
     service = Service("orders", source="urn:orders")
 
@@ -181,6 +181,16 @@ def test_what_arrives_can_roll_back_or_be_the_point_of_no_return() -> None:
     @service.on(StockReserved, pivots=True)
     async def keep(_event: StockReserved, _ctx: StepContext) -> None: ...
 
+    @service.on(OrderCancelled, completes=True)
+    async def file(_event: OrderCancelled, _ctx: StepContext) -> None: ...
+
+    assert sorted(handler.transaction for handler in service.inbox.handlers if handler.transaction) == [
+        "saga end",
+        "saga pivot",
+        "saga rollback",
+        "saga rollback",
+        "saga rollback",
+    ]
     assert service.sagas.rollback_events == ("shop.item-missing.v1",)
     assert [step.name for step in service.manifest.steps if step.rolls_back] == ["roll_back"]
     assert "sagapost.saga.rollback-requested.v1" in service.inbox.queue.topics

@@ -149,6 +149,9 @@ class Outbox:
     ) -> int | Coroutine[Any, Any, int]:
         """Take back a scheduled event, by id or by saga and name, in the transaction open on `handle`.
 
+        By saga and name those of this outbox's `source`: services that share a database do not take back each
+        other's.
+
         Takes effect when that transaction commits. Unlike `publish` it sends its statement at once, so the await of
         an asynchronous handle does the work.
 
@@ -156,7 +159,9 @@ class Outbox:
         :raises NotInTransactionError: if no transaction is open on `handle`.
         :raises TypeError: unless called with either `event_id`, or both `correlationid` and `name`.
         """
-        cancellation = Cancellation(self._later, event_id=event_id, correlationid=correlationid, name=name)
+        cancellation = Cancellation(
+            self._later, source=self.source, event_id=event_id, correlationid=correlationid, name=name
+        )
         return cancel(handle, cancellation)
 
     def capture(self, sessions: SessionSource, /) -> None:

@@ -71,13 +71,15 @@ class Cancellation:
     A row that a relay has moved in the meantime is gone, and its event on its way: the count tells.
     """
 
-    def __init__(self, target: Target, *, event_id: str | None, correlationid: str | None, name: str | None) -> None:
+    def __init__(
+        self, target: Target, *, source: str, event_id: str | None, correlationid: str | None, name: str | None
+    ) -> None:
         self.target = target
         self._matching: RowValues
         if event_id is not None and correlationid is None and name is None:
             self._matching = {"event_id": UUID(event_id)}
         elif event_id is None and correlationid is not None and name is not None:
-            self._matching = {"correlationid": correlationid, "name": name}
+            self._matching = {"correlationid": correlationid, "name": name, "source": source}
         else:
             raise TypeError("cancel() takes either event_id=, or both correlationid= and name=")
 

@@ -264,6 +264,7 @@ class Compensator:
             step_event=intent.step_event,
             attempt=intent.attempts + 1,
             intent=intent.id,
+            key=intent.key,
         )
         saga = _context_of(claimed)
         result = transaction.call(intent.name, Isolated(_call(declaration, context, intent, saga)))

@@ -46,7 +46,7 @@ class StepContext(Context):
         For a step that does what a database cannot undo, before it does it. If False, it stays so until this step has
         ended: a rollback that is asked for meanwhile waits for it.
 
-        :raises Reject: if this event begins a saga that has been here before and was rolled back; let it pass.
+        :raises Reject: if this event begins a saga that has been here before and is over; let it pass.
         """
         event = self.event
         begun = event.time if event.causationid is None else None
@@ -68,7 +68,7 @@ class StepContext(Context):
         :param arguments: what it takes after its context, by name; kept as JSON.
         :raises ConfigurationError: if it is not registered, or cannot be called with the arguments.
         :raises EncodingError: if an argument has no JSON form.
-        :raises Reject: if this event begins a saga that has been here before and was rolled back; let it pass.
+        :raises Reject: if this event begins a saga that has been here before and is over; let it pass.
         """
         if positional:
             name = getattr(compensation, "__name__", repr(compensation))
@@ -83,6 +83,7 @@ class StepContext(Context):
             compensation,
             arguments,
             step_event=event.id,
+            key=event.partitionkey,
             begun=event.time if event.causationid is None else None,
         )
 
@@ -93,20 +94,26 @@ class StepContext(Context):
         /,
         *,
         after: timedelta | None = None,
+        rolling_back: bool = False,
         **options: Unpack[PublishOptions],
-    ) -> Event:
+    ) -> Event | None:
         """Publish `event` in this saga when the deadline's time has passed, unless it is taken back first.
+
+        None, and nothing is set, if the saga is over for this service: completed, or being rolled back, or was.
 
         A scheduled outbox event of this service: it survives restarts and is sent once. One deadline of a name is kept
         per saga and service; setting it again moves it. Take it back with `cancel_deadline` in a later step of the
-        same service; the rollback of the saga in this service does so too. Reckoned by the database's clock.
+        same service; the end or rollback of the saga in this service does so too. Reckoned by the database's clock.
 
         :param after: how long from now; default: what the deadline says.
+        :param rolling_back: set it also while the saga is being rolled back, for what belongs to the rollback.
         :raises ConfigurationError: if the event is not of the deadline's class.
         """
         if not isinstance(event, deadline.event):
             given, wanted = type(event).__qualname__, deadline.event.__qualname__
             raise ConfigurationError(f"The deadline {deadline.name!r} publishes {wanted}, not {given}.")
+        if not await self.sagas.goes_on(self.session, self.saga, rolling_back=rolling_back):
+            return None
         await self.cancel_deadline(deadline)
         options["name"] = self.sagas.deadline_name(deadline.name)
         options["correlationid"] = self.saga
@@ -128,6 +135,14 @@ class StepContext(Context):
         :param reason: what cannot be undone; shown to whoever asks for a rollback later.
         """
         return await self.sagas.pivot(self.session, self.saga, reason=reason)
+
+    async def complete(self) -> bool:
+        """End this service's part of the saga with this step: it ended well, and nothing of it is undone any more.
+
+        Its deadlines are taken back. A rollback that is asked for later opens a task, and a person decides; an event
+        that begins a saga under the same id once more is a dead letter. False if the saga is rolling back already.
+        """
+        return await self.sagas.complete(self.session, self.saga)
 
     async def open_task(
         self,
@@ -174,7 +189,7 @@ class CompensationContext:
     after the function returns. It must not commit, roll back or close it.
     """
 
-    __slots__ = ("_sagas", "attempt", "cause", "idempotency_key", "reason", "saga", "session", "step_event")
+    __slots__ = ("_key", "_sagas", "attempt", "cause", "idempotency_key", "reason", "saga", "session", "step_event")
 
     def __init__(
         self,
@@ -187,6 +202,7 @@ class CompensationContext:
         step_event: str | None,
         attempt: int,
         intent: int,
+        key: str | None = None,
     ) -> None:
         self.session = session
         self.saga = saga
@@ -202,9 +218,15 @@ class CompensationContext:
         self.idempotency_key = str(uuid5(_KEYS, f"{sagas.service}\n{saga}\n{intent}"))
         """For another system that is called: one for each recorded step, the same at each try."""
         self._sagas = sagas
+        self._key = key
 
     async def publish(self, payload: object, /, **options: Unpack[PublishOptions]) -> Event:
-        """Publish an event in this transaction and saga; see `Outbox.publish`."""
+        """Publish an event in this transaction and saga; see `Outbox.publish`.
+
+        Its ordering key is by default that of the event whose handling is undone: a refund does not overtake the
+        payment.
+        """
+        options.setdefault("key", self._key)
         running = current()
         options.setdefault("correlationid", running.correlationid if running is not None else self.saga)
         return await self._sagas.outbox.publish(self.session, payload, **options)

@@ -28,6 +28,8 @@ class Intent:
     name: str
     arguments: Mapping[str, Any]
     step_event: str | None
+    key: str | None
+    """Ordering key of the step's event."""
     attempts: int
 
 
@@ -63,19 +65,20 @@ class Ledger:
                 self._states.c.rollback_reason,
                 self._states.c.rollback_cause,
                 self._states.c.pivot_reason,
+                self._states.c.completed_at,
             )
             .where(self._mine(saga))
             .with_for_update()
         )
 
-    def record(self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None) -> Executable:
+    def record(
+        self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None, key: str | None
+    ) -> Executable:
         """Write an undo intent."""
-        return insert(self._intents).values(
-            service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event
-        )
+        return insert(self._intents).values(self._intent(saga, name, arguments, step_event, key))
 
     def record_first(
-        self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None
+        self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None, key: str | None
     ) -> Executable | None:
         """Write an undo intent and, if it is missing, the saga's row; reads whether it was missing (1 or 0).
 
@@ -93,10 +96,22 @@ class Ledger:
         )
         return (
             insert(self._intents)
-            .values(service=self.service, saga=saga, name=name, arguments=dict(arguments), step_event=step_event)
+            .values(self._intent(saga, name, arguments, step_event, key))
             .add_cte(created)
             .returning(select(func.count()).select_from(created).scalar_subquery())
         )
+
+    def _intent(
+        self, saga: str, name: str, arguments: Mapping[str, Any], step_event: str | None, key: str | None
+    ) -> dict[str, Any]:
+        return {
+            "service": self.service,
+            "saga": saga,
+            "name": name,
+            "arguments": dict(arguments),
+            "step_event": step_event,
+            "partitionkey": key,
+        }
 
     def begun_by_others(self, saga: str, step_event: str | None) -> Executable:
         """How many intents of the saga other events than this one have recorded."""
@@ -135,6 +150,14 @@ class Ledger:
             update(self._states)
             .where(self._mine(saga), self._states.c.state == "running", self._states.c.pivoted_at.is_(None))
             .values(pivoted_at=self._moments.now(), pivot_reason=reason)
+        )
+
+    def complete(self, saga: str) -> Executable:
+        """Record that a running saga has ended well; the first time stands."""
+        return (
+            update(self._states)
+            .where(self._mine(saga), self._states.c.state == "running", self._states.c.completed_at.is_(None))
+            .values(completed_at=self._moments.now())
         )
 
     def reopen(self, saga: str) -> Executable:
@@ -202,6 +225,7 @@ class Ledger:
                 self._intents.c.name,
                 self._intents.c.arguments,
                 self._intents.c.step_event,
+                self._intents.c.partitionkey,
                 self._intents.c.attempts,
             )
             .where(
@@ -342,4 +366,4 @@ class Ledger:
 
 def intent_of(row: Row[Any]) -> Intent:
     """Read a row of `Ledger.next_intent`."""
-    return Intent(row.id, row.name, row.arguments, row.step_event, row.attempts)
+    return Intent(row.id, row.name, row.arguments, row.step_event, row.partitionkey, row.attempts)

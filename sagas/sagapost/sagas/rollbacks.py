@@ -1,4 +1,4 @@
-"""What happens to a saga in a transaction of this service: undo intents, the pivot, the begin of a rollback."""
+"""What happens to a saga in a transaction of this service: undo intents, pivot, end, the begin of a rollback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Delete, delete
+from sqlalchemy import Delete, Row, delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sagapost.core.clock import Clock
@@ -69,30 +69,31 @@ class Rollbacks(Participant):
         arguments: Mapping[str, Any],
         *,
         step_event: str | None,
+        key: str | None = None,
         begun: datetime | None = None,
     ) -> bool:
         """Record an undo intent in the caller's transaction; return whether the saga goes on.
 
         False: it is being rolled back, or was; see `StepContext.on_rollback`.
 
+        :param key: the ordering key of the step's event; what the compensation publishes has it too.
         :param begun: when the event that is handled was published, if it has no cause, so that it may begin the saga.
         :raises Reject: if the saga has been here before and is over.
         """
         name = self.name_of(compensation)
         packed = self._compensations[name].pack(arguments)
         ledger = self.ledger(session)
-        first = ledger.record_first(saga, name, packed, step_event)
+        first = ledger.record_first(saga, name, packed, step_event, key)
         if first is not None:
             if (await session.execute(first)).scalar_one():
                 return True
         else:
             await session.execute(ledger.ensure(saga))
-            await session.execute(ledger.record(saga, name, packed, step_event))
+            await session.execute(ledger.record(saga, name, packed, step_event, key))
         row = (await session.execute(ledger.lock(saga))).one()
+        await self._require_new(session, saga, row, step_event=step_event, begun=begun)
         if row.state == "running":
             return True
-        if begun is not None and aware(row.rollback_started_at) <= begun:
-            await self._require_new(session, saga, step_event)
         if row.state == "rolled_back":
             await session.execute(ledger.reopen(saga))
         return False
@@ -107,24 +108,40 @@ class Rollbacks(Participant):
         :param begun: when the event that is handled was published, if it has no cause, so that it may begin the saga.
         :raises Reject: if it begins a saga that has been here before and is over.
         """
+        row = await self._locked(session, saga)
+        await self._require_new(session, saga, row, step_event=step_event, begun=begun)
+        return bool(row.state != "running")
+
+    async def goes_on(self, session: AsyncSession, saga: str, *, rolling_back: bool = False) -> bool:
+        """Return whether the saga is in flight here, and keep it so until the caller's transaction ends.
+
+        :param rolling_back: what to return where it is rolled back, or was: others may still be at it.
+        """
+        row = await self._locked(session, saga)
+        return row.completed_at is None if row.state == "running" else rolling_back
+
+    async def _locked(self, session: AsyncSession, saga: str) -> Row[Any]:
+        """Lock the saga's row, which is made if there is none, and read it."""
         ledger = self.ledger(session)
         await session.execute(ledger.ensure(saga))
-        row = (await session.execute(ledger.lock(saga))).one()
-        if row.state == "running":
-            return False
-        if begun is not None and aware(row.rollback_started_at) <= begun:
-            await self._require_new(session, saga, step_event)
-        return True
+        return (await session.execute(ledger.lock(saga))).one()
 
-    async def _require_new(self, session: AsyncSession, saga: str, step_event: str | None) -> None:
-        """Refuse a second beginning: what it did would be undone at once, as part of the first.
+    async def _require_new(
+        self, session: AsyncSession, saga: str, row: Row[Any], *, step_event: str | None, begun: datetime | None
+    ) -> None:
+        """Refuse a second beginning: what it did would be undone with the first, or the first with it.
 
-        An event without a cause that was published after the rollback had begun is none of the steps that come late.
-        A beginning that was merely overtaken by its own cancellation finds nothing recorded here before it.
+        An event without a cause that was published after the saga had ended, or its rollback begun, is none of the
+        steps that come late. A beginning that was merely overtaken by its own cancellation finds nothing recorded here
+        before it.
         """
+        over = row.rollback_started_at if row.rollback_started_at is not None else row.completed_at
+        if begun is None or over is None or aware(over) > begun:
+            return
         if (await session.execute(self.ledger(session).begun_by_others(saga, step_event))).scalar_one():
+            ended = "has completed" if row.state == "running" else "was rolled back"
             raise Reject(
-                f"The saga {saga!r} was rolled back in the service {self.service!r}, and event {step_event} begins it "
+                f"The saga {saga!r} {ended} in the service {self.service!r}, and event {step_event} begins it "
                 "again. Give each attempt an id of its own (the order's number as a business key: "
                 "`saga.start(keys=...)`), or publish what goes on from a handler of the saga."
             )
@@ -134,19 +151,19 @@ class Rollbacks(Participant):
     ) -> bool:
         """Start the rollback in the caller's transaction; False if it has started already.
 
-        Past the point of no return (`StepContext.pivot`) nothing is undone: False, and a task asks a person what to
-        do. What waits in this service for the saga ends with its rollback: deadlines are taken back, open tasks
-        withdrawn.
+        Past the point of no return (`StepContext.pivot`), and once the saga has completed, nothing is undone: False,
+        and a task asks a person what to do. What waits in this service for the saga ends with its rollback: deadlines
+        are taken back, open tasks withdrawn.
 
         :param force: roll back past the point of no return too.
         """
         ledger = self.ledger(session)
-        await session.execute(ledger.ensure(saga))
-        row = (await session.execute(ledger.lock(saga))).one()
+        row = await self._locked(session, saga)
         if row.state != "running":
             return False
-        if row.pivot_reason is not None and not force:
-            await self._ask_after_pivot(session, saga, reason=reason, pivot=row.pivot_reason)
+        pivot = row.pivot_reason if row.completed_at is None else "the saga has completed"
+        if pivot is not None and not force:
+            await self._ask_after_pivot(session, saga, reason=reason, pivot=pivot)
             return False
         await session.flush()  # what this transaction itself has set may not be written yet
         await session.execute(self._deadlines_of(saga))
@@ -172,12 +189,18 @@ class Rollbacks(Participant):
 
     async def pivot(self, session: AsyncSession, saga: str, *, reason: str) -> bool:
         """Record the point of no return in the caller's transaction; see `StepContext.pivot`."""
-        ledger = self.ledger(session)
-        await session.execute(ledger.ensure(saga))
-        row = (await session.execute(ledger.lock(saga))).one()
-        if row.state != "running":
+        if (await self._locked(session, saga)).state != "running":
             return False
-        await session.execute(ledger.pivot(saga, reason))
+        await session.execute(self.ledger(session).pivot(saga, reason))
+        return True
+
+    async def complete(self, session: AsyncSession, saga: str) -> bool:
+        """Record in the caller's transaction that the saga has ended well; see `StepContext.complete`."""
+        if (await self._locked(session, saga)).state != "running":
+            return False
+        await session.flush()  # what this transaction itself has set may not be written yet
+        await session.execute(self._deadlines_of(saga))
+        await session.execute(self.ledger(session).complete(saga))
         return True
 
     async def _ask_after_pivot(self, session: AsyncSession, saga: str, *, reason: str, pivot: str) -> None:

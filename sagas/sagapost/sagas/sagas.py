@@ -31,6 +31,7 @@ _H = TypeVar("_H", bound=Callable[..., Any])
 # What is the library's own runs in transactions of these names: no answer of a user's handler can undo it.
 _ROLLBACK = "saga rollback"
 _PIVOT = "saga pivot"
+_END = "saga end"
 
 
 class DeclaredIslandStep(Protocol):
@@ -226,6 +227,17 @@ class Sagas(Rollbacks):
             await ctx.pivot(f"{ctx.event.type} from {ctx.event.source}")
 
         inbox.on(*type_names(events), transaction=_PIVOT)(pass_pivot)
+
+    def completes_on(self, inbox: Inbox, *events: type | str) -> None:
+        """With the arrival of one of these events the saga has ended well here; see `StepContext.complete`.
+
+        For events that only a saga publishes that nobody rolls back any more.
+        """
+
+        async def complete(_payload: object, ctx: StepContext) -> None:
+            await ctx.complete()
+
+        inbox.on(*type_names(events), transaction=_END)(complete)
 
     def escalation(
         self,

@@ -32,7 +32,7 @@ from sagapost.sagas.task_tables import task_table
 
 __all__ = ["SAGA_SCHEMA_VERSION", "SagaTables"]
 
-SAGA_SCHEMA_VERSION = 2
+SAGA_SCHEMA_VERSION = 3
 
 
 class SagaTables:
@@ -77,6 +77,8 @@ class SagaTables:
             # The point of no return: from here the saga is brought to its end, not undone, unless a person says so.
             Column("pivoted_at", DateTime(timezone=True)),
             Column("pivot_reason", Text),
+            # When it ended well, as far as this service was told. It is not undone any more, unless a person says so.
+            Column("completed_at", DateTime(timezone=True)),
             # When the next compensation may be tried.
             Column("due_at", DateTime(timezone=True)),
             CheckConstraint(
@@ -121,8 +123,9 @@ class SagaTables:
             Column("saga", String(255), nullable=False),
             Column("name", String(255), nullable=False),
             Column("arguments", json_document(), nullable=False),
-            # The event whose handling did what is to be undone.
+            # The event whose handling did what is to be undone, and its ordering key.
             Column("step_event", String(255)),
+            Column("partitionkey", Text),
             Column("state", String(16), nullable=False, server_default="pending"),
             Column("attempts", Integer, nullable=False, server_default="0"),
             Column("last_error", Text),

@@ -40,6 +40,8 @@ class HandlerOptions(TypedDict, total=False):
     """Whether this service undoes its part of the saga when the event arrives, in a transaction of its own."""
     pivots: bool
     """Whether the event is the point of no return: from then on this service does not roll the saga back by itself."""
+    completes: bool
+    """Whether the saga has ended well with the event: nothing of it is undone any more; see `Service.completes_on`."""
     deadlines: Iterable[Deadline[Any]]
     """Deadlines it sets with `ctx.deadline`."""
     cancels: Iterable[Deadline[Any]]

@@ -167,6 +167,7 @@ class Service:
         deadlines, cancels = tuple(options.get("deadlines", ())), tuple(options.get("cancels", ()))
         require_deadlines((*deadlines, *cancels), where=f"{self.name}.on()")
         rolls_back, pivots = options.get("rolls_back", False), options.get("pivots", False)
+        completes = options.get("completes", False)
         handled = self.inbox.on(
             *events,
             payload=payload,
@@ -196,6 +197,8 @@ class Service:
                 self.rolls_back_on(*events)
             if pivots:
                 self.pivots_on(*events)
+            if completes:
+                self.completes_on(*events)
             return function
 
         return declare
@@ -230,6 +233,15 @@ class Service:
         For what another service does that cannot be undone: once the parcel is dispatched, payment is kept.
         """
         self.sagas.pivots_on(self.inbox, *events)
+
+    def completes_on(self, *events: type | str) -> None:
+        """With the arrival of one of these events the saga has ended well, and nothing here is undone any more.
+
+        What ends it: its deadlines in this service; a rollback that is asked for later opens a task, and a person
+        decides; an event that begins a saga under its id once more is a dead letter. For events that only a saga
+        publishes that nobody rolls back any more. In a step, `StepContext.complete`.
+        """
+        self.sagas.completes_on(self.inbox, *events)
 
     def escalation(
         self,

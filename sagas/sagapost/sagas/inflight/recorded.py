@@ -27,7 +27,8 @@ def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, dee
     same = (states.c.service == columns.service) & (states.c.saga == columns.saga)
     recorded = intents.outerjoin(states, same)
     mine = (columns.service == sagas.service, columns.state.in_(_UNDONE))
-    past_pivot = ((states.c.state == "running") & states.c.pivoted_at.is_not(None)).label("past_pivot")
+    kept = states.c.pivoted_at.is_not(None) | states.c.completed_at.is_not(None)
+    past_pivot = ((states.c.state == "running") & kept).label("past_pivot")
     counts = select(columns.name, past_pivot, func.count().label("intents"), func.min(columns.saga).label("saga"))
     grouped = counts.select_from(recorded).where(*mine).group_by(columns.name, past_pivot)
     for row in connection.execute(grouped.order_by(columns.name)):
@@ -66,7 +67,7 @@ def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, dee
 
 
 def _severity_of(row: Any) -> Severity:
-    # Past the point of no return a saga is undone only if a person says so.
+    # Past the point of no return, and once it has completed, a saga is undone only if a person says so.
     return Severity.WARNING if row.past_pivot else Severity.ERROR
 
 

@@ -214,7 +214,7 @@ class Island(IslandPlan):
         )
         if run is None:
             return None
-        await self.sagas.record(session, saga, self._undo, {"run": run.id}, step_event=ctx.event.id)
+        await self.sagas.record(session, saga, self._undo, {"run": run.id}, step_event=ctx.event.id, key=run.key)
         await Coordinator(self, session, runs).started(run)
         return run.id
 

@@ -67,6 +67,6 @@ class IslandPlan:
         return msgspec.json.decode(encode_data(state, event_type=f"state of {self.name}")[0])
 
     async def goes_on(self, session: AsyncSession, saga: str) -> bool:
-        """Return whether the saga is running; the caller holds its lock."""
+        """Return whether the saga is not being rolled back; the caller holds its lock."""
         row = (await session.execute(self.sagas.ledger(session).lock(saga))).one()
         return bool(row.state == "running")
