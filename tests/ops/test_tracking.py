@@ -64,7 +64,7 @@ def test_sagas_are_listed_shown_and_acted_on(tmp_path: Path) -> None:
     assert json.loads(ask("show", "4712", "--json"))["saga"] == "late"
     assert "└─ order-placed (orders)" in ask("tree", "done")
     assert "order-completed" in ask("watch", "done")
-    assert "never-said\tpayment\tpayment-refunded" in ask("differences")
+    assert "never-published\tpayment\tpayment-refunded" in ask("differences")
     assert "roll back saga late" in ask("rollback", "4712", "--reason", "the customer called", "--actor", "kim")
     assert "try again" in ask("retry", "stuck", "--reason", "the bank is back", "--actor", "kim")
 

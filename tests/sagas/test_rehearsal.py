@@ -322,7 +322,7 @@ async def test_what_is_not_declared_is_seen() -> None:
         assert stage.undeclared == [
             "warehouse publishes warehouse.dispatched.v1 when it handles payment.taken.v1, and does not declare it"
         ]
-        assert "payment.declined.v1" in stage.unsaid
+        assert "payment.declined.v1" in stage.unpublished
 
 
 async def test_a_healthy_play_declares_all_it_says() -> None:

@@ -50,10 +50,10 @@ class IslandTables:
             Column("saga", String(255), nullable=False),
             # Tells several runs of one island in one saga apart: one for each parcel of an order.
             Column("instance", String(255), nullable=False),
-            # running -> completed; running or completed -> undoing -> undone.
+            # running -> completed; running or completed -> rolling_back -> rolled_back.
             Column("state", String(16), nullable=False),
             Column("data", json_document(), nullable=False),
-            # Why it is being undone, and whether because the whole saga is: then it does not announce a failure.
+            # Why it is rolled back, and whether because the whole saga is: then it does not announce a failure.
             Column("reason", Text),
             Column("by_saga", Boolean, nullable=False),
             Column("cause", String(255)),

@@ -149,7 +149,7 @@ async def test_what_was_observed_is_compared_with_what_is_declared(engine: Async
         ("unknown-service", "https://loyalty.example", "points-awarded"),
         ("undeclared", "payment", "fraud-suspected"),
     ]
-    assert ("never-said", "payment", "payment-taken") in [(item.kind, item.service, item.event) for item in found]
+    assert ("never-published", "payment", "payment-taken") in [(item.kind, item.service, item.event) for item in found]
 
 
 async def test_a_history_is_bounded(engine: AsyncEngine) -> None:

@@ -39,7 +39,7 @@ def track(
     env_file: EnvFile = None,
     fail_fast: FailFast = None,
 ) -> None:
-    """Hear every event on SAGAPOST_BROKER_URL and keep where each saga is in SAGAPOST_DATABASE_URL, until stopped.
+    """Consume every event on SAGAPOST_BROKER_URL and keep where each saga is in SAGAPOST_DATABASE_URL, until stopped.
 
     The database is the tracker's own; `sagapost db upgrade` makes its tables. A relay for the events of corrective
     actions runs in the same process. SIGTERM or Ctrl-C drains, a second one stops at once.

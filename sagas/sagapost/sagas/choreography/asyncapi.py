@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from sagapost.sagas.choreography.graph import short_name
-from sagapost.sagas.choreography.manifest import Choreography, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, Manifest, Step, may_publish
 
 __all__ = ["to_asyncapi"]
 
@@ -76,7 +76,7 @@ def _operations(choreography: Choreography, names: Mapping[str, str]) -> dict[st
         for step in manifest.steps:
             for event in step.handles:
                 add(manifest, "receive", event, _receives(manifest, step))
-            for event in sayings(step):
+            for event in may_publish(step):
                 add(manifest, "send", event, f"{manifest.service}: {step.name} says {short_name(event)}")
     return operations
 

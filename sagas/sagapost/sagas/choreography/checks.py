@@ -15,7 +15,7 @@ from sagapost.sagas.choreography.flow import (
     undoes,
 )
 from sagapost.sagas.choreography.graph import short_name
-from sagapost.sagas.choreography.manifest import Choreography, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, Step, may_publish
 from sagapost.sagas.choreography.schemas import conflicts
 
 __all__ = [
@@ -106,7 +106,7 @@ def no_end(choreography: Choreography) -> Found:
     ends = choreography.ends()
     for manifest in choreography.services:
         for event in manifest.starts:
-            reached = {event}.union(*(sayings(step) for _, step in reachable(choreography, event)))
+            reached = {event}.union(*(may_publish(step) for _, step in reachable(choreography, event)))
             if not reached & ends:
                 yield (
                     manifest.service,
@@ -120,7 +120,7 @@ def no_end(choreography: Choreography) -> Found:
             if event not in handled:
                 continue
             after = reachable(choreography, event)
-            reached = {event}.union(*(sayings(later) for _, later in after))
+            reached = {event}.union(*(may_publish(later) for _, later in after))
             if not reached & ends and not any(undoes(later) for _, later in after):
                 yield (
                     manifest.service,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, may_publish
 
 __all__ = [
     "covered",
@@ -49,7 +49,7 @@ def reachable(choreography: Choreography, *events: str) -> list[tuple[Manifest, 
 
 
 def _follows(manifest: Manifest, step: Step) -> Iterable[str]:
-    yield from sayings(step)
+    yield from may_publish(step)
     if step.rolls_back:
         for other in manifest.steps:
             yield from other.compensation.emits if other.compensation is not None else ()

@@ -99,7 +99,7 @@ class Choreography:
             for event in manifest.starts:
                 emitted.setdefault(event, []).append((manifest, None))
             for step in manifest.steps:
-                for event in sayings(step):
+                for event in may_publish(step):
                     emitted.setdefault(event, []).append((manifest, step))
         return emitted
 
@@ -133,7 +133,7 @@ class Choreography:
         return self.handled().get(event, [])
 
 
-def sayings(step: Step) -> tuple[str, ...]:
+def may_publish(step: Step) -> tuple[str, ...]:
     """Return everything a step may publish, each once: results, failures, deadlines, and that of its rollback."""
     compensation = step.compensation.emits if step.compensation is not None else ()
     emitted = (*step.emits, *step.fails_with, *(deadline.event for deadline in step.sets), *compensation)

@@ -152,8 +152,8 @@ def _check_step(sagas: Sagas, island: DeclaredIsland | None, row: Any, found: Co
             "island-step",
             sagas.service,
             subject,
-            "there are runs that are undoing this step, which has no compensation any more",
-            "Keep the step's compensation until they are undone.",
+            "there are runs that are rolling this step back, which has no compensation any more",
+            "Keep the step's compensation until they are rolled back.",
             count=row.runs,
             saga=row.saga,
         )

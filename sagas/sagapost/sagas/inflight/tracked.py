@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 from sagapost.core.databases import kit_of
 from sagapost.core.findings import Severity
 from sagapost.inbox.declared.inbox import Inbox
-from sagapost.sagas.choreography.manifest import Manifest, sayings
+from sagapost.sagas.choreography.manifest import Manifest, may_publish
 from sagapost.sagas.inflight.code import Code
 from sagapost.sagas.inflight.findings import Collector
 from sagapost.sagas.inflight.paging import batches
@@ -75,4 +75,4 @@ def _says(route: Route, expected: ExpectedStep) -> set[str]:
 
 def _says_after(manifest: Manifest, type_: str) -> set[str]:
     """Return what the code says when it is told this."""
-    return {emitted for step in manifest.steps if type_ in step.handles for emitted in sayings(step)}
+    return {emitted for step in manifest.steps if type_ in step.handles for emitted in may_publish(step)}

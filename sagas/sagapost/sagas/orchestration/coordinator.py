@@ -296,7 +296,7 @@ class Coordinator:
         decisions: tuple[Decision, ...] = ("retry", "done")
         if not row.undo and not self._past_pivot(moment):
             decisions = ("retry", "done", "give-up")
-        what = "undoing " if row.undo else ""
+        what = "rolling back " if row.undo else ""
         row.task = await open_task(
             self._sagas,
             self._session,

@@ -58,7 +58,7 @@ class Island(IslandPlan):
             )
         super().__init__(name, state=state, sagas=sagas)
         self._inbox = inbox
-        self._heard: set[type] = set()
+        self._handled: set[type] = set()
         self._parallel = False
         self._replies: dict[str, list[IslandStep]] = {}
         sagas.add_island(self)
@@ -297,7 +297,7 @@ class Island(IslandPlan):
 
     def _handle(self, classes: Iterable[type]) -> None:
         """Let the inbox handle answers, each class once however many steps expect it."""
-        fresh = [cls for cls in dict.fromkeys(classes) if cls not in self._heard]
-        self._heard.update(fresh)
+        fresh = [cls for cls in dict.fromkeys(classes) if cls not in self._handled]
+        self._handled.update(fresh)
         if fresh:
             self._inbox.on(*fresh, transaction=self._transaction)(self._answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sagapost.core.envelope import Event
 from sagapost.inbox.declared.handlers import topic_regex
-from sagapost.sagas.choreography.manifest import Choreography, Manifest, sayings
+from sagapost.sagas.choreography.manifest import Choreography, Manifest, may_publish
 
 __all__ = ["Observed"]
 
@@ -38,10 +38,10 @@ class Observed:
                 found[f"{service} publishes {event.type} {when}, and does not declare it"] = None
         return list(found)
 
-    def unsaid(self, choreography: Choreography) -> list[str]:
+    def unpublished(self, choreography: Choreography) -> list[str]:
         """Return the declared event types that were not published."""
-        said = {event.type for event in self.events}
-        return sorted(type_ for type_ in choreography.emitted() if type_ not in said)
+        published = {event.type for event in self.events}
+        return sorted(type_ for type_ in choreography.emitted() if type_ not in published)
 
 
 def _declared(manifest: Manifest, cause: str | None) -> set[str]:
@@ -49,7 +49,7 @@ def _declared(manifest: Manifest, cause: str | None) -> set[str]:
     undone = {event for step in manifest.steps if step.compensation is not None for event in step.compensation.emits}
     if cause is None:
         return {*manifest.starts, *undone}
-    return undone.union(*(sayings(step) for step in manifest.steps if _handles(step.handles, cause)))
+    return undone.union(*(may_publish(step) for step in manifest.steps if _handles(step.handles, cause)))
 
 
 def _handles(topics: tuple[str, ...], type_: str) -> bool:

@@ -274,13 +274,13 @@ class Rehearsal:
 
     @property
     def undeclared(self) -> list[str]:
-        """What was said and is not declared where it was said: the map and the lint do not know of it."""
+        """What a service published and does not declare: the map and the lint do not know of it."""
         return self._observed.undeclared(self.choreography)
 
     @property
-    def unsaid(self) -> list[str]:
-        """Event types that are declared and were not said: what the test has not seen."""
-        return self._observed.unsaid(self.choreography)
+    def unpublished(self) -> list[str]:
+        """Event types that are declared and were not published: what the test has not seen."""
+        return self._observed.unpublished(self.choreography)
 
     # --- inside ---
 

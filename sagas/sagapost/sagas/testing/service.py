@@ -103,7 +103,7 @@ class RehearsedService:
             self._consumer.stop()
 
     def notify(self, event: Observation, /) -> None:
-        """Hear what the consumer does."""
+        """Take what the consumer reports."""
         if isinstance(event, HandlerFailed):
             self.failures.append(f"{event.consumer}: the handler of {event.event_type} raised {event.error}")
         self._moved.set()

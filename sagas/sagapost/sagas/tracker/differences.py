@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sagapost.sagas.choreography.manifest import sayings
+from sagapost.sagas.choreography.manifest import may_publish
 from sagapost.sagas.tracker.lifecycle import LIFECYCLE
 from sagapost.sagas.tracker.route import Route
 
@@ -17,7 +17,7 @@ __all__ = ["Difference", "differences"]
 class Difference:
     """One difference between the declared choreography and what was observed."""
 
-    kind: Literal["unknown-service", "undeclared", "never-said"]
+    kind: Literal["unknown-service", "undeclared", "never-published"]
     service: str
     event: str
     saga: str | None
@@ -29,7 +29,7 @@ class Difference:
                 return f"{self.service} publishes {self.event}, and there is no manifest of it"
             case "undeclared":
                 return f"{self.service} publishes {self.event}, which its manifest does not declare"
-            case "never-said":
+            case "never-published":
                 return f"{self.service} declares {self.event} and has never published it"
 
 
@@ -48,9 +48,11 @@ def differences(observed: Iterable[tuple[str, str, str]], route: Route) -> list[
         elif not route.may_say(source, type_):
             found.append(Difference("undeclared", route.services[source], type_, saga))
     for manifest in route.choreography.services:
-        declared = dict.fromkeys([*manifest.starts, *(type_ for step in manifest.steps for type_ in sayings(step))])
+        declared = dict.fromkeys(
+            [*manifest.starts, *(type_ for step in manifest.steps for type_ in may_publish(step))]
+        )
         found += [
-            Difference("never-said", manifest.service, type_, None)
+            Difference("never-published", manifest.service, type_, None)
             for type_ in declared
             if (manifest.source, type_) not in said
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, sayings
+from sagapost.sagas.choreography.manifest import Choreography, DeclaredDeadline, Manifest, Step, may_publish
 
 __all__ = ["Declared", "Route", "Stop", "read_declared"]
 
@@ -97,7 +97,7 @@ class Route:
         if self.choreography is None:
             return True
         return any(
-            type_ in manifest.starts or any(type_ in sayings(step) for step in manifest.steps)
+            type_ in manifest.starts or any(type_ in may_publish(step) for step in manifest.steps)
             for manifest in self.choreography.services
             if manifest.source == source
         )
