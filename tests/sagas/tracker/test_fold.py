@@ -11,6 +11,7 @@ from sagapost.sagas.choreography import Choreography, Manifest, Step
 from sagapost.sagas.events import (
     CompensationDone,
     CompensationStuck,
+    IslandStepChanged,
     RollbackRequested,
     RollbackStarted,
     RolledBack,
@@ -75,6 +76,20 @@ def test_pitfall_38_a_saga_is_completed_when_every_expected_branch_has_ended() -
     awarded = story.says("loyalty", "points-awarded", cause=story.events[0])
     assert view().state is SagaState.COMPLETED
     assert view().ended == awarded.time
+
+
+def test_pitfall_38_a_saga_is_not_completed_while_a_step_of_an_island_has_no_answer() -> None:
+    """Also where nothing is declared of the step, as in a version of the service that the tracker does not know."""
+    story = Story()
+    story.completed()
+
+    def change(state: str) -> SagaState:
+        story.says("warehouse", IslandStepChanged("warehouse", "packing", "1", "insure", state, 1))
+        return view_of(story).state
+
+    assert view_of(story).state is SagaState.COMPLETED
+    assert change("waiting") is SagaState.RUNNING
+    assert change("done") is SagaState.COMPLETED
 
 
 def test_a_service_that_announces_its_rollback_is_followed_through_it() -> None:

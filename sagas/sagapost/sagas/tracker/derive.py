@@ -28,6 +28,9 @@ __all__ = ["derive"]
 
 _AFTER_PIVOT = "rollback-past-pivot"
 
+_ISLAND_AT_WORK = frozenset({"waiting", "rolling_back", "stuck"})
+"""States of an island's step whose answer, or whose decision, is still to come."""
+
 
 @dataclass(slots=True)
 class _Part:
@@ -239,7 +242,8 @@ def _state(
         if all(rollback.finished for rollback in rollbacks) and ended:
             return SagaState.ROLLED_BACK, reason
         return SagaState.ROLLING_BACK, reason
-    if facts.over is not None and not expected:
+    at_work = any(step.state in _ISLAND_AT_WORK for step in facts.islands.values())
+    if facts.over is not None and not expected and not at_work:
         return SagaState.COMPLETED, None
     return SagaState.RUNNING, None
 
