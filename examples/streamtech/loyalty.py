@@ -86,6 +86,7 @@ async def award_points(paid: PaymentTaken, ctx: StepContext) -> None:
 
 service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 service.pivots_on("warehouse.order-dispatched.v1")
+service.completes_on("orders.order-completed.v1")
 
 
 async def credit(session: AsyncSession, order_id: UUID, customer: str, cents: int) -> int:

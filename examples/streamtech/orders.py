@@ -242,6 +242,7 @@ async def complete(dispatched: OrderDispatched, ctx: StepContext) -> None:
     order.status = Status.COMPLETED
     await ctx.cancel_deadline(IN_TIME)
     await ctx.publish(OrderCompleted(order.id, order.customer, order.cents), key=str(order.id))
+    await ctx.complete()
 
 
 # --- when it fails ---

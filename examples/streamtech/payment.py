@@ -134,3 +134,4 @@ async def take_payment(reserved: StockReserved, ctx: StepContext) -> None:
 
 service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 service.pivots_on("warehouse.order-dispatched.v1")
+service.completes_on("orders.order-completed.v1")

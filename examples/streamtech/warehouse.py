@@ -231,5 +231,8 @@ async def dispatch(packed: OrderPacked, ctx: StepContext) -> None:
     await ctx.publish(OrderDispatched(packed.order_id), key=str(packed.order_id))
 
 
+service.completes_on("orders.order-completed.v1")
+
+
 async def _locked(session: AsyncSession, item: str) -> Stock:
     return await session.get_one(Stock, item, with_for_update=True)

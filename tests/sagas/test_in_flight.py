@@ -317,6 +317,18 @@ def test_what_only_a_person_could_still_ask_for_is_a_warning(in_flight: Connecti
     assert "past their point of no return" in warned["refund"].message
 
 
+def test_of_a_saga_that_has_completed_nothing_is_in_flight(in_flight: Connection) -> None:
+    """Its intents are kept, and need no compensation any more; it is rolled back only by force, and then they do."""
+    inbox = replace(OLD, compensation=None, second=None).build()
+    states = inbox.context.sagas.tables.states  # type: ignore[attr-defined]
+    with in_flight.begin_nested() as completed:
+        in_flight.execute(states.update().values(completed_at=NOW))
+        report = check_in_flight(in_flight, [inbox])
+        completed.rollback()
+    assert {each.subject for each in report.findings} & {"refund", "release"} == set()
+    assert "intents" not in report.looked_at
+
+
 def test_ten_thousand_sagas_in_flight_are_judged_within_a_minute() -> None:
     """Each with three intents, a run of an island, two events, a deadline and a parked message."""
     engine = create_engine("sqlite://", poolclass=StaticPool)

@@ -26,9 +26,10 @@ def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, dee
     columns = intents.c
     same = (states.c.service == columns.service) & (states.c.saga == columns.saga)
     recorded = intents.outerjoin(states, same)
-    mine = (columns.service == sagas.service, columns.state.in_(_UNDONE))
-    kept = states.c.pivoted_at.is_not(None) | states.c.completed_at.is_not(None)
-    past_pivot = ((states.c.state == "running") & kept).label("past_pivot")
+    # Of a saga that has completed nothing is in flight any more, however long what it did is kept.
+    in_flight = states.c.completed_at.is_(None) | (states.c.state != "running")
+    mine = (columns.service == sagas.service, columns.state.in_(_UNDONE), in_flight)
+    past_pivot = ((states.c.state == "running") & states.c.pivoted_at.is_not(None)).label("past_pivot")
     counts = select(columns.name, past_pivot, func.count().label("intents"), func.min(columns.saga).label("saga"))
     grouped = counts.select_from(recorded).where(*mine).group_by(columns.name, past_pivot)
     for row in connection.execute(grouped.order_by(columns.name)):
@@ -67,7 +68,7 @@ def check_intents(connection: Connection, sagas: Sagas, found: Collector, *, dee
 
 
 def _severity_of(row: Any) -> Severity:
-    # Past the point of no return, and once it has completed, a saga is undone only if a person says so.
+    # Past the point of no return a saga is undone only if a person says so.
     return Severity.WARNING if row.past_pivot else Severity.ERROR
 
 
