@@ -37,6 +37,7 @@ from sagapost.ops.telemetry import OpenTelemetryMetrics, OpenTelemetryTracing
 from sagapost.outbox import Outbox, OutboxTables
 from sagapost.outbox.relay import Relay, RelaySettings
 from sagapost.outbox.relay import observations as relay_obs
+from sagapost.sagas import observations as saga_obs
 from tests.inbox.harness import NEVER, Recorder
 
 
@@ -241,6 +242,22 @@ def test_a_relay_is_counted(figures: Figures) -> None:
     assert figures.value("sagapost.outbox.held") == 2
     assert figures.value("sagapost.outbox.dead") == 1
     assert figures.value("sagapost.outbox.scheduled") == 3
+
+
+def test_pitfall_38_compensations_are_counted_by_what_came_of_them(figures: Figures) -> None:
+    """A saga that is stuck is in a metric, by service and compensation, and by no saga's id."""
+    observers = Observers([figures.metrics])
+    for event in (
+        saga_obs.Compensated("payment", "4711", "refund", 1, 0),
+        saga_obs.CompensationFailed("payment", "4712", "refund", 1, 2.0, "no answer"),
+        saga_obs.SagaStuck("payment", "4712", "refund", 10, "no answer"),
+        saga_obs.SagaRolledBack("payment", "4711"),
+    ):
+        observers.notify(event)
+    refund = {"sagapost.service": "payment", "sagapost.compensation": "refund"}
+    for outcome in ("done", "failed", "stuck"):
+        assert figures.value("sagapost.saga.compensations", **refund, **{"sagapost.outcome": outcome}) == 1
+    assert figures.value("sagapost.saga.rolled_back", **{"sagapost.service": "payment"}) == 1
 
 
 def test_an_inbox_is_counted(figures: Figures) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of relays and consumers, from what they tell their observers.
+"""Metrics of relays, consumers and compensators, from what they tell their observers.
 
 Names that the semantic conventions for messaging have are theirs; the others begin with ``sagapost.``. No attribute
 has values without bound: event types yes, keys and ids no.
@@ -14,6 +14,7 @@ from sagapost.core.observer import Observation
 from sagapost.core.outbox_store import OutboxBacklog
 from sagapost.inbox.declared import observations as inbox
 from sagapost.outbox.relay import observations as relay
+from sagapost.sagas import observations as sagas
 
 try:
     from opentelemetry import metrics
@@ -24,7 +25,7 @@ __all__ = ["OpenTelemetryMetrics"]
 
 
 class OpenTelemetryMetrics:
-    """An observer that counts and times; give it to relays and consumers beside others (`Observers`).
+    """An observer that counts and times; give it to relays, consumers and compensators with others (`Observers`).
 
     :param meter_provider: default: the global one.
     :param system: `messaging.system` of the figures.
@@ -50,6 +51,8 @@ class OpenTelemetryMetrics:
         self._duplicates = meter.create_counter("sagapost.inbox.duplicates", "{event}", "Known already")
         self._failed = meter.create_counter("sagapost.inbox.failures", "{event}", "Tries that failed")
         self._parked = meter.create_counter("sagapost.inbox.parked", "{event}", "Parked, by state and reason")
+        self._undone = meter.create_counter("sagapost.saga.compensations", "{compensation}", "Tries, by outcome")
+        self._rolled_back = meter.create_counter("sagapost.saga.rolled_back", "{saga}", "Undone whole in a service")
         self._pending = _Gauge(meter, "sagapost.outbox.pending", "{event}", "Committed and not yet published")
         self._age = _Gauge(meter, "sagapost.outbox.age", "s", "Age of the oldest event not yet published")
         self._held = _Gauge(meter, "sagapost.outbox.held", "{event}", "Refused, tried again")
@@ -62,6 +65,8 @@ class OpenTelemetryMetrics:
             self._relay(event)
         elif isinstance(event, inbox.Consuming):
             self._inbox(event)
+        elif isinstance(event, sagas.SagaObservation):
+            self._saga(event)
         elif isinstance(event, ServerLost):
             self._lost.add(1, {"sagapost.server": event.server, "sagapost.part": event.part})
 
@@ -114,6 +119,20 @@ class OpenTelemetryMetrics:
                 self._failed.add(1, {**consumer, "cloudevents.event_type": type_})
             case inbox.Parked(state=state, reason=reason):
                 self._parked.add(1, {**consumer, "sagapost.state": state, "sagapost.reason": reason})
+            case _:
+                pass
+
+    def _saga(self, event: sagas.SagaObservation) -> None:
+        service = {"sagapost.service": event.service}
+        match event:
+            case sagas.Compensated(compensation=name):
+                self._undone.add(1, {**service, "sagapost.compensation": name, "sagapost.outcome": "done"})
+            case sagas.CompensationFailed(compensation=name):
+                self._undone.add(1, {**service, "sagapost.compensation": name, "sagapost.outcome": "failed"})
+            case sagas.SagaStuck(compensation=name):
+                self._undone.add(1, {**service, "sagapost.compensation": name, "sagapost.outcome": "stuck"})
+            case sagas.SagaRolledBack():
+                self._rolled_back.add(1, service)
             case _:
                 pass
 
