@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sagapost import sagas as saga_module
 from sagapost.core import event
 from sagapost.core.clock import SystemClock
+from sagapost.core.databases import aware
 from sagapost.inbox import BusinessFailure, Context, Inbox, Reject, RetryPolicy
 from sagapost.inbox.declared import observations as obs
 from sagapost.outbox import Outbox
@@ -123,6 +124,27 @@ async def test_pitfall_37_a_second_attempt_under_the_id_of_a_saga_that_is_over_i
     assert (parked.state, parked.reason) == ("dead", "rejected")
     assert f"The saga '{SAGA}' was rolled back in the service 'warehouse'" in parked.error
     assert done == ["packed 1, True", "unpacked 1", "packed anew, True"]
+
+
+async def test_pitfall_37_a_second_attempt_is_refused_also_where_the_first_had_done_nothing(
+    service: Warehouse,
+) -> None:
+    """A declined card leaves no intent; the next attempt under the same id is not undone in silence for that."""
+    done = packing(service)
+    async with service.consuming() as seen:
+        await service.send(an_event(ShippingFailed("1"), causationid="a step's"))
+        await seen.until(obs.Handled)
+        [state] = await service.rows(service.saga_tables.states)
+        later = aware(state.rollback_started_at) + timedelta(seconds=30)
+        await service.send(an_event(OrderPacked("again"), time=later))
+        await seen.until(obs.Parked)
+        # Its own cancellation overtook it, and the clocks differ.
+        overtaken = aware(state.rollback_started_at) + timedelta(milliseconds=20)
+        await service.send(an_event(OrderPacked("first"), time=overtaken))
+        await seen.until(obs.Handled, 2)
+    [parked] = await service.rows(service.tables.parked)
+    assert "was rolled back in the service 'warehouse'" in parked.error
+    assert done == ["too late for first"]
 
 
 async def test_pitfall_37_a_rollback_takes_the_deadlines_of_its_saga_back(service: Warehouse) -> None:

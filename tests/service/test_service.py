@@ -18,8 +18,9 @@ from sagapost import (
     SyncContext,
     event,
 )
+from sagapost.core.errors import ConflictError
 from sagapost.outbox import OutboxTables
-from sagapost.sagas.testing import Rehearsal
+from sagapost.sagas.testing import Rehearsal, RehearsedService
 
 
 @event("shop.order-placed.v1")
@@ -306,6 +307,36 @@ async def test_what_begins_a_saga_can_be_undone_too() -> None:
         await stage.say(ItemMissing("o-1"), saga="saga-1")
         await stage.run()
         assert stage.said(OrderCancelled, saga="saga-1") == [OrderCancelled("o-1")]
+
+
+@pytest.mark.parametrize("end", [ItemMissing, StockReserved], ids=["rolled back", "completed"])
+async def test_pitfall_37_what_begins_a_saga_that_is_over_is_told_at_once(end: type) -> None:
+    """Outside a handler too: nothing is recorded that would be undone in silence; the transaction fails."""
+    orders = Service("orders", source="urn:orders", starts=[OrderPlaced], ends=[OrderCancelled])
+
+    @orders.compensation(emits=[OrderCancelled])
+    async def cancel(ctx: CompensationContext, *, order: str) -> None:
+        await ctx.publish(OrderCancelled(order))
+
+    orders.rolls_back_on(ItemMissing)
+    orders.completes_on(StockReserved)
+
+    async def place(service: RehearsedService) -> bool:
+        async with service.sessions.begin() as session:
+            with orders.start("saga-1"):
+                await orders.publish(session, OrderPlaced("o-1"))
+                return await orders.on_rollback(session, cancel, order="o-1")
+
+    async with Rehearsal() as stage:
+        service = await stage.add(orders)
+        assert await place(service)
+        await stage.say(end("o-1"), saga="saga-1")
+        await stage.run()
+        with pytest.raises(ConflictError, match=r"'saga-1' is over.*orders\.start\(keys=\.\.\.\)"):
+            await place(service)
+        await stage.run()
+        assert stage.said(OrderPlaced) == [OrderPlaced("o-1")]
+        assert len(await service.compensations("saga-1")) == 1
 
 
 def test_a_service_can_take_the_place_of_another() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Delete, Row, delete
@@ -22,6 +22,9 @@ from sagapost.sagas.tables import SagaTables
 from sagapost.sagas.tasks import Close, RollBack, has_open_task, open_task, withdraw_tasks
 
 __all__ = ["Rollbacks"]
+
+_CLOCKS_DIFFER = timedelta(seconds=1)
+"""How far the clocks of a publisher and of the database may be apart, where hosts are kept in time."""
 
 _AFTER_PIVOT = "rollback-past-pivot"
 """The task that is opened where a rollback is asked for that must not be."""
@@ -132,13 +135,14 @@ class Rollbacks(Participant):
         """Refuse a second beginning: what it did would be undone with the first, or the first with it.
 
         An event without a cause that was published after the saga had ended, or its rollback begun, is none of the
-        steps that come late. A beginning that was merely overtaken by its own cancellation finds nothing recorded here
-        before it.
+        steps that come late. Clocks of hosts differ, so where nothing is recorded here before it, it might have been
+        overtaken by its own cancellation: then it must be later by more than that.
         """
         over = row.rollback_started_at if row.rollback_started_at is not None else row.completed_at
         if begun is None or over is None or aware(over) > begun:
             return
-        if (await session.execute(self.ledger(session).begun_by_others(saga, step_event))).scalar_one():
+        others: int = (await session.execute(self.ledger(session).begun_by_others(saga, step_event))).scalar_one()
+        if others or begun - aware(over) > _CLOCKS_DIFFER:
             ended = "has completed" if row.state == "running" else "was rolled back"
             raise Reject(
                 f"The saga {saga!r} {ended} in the service {self.service!r}, and event {step_event} begins it "

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sagapost.core.clock import Clock
 from sagapost.core.context import SagaContext, current
 from sagapost.core.envelope import Event
-from sagapost.core.errors import ConfigurationError
+from sagapost.core.errors import ConfigurationError, ConflictError
 from sagapost.inbox.declared.inbox import Inbox, UnknownPolicy
 from sagapost.inbox.declared.outcomes import LastResort
 from sagapost.outbox.aggregates import SessionSource
@@ -327,13 +327,15 @@ class Service:
         /,
         *_positional: P.args,
         **arguments: P.kwargs,
-    ) -> None:
+    ) -> bool:
         """Record, in the caller's transaction, how to undo what it does in the running saga; see `start`.
 
         For what begins a saga outside a handler; in one, use `ctx.on_rollback`, which says what the arguments are.
+        Returns whether the saga goes on, as that does.
 
         :raises ConfigurationError: if no saga is running, the function is not a compensation of this service, or it
             cannot be called with the arguments.
+        :raises ConflictError: if, outside a handler, the saga has been here before and is over.
         """
         running = current()
         if running is None:
@@ -342,7 +344,13 @@ class Service:
                 f"Call it, and publish, inside `with {self.name}.start():`."
             )
         saga = running.correlationid
-        await self.sagas.record(session, saga, compensation, arguments, step_event=running.causationid)
+        if running.causationid is None and not await self.sagas.goes_on(session, saga):
+            raise ConflictError(
+                f"The saga {saga!r} is over in the service {self.name!r}: it has completed, or was rolled back, and "
+                "what is done in it now would be undone with it. Give each attempt an id of its own (the business's "
+                f"number as a key: `{self.name}.start(keys=...)`)."
+            )
+        return await self.sagas.record(session, saga, compensation, arguments, step_event=running.causationid)
 
     # --- what is asked before it runs ---
 
