@@ -15,6 +15,7 @@ from typing import Any
 import aio_pika
 import anyio
 import anyio.to_thread
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -466,6 +467,19 @@ async def _server_findings(url: str, code: str, patience: Patience) -> list[Diag
     return [each for each in found if each.code == code]
 
 
+async def test_a_client_that_was_lost_in_the_middle_of_a_statement_is_found(url: str) -> None:
+    """Prepared and never executed: the server is active and waits, with the locks of the transaction."""
+    lost = await asyncpg.connect(url.replace("+asyncpg", ""))
+    await lost.execute("BEGIN")
+    await lost.execute("INSERT INTO inbox_consumers (name) VALUES ('warehouse')")
+    await lost.prepare("SELECT 1")
+    assert await _server_findings(url, "stranded", Patience()) == []
+    (found,) = await _server_findings(url, "stranded", Patience(transaction=timedelta(0)))
+    assert found.subject == f"process {lost.get_server_pid()}"
+    await execute(url, found.remedy)
+    lost.terminate()
+
+
 async def test_a_queue_of_notifications_that_is_not_read_is_found(url: str) -> None:
     """A session listens, in a transaction that stays open."""
     engine = create_async_engine(url)
@@ -583,12 +597,17 @@ def test_nothing_is_found_on_a_healthy_system_at_work(url: str, amqp_url: str, t
         relay.wait_for("publishing to")
 
         anyio.run(place, url, 200)
-        began = time.monotonic()
-        ran = invoke("doctor", path, "--json", cwd=tmp_path, **settings)
-        print(f"{time.monotonic() - began:.2f} s")
+        # On a busy machine a heartbeat may be late, and the relay silent for a moment.
+        for _ in range(5):
+            began = time.monotonic()
+            ran = invoke("doctor", path, "--json", cwd=tmp_path, **settings)
+            print(f"{time.monotonic() - began:.2f} s")
+            if {each["code"] for each in json.loads(ran.stdout)} != {"relays"}:
+                break
         assert json.loads(ran.stdout) == []
         assert ran.returncode == 0
-        assert "nothing is wrong" in invoke("doctor", cwd=tmp_path, **settings).stdout
+        said = invoke("doctor", "--min-relays", "0", cwd=tmp_path, **settings).stdout
+        assert said == "nothing is wrong that could be seen from here\n"
 
 
 def test_findings_as_json_and_exit_codes(url: str, tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_the_gate_closes_for_what_could_not_be_handled() -> None:
     assert runner.invoke(app, ["saga", "check", "checked_after:inbox", "--fail-on", "never"]).exit_code == 0
 
 
+@pytest.mark.usefixtures("versions")
+def test_the_doctor_holds_the_code_against_what_is_in_flight() -> None:
+    """Among whatever else is wrong, with the saga and the remedy."""
+    command = ["doctor", "--min-relays", "0", "--json"]
+    assert json.loads(runner.invoke(app, [*command, "checked_before:inbox"]).stdout) == []
+    refused = runner.invoke(app, [*command, "checked_after:inbox"])
+    [finding] = json.loads(refused.stdout)
+    assert (refused.exit_code, finding["severity"], finding["code"]) == (9, "error", "in-flight-compensation")
+    assert finding["subject"] == "shop: refund"
+    assert finding["evidence"].endswith("; 1 in flight (sagas s1)")
+    assert "@sagas.compensation(name='refund')" in finding["remedy"]
+
+
 @pytest.mark.parametrize("version", ["checked_before", "checked_after"])
 async def test_a_process_names_once_at_its_start_what_it_does_not_know(versions: str, version: str) -> None:
     """However many services it runs, the database is read once."""
