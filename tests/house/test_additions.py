@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 from tests.house.checkout import Checkout
 from tests.house.source import ROOT
+
+SAGAPOST = ("-c", "import sys; from sagapost.ops.cli import main; sys.argv[0] = 'sagapost'; sys.exit(main())")
+"""The command."""
 
 
 @pytest.fixture
@@ -21,6 +25,47 @@ def checkout(tmp_path: Path) -> Checkout:
 
 def _files(*folders: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_an_attribute_of_the_envelope_is_two_places(checkout: Checkout) -> None:
+    """Declared, and added to the tables that are there: rows, headers and what is parked follow by themselves."""
+    url = {"SAGAPOST_DATABASE_URL": f"sqlite:///{checkout.folder / 'shop.db'}"}
+    assert "installed" in checkout.run(*SAGAPOST, "db", "upgrade", **url)
+    checkout.change(
+        "core/sagapost/core/envelope.py",
+        "    tracestate: Text | None = None\n",
+        "    tracestate: Text | None = None\n    tenant: Text | None = None\n",
+    )
+    migrations = "outbox/sagapost/outbox/migrations.py"
+    version = OUTBOX_SCHEMA_VERSION
+    checkout.change(migrations, f"OUTBOX_SCHEMA_VERSION = {version}\n", f"OUTBOX_SCHEMA_VERSION = {version + 1}\n")
+    checkout.change(
+        migrations,
+        f"        Migration({version}, tuple(_ownership(leases, relays, ring))),\n",
+        f"        Migration({version}, tuple(_ownership(leases, relays, ring))),\n"
+        f"        Migration({version + 1}, tuple(_tenant(outbox) + _tenant(dead) + _tenant(scheduled))),\n",
+    )
+    checkout.change(
+        migrations,
+        "\n\ndef _ownership(",
+        "\n\ndef _tenant(table: Table) -> list[MigrationStep]:\n"
+        '    return [RebuildTable(table, added=frozenset({"tenant"})), AddColumn(table.c.tenant)]\n'
+        "\n\ndef _ownership(",
+    )
+    assert "installed outbox" in checkout.run(*SAGAPOST, "db", "upgrade", **url)
+    assert f"outbox {version + 1}" in checkout.run(*SAGAPOST, "db", "check", **url)
+    printed = checkout.program("""
+        import sqlite3
+        from tests.core.test_declaration import FULL, test_every_attribute_has_its_place_everywhere
+
+        test_every_attribute_has_its_place_everywhere()
+        assert FULL.tenant
+        for table in ("outbox", "outbox_dead", "outbox_scheduled"):
+            found = sqlite3.connect("shop.db").execute(f"SELECT name FROM pragma_table_info('{table}')").fetchall()
+            print(found.count(("tenant",)))
+    """)
+    assert printed.split() == ["1", "1", "1"]
+    assert (len(checkout.added), len(checkout.changed)) == (0, 2)
 
 
 def test_a_metric_is_one_place(checkout: Checkout) -> None:
@@ -168,9 +213,8 @@ def test_a_database_is_its_own_files_and_two_places(checkout: Checkout) -> None:
         '        "toysql": "sagapost.adapters.toysql.adapter:adapter",\n',
     )
     url = f"toysql:///{checkout.folder / 'shop.toys'}"
-    command = ("-c", "import sys; from sagapost.ops.cli import main; sys.argv[0] = 'sagapost'; main()")
-    assert "installed" in checkout.run(*command, "db", "upgrade", SAGAPOST_DATABASE_URL=url)
-    assert "as this release needs it" in checkout.run(*command, "db", "check", SAGAPOST_DATABASE_URL=url)
+    assert "installed" in checkout.run(*SAGAPOST, "db", "upgrade", SAGAPOST_DATABASE_URL=url)
+    assert "as this release needs it" in checkout.run(*SAGAPOST, "db", "check", SAGAPOST_DATABASE_URL=url)
     assert len(checkout.changed) <= 3
     own = [*_files("adapters/sagapost/adapters/sqlite"), "core/sagapost/core/databases/sqlite.py"]
     assert len(own) <= 12, own

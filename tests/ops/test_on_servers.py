@@ -19,7 +19,7 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.broker import Queue
 from sagapost.inbox.declared.tables import INBOX_SCHEMA_VERSION
 from sagapost.outbox import Outbox
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 from tests.ops.processes import Running, run, run_at_once, started
 from tests.ops.services import TYPE, OrderPlaced, write_service
 from tests.servers.fixtures import OwnPostgreSQL, OwnRabbitMQ

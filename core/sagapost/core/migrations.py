@@ -55,18 +55,32 @@ class MigrationStep(ABC):
     repeated: ClassVar[bool] = False
     """Whether its statement is to be repeated, each time in a transaction of its own, until it changes no row."""
 
+    rebuilding: ClassVar[bool | None] = False
+    """Whether it is for databases that copy a table to change it (`RebuildTable`), or that alter it; None: both."""
+
     @property
     @abstractmethod
     def what(self) -> str:
         """What it does, for whoever watches the upgrade."""
 
     @abstractmethod
-    def done(self, connection: Connection) -> bool:
-        """Return whether the database needs it no more."""
+    def found(self, connection: Connection) -> bool:
+        """Return whether the database looks as it does after the step."""
 
     @abstractmethod
+    def written(self, dialect: Dialect) -> Sequence[str]:
+        """Return the statements for a database that the step is for."""
+
+    def done(self, connection: Connection) -> bool:
+        """Return whether the database needs it no more."""
+        return not self._is_for(connection.dialect) or self.found(connection)
+
     def statements(self, dialect: Dialect) -> Sequence[str]:
         """Return the statements for a database; none where it needs nothing of this kind."""
+        return self.written(dialect) if self._is_for(dialect) else ()
+
+    def _is_for(self, dialect: Dialect) -> bool:
+        return self.rebuilding is None or self.rebuilding == kit_of(dialect.name).rebuilds_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +110,18 @@ class AddTable(MigrationStep):
     """A new table, with its indexes."""
 
     table: Table
+    rebuilding: ClassVar[bool | None] = None
 
     @property
     def what(self) -> str:
         """See `MigrationStep`."""
         return f"create the table {self.table.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
         return inspect(connection).has_table(self.table.name, schema=self.table.schema)
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
         return [
             _compiled(CreateTable(self.table), dialect),
@@ -125,14 +140,12 @@ class AddColumn(MigrationStep):
         """See `MigrationStep`."""
         return f"add the column {self.column.table.name}.{self.column.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
         return self.column.name in _columns(connection, _table(self.column))
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         column = _compiled(CreateColumn(self.column), dialect)
         return [f"ALTER TABLE {_name(_table(self.column), dialect)} ADD COLUMN {column}"]
 
@@ -148,10 +161,8 @@ class RelaxColumn(MigrationStep):
         """See `MigrationStep`."""
         return f"let {self.column.table.name}.{self.column.name} be left out"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        if kit_of(connection).rebuilds_tables:
-            return True
         table = _table(self.column)
         columns = inspect(connection).get_columns(table.name, schema=table.schema)
         found = next((each for each in columns if each["name"] == self.column.name), None)
@@ -161,10 +172,8 @@ class RelaxColumn(MigrationStep):
             and (found["default"] is not None or self.column.server_default is None)
         )
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         quote = dialect.identifier_preparer
         alter = f"ALTER TABLE {_name(_table(self.column), dialect)} ALTER COLUMN {quote.quote(self.column.name)}"
         default = dialect.ddl_compiler(dialect, CreateTable(_table(self.column))).get_column_default_string(
@@ -188,14 +197,12 @@ class DropColumn(MigrationStep):
         """See `MigrationStep`."""
         return f"drop the column {self.table.name}.{self.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
         return self.name not in _columns(connection, self.table)
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         name = dialect.identifier_preparer.quote(self.name)
         return [f"ALTER TABLE {_name(self.table, dialect)} DROP COLUMN IF EXISTS {name}"]
 
@@ -214,17 +221,13 @@ class ChangePrimaryKey(MigrationStep):
     def _columns(self) -> list[str]:
         return [column.name for column in self.table.primary_key.columns]
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        if kit_of(connection).rebuilds_tables:
-            return True
         found = inspect(connection).get_pk_constraint(self.table.name, schema=self.table.schema)
         return found["constrained_columns"] == self._columns()
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         quote, name = dialect.identifier_preparer.quote, _name(self.table, dialect)
         key = quote(str(self.table.primary_key.name or f"{self.table.name}_pkey"))
         columns = ", ".join(quote(column) for column in self._columns())
@@ -243,7 +246,7 @@ class AddIndex(MigrationStep):
         """See `MigrationStep`."""
         return f"build the index {self.index.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`. An index whose building was cut off is there and invalid; it is built again."""
         table = _table(self.index)
         if self.index not in _indexes(table, connection.dialect):
@@ -253,9 +256,9 @@ class AddIndex(MigrationStep):
             return False
         return kit_of(connection).index_is_valid(connection, self._name(connection.dialect))
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables or self.index not in _indexes(_table(self.index), dialect):
+        if self.index not in _indexes(_table(self.index), dialect):
             return []
         create = _compiled(CreateIndex(self.index), dialect)
         if not kit_of(dialect.name).builds_beside_writers:
@@ -285,14 +288,12 @@ class AddCheck(MigrationStep):
         """See `MigrationStep`."""
         return f"add the check {self.check.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        return not self.statements(connection.dialect) or _has_check(connection, self.check)
+        return _has_check(connection, self.check)
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         later = " NOT VALID" if kit_of(dialect.name).builds_beside_writers else ""
         return [_compiled(AddConstraint(self.check, isolate_from_table=False), dialect) + later]
 
@@ -306,17 +307,18 @@ class ValidateCheck(MigrationStep):
 
     check: CheckConstraint
     optional: ClassVar[bool] = True
+    rebuilding: ClassVar[bool | None] = None
 
     @property
     def what(self) -> str:
         """See `MigrationStep`."""
         return f"validate the check {self.check.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
         return kit_of(connection).check_is_validated(connection, _table(self.check), str(self.check.name))
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
         if not kit_of(dialect.name).builds_beside_writers:
             return []
@@ -338,17 +340,13 @@ class DropCheck(MigrationStep):
         """See `MigrationStep`."""
         return f"drop the check {self.name}"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        if kit_of(connection).rebuilds_tables:
-            return True
         checks = inspect(connection).get_check_constraints(self.table.name, schema=self.table.schema)
         return not any(each["name"] == self.name and self.when in str(each["sqltext"]) for each in checks)
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if kit_of(dialect.name).rebuilds_tables:
-            return []
         name = dialect.identifier_preparer.quote(self.name)
         return [f"ALTER TABLE {_name(self.table, dialect)} DROP CONSTRAINT IF EXISTS {name}"]
 
@@ -368,19 +366,20 @@ class ChangeRows(MigrationStep):
     key: tuple[str, ...]
     chunk: int = 5_000
     repeated: ClassVar[bool] = True
+    rebuilding: ClassVar[bool | None] = None
 
     @property
     def what(self) -> str:
         """See `MigrationStep`."""
         return f"change rows of {self.table.name} ({self.change})"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
         name = _name(self.table, connection.dialect)
         rows = connection.execute(text(f"SELECT 1 FROM {name} WHERE {self.pending} LIMIT 1"))  # noqa: S608 - ours
         return rows.first() is None
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
         name, key = _name(self.table, dialect), ", ".join(self.key)
         return [
@@ -402,30 +401,28 @@ class RebuildTable(MigrationStep):
     """Columns that the old form lacks; they need a default or are nullable."""
     converted: Mapping[str, str] = field(default_factory=dict[str, str])
     """Expressions in SQL for columns whose values change on the way."""
+    rebuilding: ClassVar[bool | None] = True
 
     @property
     def what(self) -> str:
         """See `MigrationStep`."""
         return f"bring the table {self.table.name} into its present form"
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        if not kit_of(connection).rebuilds_tables:
-            return True
         found = kit_of(connection).table_as_created(connection, self.table)
         return found is not None and _bare(found) == _bare(_compiled(CreateTable(self.table), connection.dialect))
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
-        if not kit_of(dialect.name).rebuilds_tables:
-            return []
         quote = dialect.identifier_preparer.quote
         metadata = MetaData()
         for reference in self.table.foreign_keys:
             reference.column.table.to_metadata(metadata)
         new = self.table.to_metadata(metadata, name=f"{self.table.name}__new")
         old_name, new_name = quote(self.table.name), quote(new.name)
-        kept = [column.name for column in self.table.columns if column.name not in self.added]
+        # What the database reckons it reckons again.
+        kept = [each.name for each in self.table.columns if each.name not in self.added and each.computed is None]
         into = ", ".join(quote(name) for name in kept)
         values = ", ".join(self.converted.get(name, quote(name)) for name in kept)
         return [
@@ -461,17 +458,18 @@ class Execute(MigrationStep):
     purpose: str
     by_dialect: Mapping[str, tuple[str, ...]]
     is_done: Callable[[Connection], bool]
+    rebuilding: ClassVar[bool | None] = None
 
     @property
     def what(self) -> str:
         """See `MigrationStep`."""
         return self.purpose
 
-    def done(self, connection: Connection) -> bool:
+    def found(self, connection: Connection) -> bool:
         """See `MigrationStep`."""
-        return not self.statements(connection.dialect) or self.is_done(connection)
+        return not self.written(connection.dialect) or self.is_done(connection)
 
-    def statements(self, dialect: Dialect) -> Sequence[str]:
+    def written(self, dialect: Dialect) -> Sequence[str]:
         """See `MigrationStep`."""
         return self.by_dialect.get(dialect.name, ())
 

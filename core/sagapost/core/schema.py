@@ -178,7 +178,7 @@ def _has_this_form(connection: Connection, part: SchemaPart) -> bool:
     if len(_existing(connection, part)) < len(part.tables):
         return False
     steps = (step for migration in part.migrations for step in migration.steps)
-    if any(isinstance(step, DropColumn) and not step.done(connection) for step in steps):
+    if any(isinstance(step, DropColumn) and not step.found(connection) for step in steps):
         return False
     inspector = inspect(connection)
     return all(

@@ -31,7 +31,7 @@ from sagapost.ops.masking import SecretUrl
 from sagapost.ops.registry import database_adapter
 from sagapost.ops.settings import LoadedSettings
 from sagapost.ops.tables import Tables
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 
 __all__ = [
     "address_of",

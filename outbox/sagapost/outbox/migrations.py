@@ -30,7 +30,10 @@ from sagapost.core.migrations import (
 )
 from sagapost.outbox.doorbell import CreateDoorbell
 
-__all__ = ["outbox_migrations"]
+__all__ = ["OUTBOX_SCHEMA_VERSION", "outbox_migrations"]
+
+OUTBOX_SCHEMA_VERSION = 3
+"""That of the last migration."""
 
 _FILLED_IN = ("event_id", "topic", "time", "datacontenttype", "key_hash")
 

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Table
 
 from sagapost.core.databases import MissingTable, PostgreSQL, kit_of
 from sagapost.core.errors import SchemaError
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 
 __all__ = ["missing_table", "missing_table_asyncpg"]
 

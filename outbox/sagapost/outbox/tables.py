@@ -37,19 +37,17 @@ from sagapost.core.envelope import ATTRIBUTES, Attribute, Form
 from sagapost.core.schema import SchemaPart, schema_table, tables_beside
 from sagapost.outbox import rules
 from sagapost.outbox.doorbell import CreateDoorbell, DropDoorbell
-from sagapost.outbox.migrations import outbox_migrations
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION, outbox_migrations
 from sagapost.outbox.positions import AdvancePositions
 
 __all__ = [
     "DEFAULT_PARTITIONS",
     "ENVELOPE_COLUMNS",
-    "OUTBOX_SCHEMA_VERSION",
     "OutboxTables",
     "doorbell_channel",
     "doorbell_lock",
 ]
 
-OUTBOX_SCHEMA_VERSION = 3
 DEFAULT_PARTITIONS = 32
 
 

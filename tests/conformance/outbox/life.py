@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from sagapost.core.errors import SchemaError
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 from tests.conformance.outbox.bed import Bed, StoreFactory, StoreSuite, failure, requires
 
 AT_ONCE = 5.0

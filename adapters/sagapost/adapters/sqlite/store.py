@@ -22,7 +22,8 @@ from sagapost.adapters.sqlite.settle import SQLiteSettlement
 from sagapost.core.errors import SchemaError
 from sagapost.core.outbox_store import Doorbell, OutboxCapabilities, OutboxReader, OutboxSweeper
 from sagapost.core.schema import check_schema
-from sagapost.outbox.tables import OUTBOX_SCHEMA_VERSION, OutboxTables
+from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
+from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["SQLiteOutboxStore"]
 
