@@ -19,6 +19,7 @@ from sagapost.core.errors import LeaseLostError, SchemaError, StoreUnavailableEr
 from sagapost.core.outbox_store import (
     Claims,
     Doorbell,
+    DueEvents,
     Failure,
     FetchPage,
     Heartbeat,
@@ -309,9 +310,9 @@ class FakeStore:
                     blocked.setdefault(key, (partition, position))
         return blocked
 
-    async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
+    async def move_due(self, *, limit: int) -> DueEvents:
         await self.database.call()
-        return 0, None
+        return DueEvents(0, None)
 
     # --- ownership ---
 

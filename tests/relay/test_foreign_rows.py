@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio
 import asyncpg
@@ -23,7 +24,7 @@ from sqlalchemy import create_engine
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.adapters.postgresql import PostgreSQLOutboxStore
 from sagapost.adapters.sqlite import SQLiteOutboxStore
-from sagapost.core.outbox_store import Claims, LeaseToken, OutboxRow, OutboxStore, Partition
+from sagapost.core.outbox_store import Claims, DueEvents, LeaseToken, OutboxRow, OutboxStore, Partition
 from sagapost.core.schema import install_schema
 from sagapost.outbox import OutboxTables
 from sagapost.outbox.relay import observations as obs
@@ -324,10 +325,12 @@ async def test_pitfall_32_a_scheduled_row_that_the_outbox_refuses_holds_up_no_ot
     await _insert(connection, {"deliver_at": "2026-01-01", "extensions": '{"tenant": 7}'}, "outbox_scheduled")
     await _insert(connection, {"deliver_at": "2026-01-01", "type": "good"}, "outbox_scheduled")
     store = PostgreSQLOutboxStore(shop.url, tables=shop.tables)
-    moved, upcoming = await store.schedule.move_due(limit=100)
+    moved, upcoming, (buried,) = await store.schedule.move_due(limit=100)
     assert moved == 2
     assert upcoming is not None
     assert timedelta(hours=23) < upcoming <= timedelta(days=1)
+    assert (buried.event_type, buried.key) == ("strange", None)
+    assert buried.position < 0
     await store.aclose()
     reason = str(await connection.fetchval("SELECT last_error FROM outbox_dead"))
     assert reason.startswith("the outbox refuses this scheduled event")
@@ -335,6 +338,20 @@ async def test_pitfall_32_a_scheduled_row_that_the_outbox_refuses_holds_up_no_ot
         "strange",
         "good",
     ]
+
+
+async def test_a_scheduled_row_that_goes_dead_is_reported(shop: Shop, connection: asyncpg.Connection) -> None:
+    """As every dead letter is: by the relay that moved it."""
+    await _without_rules(connection, "outbox_scheduled")
+    await _insert(connection, {"deliver_at": "2026-01-01", "extensions": '{"tenant": 7}'}, "outbox_scheduled")
+    broker, watch = MemoryBroker(), Watch()
+    await broker.declare(EVERYTHING)
+    async with running(shop.relay(broker, watch)):
+        await watch.until(lambda: watch.count(obs.Buried) == 1)
+    (buried,) = [event for event in watch.events if isinstance(event, obs.Buried)]
+    assert (buried.event_type, buried.attempts, buried.policy) == ("strange", 0, "skip")
+    assert buried.reason.startswith("the outbox refuses this scheduled event")
+    assert buried.event_id == str(await connection.fetchval("SELECT event_id FROM outbox_dead"))
 
 
 def test_pitfall_32_the_same_on_sqlite(tmp_path: Path) -> None:
@@ -351,14 +368,17 @@ def test_pitfall_32_the_same_on_sqlite(tmp_path: Path) -> None:
             )
         connection.commit()
 
-    async def move() -> tuple[int, timedelta | None]:
+    async def move() -> DueEvents:
         store = SQLiteOutboxStore(path, tables=tables)
         try:
             return await store.schedule.move_due(limit=100)
         finally:
             await store.aclose()
 
-    assert anyio.run(move) == (1, timedelta(days=1))
+    moved, upcoming, (buried,) = anyio.run(move)
+    assert (moved, upcoming) == (1, timedelta(days=1))
+    assert (buried.position, buried.event_type, buried.key) == (-1, "t", None)
+    assert UUID(buried.event_id).hex == buried.event_id.replace("-", "")
     with closing(sqlite3.connect(path)) as connection:
         ((reason,),) = connection.execute("SELECT last_error FROM outbox_dead").fetchall()
         assert reason.startswith("the outbox refuses this scheduled event")

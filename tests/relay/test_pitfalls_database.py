@@ -217,7 +217,7 @@ async def test_pitfall_24_ten_thousand_due_events_are_moved_once(shop: Shop) -> 
         store = PostgreSQLOutboxStore(shop.url, tables=shop.tables)
         while True:
             try:
-                _, upcoming = await store.schedule.move_due(limit=200)
+                upcoming = (await store.schedule.move_due(limit=200)).upcoming
             except StoreUnavailableError:
                 continue
             if upcoming is None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NewType, Protocol, SupportsFloat, TypeAlias
+from typing import NamedTuple, NewType, Protocol, SupportsFloat, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -18,8 +18,10 @@ import msgspec
 from sagapost.core.envelope import Event
 
 __all__ = [
+    "BuriedEvent",
     "Claims",
     "Doorbell",
+    "DueEvents",
     "Failure",
     "FetchPage",
     "Heartbeat",
@@ -114,6 +116,27 @@ class OutboxCapabilities:
     """Partitions can be shared between relays in several processes."""
     doorbell: bool
     """`wait_for_work` wakes on commit rather than on the poll interval alone."""
+
+
+class BuriedEvent(NamedTuple):
+    """A scheduled event that the outbox refused when it was due, and that is a dead letter now."""
+
+    position: int
+    """Of the dead letter: negative, for it never had a place in the outbox."""
+    event_id: str
+    event_type: str
+    key: str | None
+    reason: str
+
+
+class DueEvents(NamedTuple):
+    """What a look at the schedule did."""
+
+    moved: int
+    """Events that are in the outbox now."""
+    upcoming: timedelta | None
+    """How long until the next one is due; None: none is waiting."""
+    buried: Sequence[BuriedEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +273,10 @@ class OutboxSettlement(Protocol):
 class OutboxSchedule(Protocol):
     """What becomes due later."""
 
-    async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
+    async def move_due(self, *, limit: int) -> DueEvents:
         """Move due scheduled events into the outbox, each exactly once among all relays.
 
-        Returns how many, and how long until the next one is due (None: none is waiting). A row that the outbox
-        refuses becomes a dead letter with the reason, and holds up no other.
+        A row that the outbox refuses becomes a dead letter with the reason, and holds up no other.
         """
         ...
 

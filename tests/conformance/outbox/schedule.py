@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import anyio
 
-from sagapost.core.outbox_store import OutboxStore
+from sagapost.core.outbox_store import DueEvents, OutboxStore
 from tests.conformance.outbox.bed import Bed, StoreSuite
 
 AGO = timedelta(minutes=-1)
@@ -17,12 +17,12 @@ class ScheduleConformance(StoreSuite):
 
     async def test_without_scheduled_events_there_is_nothing_to_wait_for(self, bed: Bed) -> None:
         """Nothing moved, and no next one."""
-        assert await bed.store.schedule.move_due(limit=10) == (0, None)
+        assert await bed.store.schedule.move_due(limit=10) == DueEvents(0, None)
 
     async def test_only_what_is_due_is_moved(self, bed: Bed) -> None:
         """And the time until the next one is told."""
         await bed.schedule((timedelta(hours=1), b"later"), (AGO, b"due"))
-        moved, wait = await bed.store.schedule.move_due(limit=10)
+        moved, wait, _ = await bed.store.schedule.move_due(limit=10)
         assert moved == 1
         assert wait is not None
         assert timedelta(minutes=59) < wait <= timedelta(hours=1)
@@ -33,25 +33,25 @@ class ScheduleConformance(StoreSuite):
         """Waiting for as long as the store says is enough."""
         await bed.schedule((timedelta(milliseconds=100), b"soon"))
         with anyio.fail_after(10):
-            moved, wait = await bed.store.schedule.move_due(limit=10)
+            moved, wait, _ = await bed.store.schedule.move_due(limit=10)
             while not moved:
                 assert wait is not None
                 await anyio.sleep(wait.total_seconds())
-                moved, wait = await bed.store.schedule.move_due(limit=10)
+                moved, wait, _ = await bed.store.schedule.move_due(limit=10)
         assert (moved, wait) == (1, None)
 
     async def test_due_events_keep_the_order_in_which_they_were_due(self, bed: Bed) -> None:
         """Not that in which they were written."""
         await bed.schedule((3 * AGO, b"2"), (1 * AGO, b"4"), (4 * AGO, b"1"), (2 * AGO, b"3"))
-        assert (await bed.store.schedule.move_due(limit=10))[0] == 4
+        assert (await bed.store.schedule.move_due(limit=10)).moved == 4
         assert await bed.fetch_data() == [b"1", b"2", b"3", b"4"]
 
     async def test_a_move_is_limited(self, bed: Bed) -> None:
         """The oldest first; the rest is due at once."""
         await bed.schedule(*(((10 - n) * AGO, b"%d" % n) for n in range(5)))
-        assert await bed.store.schedule.move_due(limit=3) == (3, timedelta(0))
+        assert await bed.store.schedule.move_due(limit=3) == DueEvents(3, timedelta(0), [])
         assert await bed.fetch_data() == [b"0", b"1", b"2"]
-        assert await bed.store.schedule.move_due(limit=3) == (2, None)
+        assert await bed.store.schedule.move_due(limit=3) == DueEvents(2, None, [])
         assert await bed.fetch_data() == [b"3", b"4"]
 
     async def test_the_event_is_the_one_that_was_scheduled(self, bed: Bed) -> None:
@@ -78,7 +78,7 @@ class ScheduleConformance(StoreSuite):
         far = timezone(timedelta(hours=-11))
         async with bed.factory.engine.begin() as connection:
             await bed.outbox.publish(connection, b"x", type="t", deliver_at=datetime.now(far) + timedelta(hours=1))
-        moved, wait = await bed.store.schedule.move_due(limit=1)
+        moved, wait, _ = await bed.store.schedule.move_due(limit=1)
         assert moved == 0
         assert wait is not None
         assert timedelta(minutes=59) < wait <= timedelta(hours=1)
@@ -90,7 +90,7 @@ class ScheduleConformance(StoreSuite):
 
         async def move(store: OutboxStore) -> None:
             while await bed.count(bed.factory.tables.scheduled):
-                moved.append((await store.schedule.move_due(limit=7))[0])
+                moved.append((await store.schedule.move_due(limit=7)).moved)
 
         with anyio.fail_after(60):
             async with anyio.create_task_group() as group:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from sagapost.adapters.postgresql.connection import PostgreSQLLink
 from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import StoreError, StoreRefusedError, StoreUnavailableError
+from sagapost.core.outbox_store import BuriedEvent, DueEvents
 from sagapost.outbox.doorbell import ONE_PHASE
 from sagapost.outbox.tables import OutboxTables
 
@@ -43,7 +44,7 @@ class PostgreSQLSchedule:
             WITH gone AS (DELETE FROM {scheduled} WHERE id = $1::bigint RETURNING *)
             INSERT INTO {dead} (position, {ENVELOPE}, attempts, last_error)
             SELECT -id, {ENVELOPE}, 0, $2::text FROM gone
-            ON CONFLICT (position, event_id) DO NOTHING"""
+            ON CONFLICT (position, event_id) DO NOTHING RETURNING position, event_id, type, partitionkey"""
         # Clamped to a day: of infinity, or of a year that no client knows, there is no interval.
         self._next = f"""
             SELECT extract(epoch FROM least(greatest(first, '0001-01-01 00:00:00+00'), now() + interval '1 day')
@@ -51,23 +52,24 @@ class PostgreSQLSchedule:
             FROM (SELECT min(deliver_at) AS first FROM {scheduled}) s
             WHERE first IS NOT NULL"""
 
-    async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
+    async def move_due(self, *, limit: int) -> DueEvents:
         """See `OutboxSchedule.move_due`."""
         # Asked first: an INSERT of no rows would fire the statement trigger and ring the doorbell for nothing.
         upcoming = await self._upcoming()
         if upcoming is None or upcoming > timedelta(0):
-            return 0, upcoming
+            return DueEvents(0, upcoming)
+        buried: list[BuriedEvent] = []
         try:
             moved = await self._link.fetchrow(self._move, limit)
             count = 0 if moved is None else int(moved[0])
         except (StoreUnavailableError, StoreRefusedError):
             raise
         except StoreError:
-            count = await self._move_each(limit)
+            count = await self._move_each(limit, buried)
         upcoming = await self._upcoming()
-        return count, None if upcoming is None else max(upcoming, timedelta(0))
+        return DueEvents(count, None if upcoming is None else max(upcoming, timedelta(0)), buried)
 
-    async def _move_each(self, limit: int) -> int:
+    async def _move_each(self, limit: int, buried: list[BuriedEvent]) -> int:
         """Move due events one by one: the outbox refuses one of them, which becomes a dead letter."""
         count = 0
         for (row,) in await self._link.fetch(self._due, limit):
@@ -77,7 +79,9 @@ class PostgreSQLSchedule:
             except (StoreUnavailableError, StoreRefusedError):
                 raise
             except StoreError as error:
-                await self._link.fetch(self._bury, row, f"the outbox refuses this scheduled event: {error}")
+                reason = f"the outbox refuses this scheduled event: {error}"
+                for position, event_id, type_, key in await self._link.fetch(self._bury, row, reason):
+                    buried.append(BuriedEvent(int(position), str(event_id), str(type_), key, reason))
         return count
 
     async def _upcoming(self) -> timedelta | None:

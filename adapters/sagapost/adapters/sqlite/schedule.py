@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import timedelta
+from uuid import UUID
 
 from sagapost.adapters.sqlite.connection import SQLiteLink
 from sagapost.adapters.sqlite.rows import ENVELOPE, NOW, json_array, quoted, seconds_until
+from sagapost.core.outbox_store import BuriedEvent, DueEvents
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["SQLiteSchedule"]
@@ -35,17 +37,21 @@ class SQLiteSchedule:
         # It never had a position. A negative one is free, and a redriven event goes first.
         self._bury = f"""
             INSERT OR REPLACE INTO {dead} (position, {ENVELOPE}, attempts, last_error)
-            SELECT -id, {ENVELOPE}, 0, ? FROM {scheduled} WHERE id = ?"""
+            SELECT -id, {ENVELOPE}, 0, ? FROM {scheduled} WHERE id = ?
+            RETURNING position, event_id, type, partitionkey"""
 
-    async def move_due(self, *, limit: int) -> tuple[int, timedelta | None]:
+    async def move_due(self, *, limit: int) -> DueEvents:
         """See `OutboxSchedule.move_due`."""
         wait = await self._link.read(self._wait)
         if wait is None or wait > timedelta(0):
             # The usual case takes no write lock.
-            return 0, wait
-        return await self._link.write(lambda connection: (self._move(connection, limit), self._wait(connection)))
+            return DueEvents(0, wait)
+        buried: list[BuriedEvent] = []
+        return await self._link.write(
+            lambda connection: DueEvents(self._move(connection, limit, buried), self._wait(connection), buried)
+        )
 
-    def _move(self, connection: sqlite3.Connection, limit: int) -> int:
+    def _move(self, connection: sqlite3.Connection, limit: int, buried: list[BuriedEvent]) -> int:
         # One write transaction: the row is in exactly one of the tables, and no other relay sees it twice.
         ids = [row[0] for row in connection.execute(self._due, (limit,))]
         due = json_array(ids)
@@ -54,18 +60,29 @@ class SQLiteSchedule:
             connection.execute(self._insert, (due,))
         except sqlite3.IntegrityError:
             # The statement alone is undone. The outbox refuses one of them, which becomes a dead letter.
-            moved = sum(self._move_one(connection, row) for row in ids)
+            moved = sum(self._move_one(connection, row, buried) for row in ids)
         connection.execute(self._delete, (due,))
         return moved
 
-    def _move_one(self, connection: sqlite3.Connection, row: int) -> bool:
+    def _move_one(self, connection: sqlite3.Connection, row: int, buried: list[BuriedEvent]) -> bool:
         try:
             connection.execute(self._insert, (json_array([row]),))
         except sqlite3.IntegrityError as error:
-            connection.execute(self._bury, (f"the outbox refuses this scheduled event: {error}", row))
+            reason = f"the outbox refuses this scheduled event: {error}"
+            for position, event_id, type_, key in connection.execute(self._bury, (reason, row)).fetchall():
+                name = None if key is None else str(key)
+                buried.append(BuriedEvent(position, _written(event_id), str(type_), name, reason))
             return False
         return True
 
     def _wait(self, connection: sqlite3.Connection) -> timedelta | None:
         row = connection.execute(self._next).fetchone()
         return None if row is None else timedelta(seconds=max(row[0], 0.0))
+
+
+def _written(event_id: object) -> str:
+    """Return an id as events have it; SQLite keeps whatever it is given, also what is none."""
+    try:
+        return str(UUID(str(event_id)))
+    except ValueError:
+        return str(event_id)

@@ -126,7 +126,11 @@ class Released(Relayed):
 
 @dataclass(frozen=True, slots=True)
 class Buried(Relayed):
-    """A row became a dead letter; see `policy` for what happens to the later rows of its key."""
+    """A row became a dead letter; see `policy` for what happens to the later rows of its key.
+
+    Also a scheduled event that the outbox refused when it was due: after no attempt, at a negative position, and with
+    nothing of its key behind it.
+    """
 
     event_id: str
     event_type: str

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sagapost.core.outbox_store import OutboxSchedule
-from sagapost.outbox.relay.observations import Moved
+from sagapost.outbox.relay.observations import Buried, Moved
 from sagapost.outbox.relay.settlement import is_store_error
 
 if TYPE_CHECKING:
@@ -27,10 +27,14 @@ async def run_schedule(parts: RelayParts, schedule: OutboxSchedule) -> None:
     longest = parts.settings.poll_interval
 
     async def move() -> timedelta | None:
-        moved, upcoming = await schedule.move_due(limit=_BATCH)
-        if moved:
-            parts.observer.notify(Moved(rows=moved))
+        due = await schedule.move_due(limit=_BATCH)
+        for each in due.buried:
+            parts.observer.notify(
+                Buried(each.event_id, each.event_type, each.key, each.position, 0, each.reason, policy="skip")
+            )
+        if due.moved:
+            parts.observer.notify(Moved(rows=due.moved))
             parts.nudge.set()
-        return None if upcoming is None else min(longest, max(upcoming, _SHORTEST))
+        return None if due.upcoming is None else min(longest, max(due.upcoming, _SHORTEST))
 
     await parts.background.every(longest, move, is_outage=is_store_error)
