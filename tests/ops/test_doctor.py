@@ -598,14 +598,13 @@ def test_nothing_is_found_on_a_healthy_system_at_work(url: str, amqp_url: str, t
 
         anyio.run(place, url, 200)
         # On a busy machine a heartbeat may be late, and the relay silent for a moment.
-        for _ in range(5):
-            began = time.monotonic()
-            ran = invoke("doctor", path, "--json", cwd=tmp_path, **settings)
+        found: list[dict[str, str]] = [{"code": "relays"}]
+        tries = 0
+        while [each["code"] for each in found] == ["relays"] and tries < 5:
+            began, tries = time.monotonic(), tries + 1
+            found = json.loads(invoke("doctor", path, "--json", cwd=tmp_path, **settings).stdout)
             print(f"{time.monotonic() - began:.2f} s")
-            if {each["code"] for each in json.loads(ran.stdout)} != {"relays"}:
-                break
-        assert json.loads(ran.stdout) == []
-        assert ran.returncode == 0
+        assert found == []
         said = invoke("doctor", "--min-relays", "0", cwd=tmp_path, **settings).stdout
         assert said == "nothing is wrong that could be seen from here\n"
 

@@ -330,7 +330,8 @@ def test_looking_stays_cheap_with_many_rows(settings: Settings, tmp_path: Path) 
 
     best = min((anyio.run(measure, create_async_engine(settings["SAGAPOST_DATABASE_URL"])) for _ in range(3)), key=sum)
     print("outbox, inbox, sagas, tracker:", *(f"{each * 1000:.0f} ms" for each in best))
-    assert sum(best) < 2
+    # A scan of all of it, on a busy machine, takes several times that.
+    assert sum(best) < 5
     found = document(settings, tmp_path)
     assert (found["outbox"]["pending"], found["outbox"]["held"], found["outbox"]["overdue"]) == (
         100_000,

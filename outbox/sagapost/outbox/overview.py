@@ -103,7 +103,7 @@ class OutboxOverview:
     """Some of them: those that are tried again first."""
     blocked: int
     blocked_keys: Sequence[BlockedKey]
-    """Some of them, the oldest first."""
+    """Some of them, in the order of their keys."""
     overdue: int
     """Scheduled events whose time has come and that nobody has moved to the outbox."""
     overdue_for: timedelta | None
@@ -246,7 +246,8 @@ def _blocking(tables: OutboxTables, limit: int) -> Select[*tuple[Any, ...]]:
             columns.died_at,
         )
         .where(_BLOCKING)
-        .order_by(columns.position)
+        # As the index has them: the oldest first would be all of them, sorted.
+        .order_by(columns.partitionkey)
         .limit(limit)
     )
 

@@ -90,7 +90,7 @@ def _outbox(seen: Seen, allowed: Thresholds) -> Iterator[Complaint]:
         yield Complaint("dead", "outbox", text)
     if outbox.blocked > allowed.max_dead:
         text = f"{_many(outbox.blocked, 'dead letter')} in the outbox: the later events of the key wait"
-        since = outbox.blocked_keys[0].died_at if outbox.blocked_keys else None
+        since = min((key.died_at for key in outbox.blocked_keys), default=None)
         yield Complaint("blocked", "outbox", text, since)
     if outbox.overdue_for is not None and outbox.overdue_for > allowed.max_age:
         text = f"{_many(outbox.overdue, 'scheduled event')} overdue, the first by {rounded(outbox.overdue_for)}"
