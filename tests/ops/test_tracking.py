@@ -65,6 +65,10 @@ def test_sagas_are_listed_shown_and_acted_on(tmp_path: Path) -> None:
     assert "└─ order-placed (orders)" in ask("tree", "done")
     assert "order-completed" in ask("watch", "done")
     assert "never-published\tpayment\tpayment-refunded" in ask("differences")
+    assert ask("list", "--where", "state=stuck", "--where", "events<5").split("\t")[0] == "stuck"
+    assert ask("list", "--where", "before=2020-01-01") == ""
+    tried = json.loads(ask("rollback", "4712", "--reason", "x", "--dry-run", "--json"))
+    assert tried == {"saga": "late", "action": "rollback", "dry_run": True}
     assert "roll back saga late" in ask("rollback", "4712", "--reason", "the customer called", "--actor", "kim")
     assert "try again" in ask("retry", "stuck", "--reason", "the bank is back", "--actor", "kim")
 
@@ -81,9 +85,16 @@ def test_sagas_are_listed_shown_and_acted_on(tmp_path: Path) -> None:
         ("sagapost.saga.rollback-requested.v1", "late"),
         ("sagapost.saga.retry-requested.v1", "stuck"),
     ]
-    unknown = invoke("saga", "show", "4713", cwd=tmp_path, **settings)
-    assert unknown.returncode != 0
-    assert "knows no saga" in unknown.stderr
+    # Each request is in the audit, in the transaction that sends it; what was only tried is not.
+    audit = json.loads(invoke("audit", "list", "--json", cwd=tmp_path, **settings).stdout)
+    assert [(each["desk"], each["action"], each["subject"], each["actor"], each["reason"]) for each in audit] == [
+        ("saga", "retry", "stuck", "kim", "the bank is back"),
+        ("saga", "rollback", "late", "kim", "the customer called"),
+    ]
+    for odd, code, words in (("4713", 7, "knows no saga"), ("a\x00b", 2, "NUL character or bytes that are no UTF-8")):
+        unknown = invoke("saga", "show", odd, cwd=tmp_path, **settings)
+        assert unknown.returncode == code
+        assert words in unknown.stderr
 
 
 def test_rules_are_read_from_toml(tmp_path: Path) -> None:

@@ -273,7 +273,12 @@ async def test_a_person_can_settle_a_step_and_the_record_says_who_and_why(servic
     await service.undo_all()
     async with service.sessions() as session:
         revoked, refunded = await history(service.sagas, session, SAGA)
+        audit = service.sagas.tables.audit
+        rows = await session.execute(select(audit.decisions))
+        (decided,) = audit.entries(rows.all())
     assert (refunded["state"], refunded["decided_by"], refunded["note"]) == ("settled", "ada", "paid back in cash")
+    assert (decided.desk, decided.action, decided.subject, decided.actor) == ("saga", "resolve", SAGA, "ada")
+    assert decided.did == f"settled the compensation {open_id}"
     assert revoked["state"] == "done"
     assert await service.state() == "rolled_back"
 
