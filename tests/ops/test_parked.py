@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,13 @@ def test_nothing_is_changed_by_accident(parked: Parked, settings: dict[str, str]
     assert "no parked message 99" in parked("show", "99", code=7)
     assert "with --data-file or --set" in parked("edit", "1", "--reason", "x", code=2)
     assert len(parked("list", "--json")) == 2
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("UPDATE inbox_parked SET state = 'waiting', claimed = 1, next_attempt_at = '2099-01-01'")
+        (number,) = connection.execute("SELECT min(id) FROM inbox_parked").fetchone()
+    connection.close()
+    for decide in ("redrive", "discard"):
+        assert "are being handled just now" in parked(decide, str(number), "--reason", "x", code=8)
+        assert parked(decide, "--all", "--reason", "x").startswith("0 are")
     ran = invoke("parked", "list", "warehose", cwd=tmp_path, **settings)
     assert ran.returncode == 7
     assert "This database knows no inbox 'warehose'; it knows: warehouse." in ran.stderr

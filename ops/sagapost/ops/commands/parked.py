@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
-from sagapost.core.errors import ConfigurationError, NotFoundError
+from sagapost.core.errors import ConfigurationError, ConflictError, NotFoundError
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.operated.inspection import ParkedMessage
 from sagapost.inbox.operated.redrive import ParkedMessages
@@ -128,6 +128,7 @@ def redrive(
     )
     if as_json:
         write_json(asdict(result) | {"dry_run": dry_run})
+        _require_idle(numbers, result.in_work)
         return
     verb = "would be" if dry_run else "are"
     write_line(f"{result.waiting + result.behind} {verb} handled again ({result.behind} behind an earlier one)")
@@ -135,6 +136,7 @@ def redrive(
         write_line(f"{result.unreadable} of them could not be read as events; a consumer reads them again")
     if result.in_work:
         write_line(f"{result.in_work} left alone: being handled now")
+    _require_idle(numbers, result.in_work)
 
 
 def discard(
@@ -159,6 +161,7 @@ def discard(
         write_json({"discarded": count, "dry_run": dry_run})
     else:
         write_line(f"{count} {'would be' if dry_run else 'are'} discarded")
+    _require_idle(numbers, len(set(numbers or ())) - count)
 
 
 def edit(
@@ -192,6 +195,15 @@ def edit(
 
 
 # --- inside ---
+
+
+def _require_idle(numbers: Sequence[int] | None, in_work: int) -> None:
+    """Complain where messages that were named one by one were left alone; of a condition that is no surprise.
+
+    :raises ConflictError: if there are such.
+    """
+    if numbers and in_work:
+        raise ConflictError(f"{in_work} of the messages named are being handled just now. Try again later.")
 
 
 def _run(env_file: Path | None, inbox: str, work: Callable[[ParkedMessages], Awaitable[T]]) -> T:
