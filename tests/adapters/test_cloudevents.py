@@ -16,30 +16,30 @@ from cloudevents.core.v1.event import CloudEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_headers, read_message
+from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_headers, read_message
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 from tests.adapters.strategies import events
 
 NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
-POLICY = StrangerPolicy(default_source="urn:elsewhere")
+POLICY = ForeignPolicy(default_source="urn:elsewhere")
 REQUIRED = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t.v1", "time": "2026-11-23T08:00:00Z"}
 
 
-def read(body: bytes = b"", policy: StrangerPolicy = POLICY, **properties: Any) -> Event | Malformed:
+def read(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> Event | Malformed:
     """Read a message with the given properties."""
     values: dict[str, Any] = {"topic": "a.topic", "headers": {}, **properties}
     return read_message(Incoming(body=body, **values), policy)
 
 
-def read_event(body: bytes = b"", policy: StrangerPolicy = POLICY, **properties: Any) -> Event:
+def read_event(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> Event:
     """Read a message that must be an event."""
     event = read(body, policy, **properties)
     assert isinstance(event, Event), event
     return event
 
 
-def reason_of(body: bytes = b"", policy: StrangerPolicy = POLICY, **properties: Any) -> str:
+def reason_of(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> str:
     """Read a message that must not be an event; return why."""
     malformed = read(body, policy, **properties)
     assert isinstance(malformed, Malformed)
@@ -336,7 +336,7 @@ def test_a_stranger_without_id_is_rejected_by_default() -> None:
 
 def test_a_digest_identifies_a_stranger_by_its_content() -> None:
     """Same content, same id, whatever the broker added; another body, type, sender or time: another id."""
-    policy = StrangerPolicy(without_id="digest")
+    policy = ForeignPolicy(without_id="digest")
     base: dict[str, Any] = {"type": "t", "app_id": "a", "timestamp": NOW}
     first = read_event(b"x", policy, **base)
     assert first.id == read_event(b"x", policy, **base, headers={"x-delivery-count": 3}).id
@@ -386,7 +386,7 @@ optional_text = st.none() | st.text(max_size=20)
 @settings(deadline=None, max_examples=300)
 def test_nothing_a_message_holds_raises(message: Incoming, without_id: Any) -> None:
     """Whatever comes is an event with its required attributes, or is kept with a reason."""
-    content = read_message(message, StrangerPolicy(without_id=without_id))
+    content = read_message(message, ForeignPolicy(without_id=without_id))
     if isinstance(content, Event):
         assert content.id
         assert content.source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, binary_headers, read_message
+from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_headers, read_message
 from sagapost.core.envelope import ATTRIBUTES, Event, Form
 from sagapost.inbox.kept.envelope import envelope_of, restore
 from sagapost.outbox.reading import RECORD
@@ -27,7 +27,7 @@ def test_every_attribute_has_its_place_everywhere() -> None:
     assert set(row_values(FULL, "t")) == set(ENVELOPE_COLUMNS)
     assert set(RECORD) == {*names, "topic", "position", "slot", "attempts", "retry_in"}
     message = Incoming(body=FULL.data, topic="t", headers=binary_headers(FULL), content_type=FULL.datacontenttype)
-    assert read_message(message, StrangerPolicy()) == FULL
+    assert read_message(message, ForeignPolicy()) == FULL
     assert restore(envelope_of(FULL), FULL.data) == FULL
 
 

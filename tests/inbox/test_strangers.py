@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import event
 from sagapost.inbox import Context
@@ -81,7 +81,7 @@ async def test_a_plain_message_with_a_message_id(engine: AsyncEngine, broker: Me
 async def test_without_an_id_it_is_parked_or_known_by_its_content(engine: AsyncEngine) -> None:
     """By default nothing that could not be recognised again is handled; by choice the content is the identity."""
     for policy, handled in (("reject", 0), ("digest", 1)):
-        broker = MemoryBroker(stranger_policy=StrangerPolicy(without_id=policy))  # type: ignore[arg-type]
+        broker = MemoryBroker(foreign_policy=ForeignPolicy(without_id=policy))  # type: ignore[arg-type]
         service = a_service(name=f"warehouse-{policy}")
         await service.install(engine)
         await broker.declare(service.inbox.queue)

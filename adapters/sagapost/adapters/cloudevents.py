@@ -25,7 +25,7 @@ from sagapost.core.broker import Malformed
 from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
 from sagapost.core.generated import generated
 
-__all__ = ["PREFIX", "Incoming", "StrangerPolicy", "binary_headers", "read_again", "read_message"]
+__all__ = ["PREFIX", "Incoming", "ForeignPolicy", "binary_headers", "read_again", "read_message"]
 
 PREFIX = "ce-"
 """What this library writes before the name of an attribute."""
@@ -51,7 +51,7 @@ _KNOWN = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class StrangerPolicy:
+class ForeignPolicy:
     """How messages without a CloudEvents envelope are read.
 
     `default_source` becomes the event's source where the message names no application. The id is then the message id
@@ -104,7 +104,7 @@ def binary_headers(event: Event) -> dict[str, str]:
     return headers
 
 
-def read_message(message: Incoming, policy: StrangerPolicy) -> Event | Malformed:
+def read_message(message: Incoming, policy: ForeignPolicy) -> Event | Malformed:
     """Read a message as an event. Never raises for what a message contains: what cannot be read is `Malformed`."""
     try:
         plain = _plain(message)
@@ -118,7 +118,7 @@ def read_message(message: Incoming, policy: StrangerPolicy) -> Event | Malformed
         prefix = _prefix_in(lowered, _LOWERED_PREFIXES)
         if prefix is not None:
             return _read_binary(msgspec.structs.replace(plain, headers=lowered), prefix)
-        return _read_stranger(plain, policy)
+        return _read_foreign(plain, policy)
     except (_UnreadableError, UnreadableBodyError) as error:
         return _malformed(message, str(error))
 
@@ -155,7 +155,7 @@ def _malformed(message: Incoming, reason: str) -> Malformed:
     )
 
 
-def read_again(message: Malformed, topic: str, policy: StrangerPolicy, *, received_at: datetime) -> Event | Malformed:
+def read_again(message: Malformed, topic: str, policy: ForeignPolicy, *, received_at: datetime) -> Event | Malformed:
     """Read what could not be read once more: the policy may be another, or an operator has added what it lacked.
 
     As it came, but for headers that were no text: those are their canonical strings.
@@ -295,10 +295,10 @@ def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
     return msgspec.json.decode(raw, type=str).encode() if raw[:1] == b'"' and not is_json else raw
 
 
-# --- strangers ---
+# --- foreign messages ---
 
 
-def _read_stranger(message: Incoming, policy: StrangerPolicy) -> Event:
+def _read_foreign(message: Incoming, policy: ForeignPolicy) -> Event:
     source = message.app_id or policy.default_source
     type_ = message.type or message.topic
     if not type_:

@@ -38,7 +38,7 @@ __all__ = [
     "BrokerAdapter",
     "DatabaseAdapter",
     "EngineOptions",
-    "ForeignPolicy",
+    "MissingIdPolicy",
     "MakeBroker",
     "MakeEngine",
     "MakeStore",
@@ -50,14 +50,14 @@ BROKERS: Final = "sagapost.brokers"
 DATABASES: Final = "sagapost.databases"
 """The group of entry points of databases."""
 
-ForeignPolicy: TypeAlias = Literal["reject", "digest"]
+MissingIdPolicy: TypeAlias = Literal["reject", "digest"]
 """What becomes of foreign messages without an id: parked, or given an id derived from their content."""
 
 
 class MakeBroker(Protocol):
     """Makes a broker; opens nothing yet."""
 
-    def __call__(self, url: str, settings: Any, *, without_id: ForeignPolicy) -> Broker:
+    def __call__(self, url: str, settings: Any, *, without_id: MissingIdPolicy) -> Broker:
         """Return the broker at a URL.
 
         :param settings: an instance of the adapter's `settings`.

@@ -56,7 +56,7 @@ def continue_from(event: Event) -> SagaContext:
     return SagaContext(
         correlationid=event.correlationid or event.id,
         causationid=event.id,
-        # A stranger may send them empty, which no event of ours may be.
+        # A foreign message may have them empty, which no event of ours may.
         traceparent=event.traceparent or None,
         tracestate=event.tracestate or None,
     )

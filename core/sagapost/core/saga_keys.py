@@ -36,7 +36,7 @@ def encode_keys(keys: Mapping[str, object]) -> str:
 
 
 def keys_of(event: Event) -> dict[str, str]:
-    """Return the business keys an event carries; what is not of their form, from a stranger, is left out."""
+    """Return the business keys an event carries; what is not of their form, in a foreign message, is left out."""
     pairs = (entry.partition("=") for entry in event.extensions.get(SAGA_KEYS, "").split(","))
     return {
         unquote(name.strip()): unquote(value.strip()) for name, equals, value in pairs if equals and name and value

@@ -20,7 +20,7 @@ def make_broker(loaded: LoadedSettings) -> Broker:
     :raises MissingExtraError: if its driver is not installed.
     :raises ConfigurationError: if its adapter cannot be used.
     """
-    url, foreign = loaded.broker_url, loaded.settings.connections.strangers_without_id
+    url, foreign = loaded.broker_url, loaded.settings.connections.foreign_without_id
     return brokers.find(url.scheme).make(url.reveal(), loaded.settings.broker, without_id=foreign)
 
 

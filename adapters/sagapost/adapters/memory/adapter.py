@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.memory.broker import MemoryBroker
-from sagapost.core.adapters import BrokerAdapter, ForeignPolicy
+from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
 
 __all__ = ["MemorySettings", "adapter"]
 
@@ -17,8 +17,8 @@ class MemorySettings:
     """There is nothing to set."""
 
 
-def _make(url: str, settings: Any, *, without_id: ForeignPolicy) -> MemoryBroker:  # noqa: ARG001 - of the port
-    return MemoryBroker(stranger_policy=StrangerPolicy(without_id=without_id))
+def _make(url: str, settings: Any, *, without_id: MissingIdPolicy) -> MemoryBroker:  # noqa: ARG001 - of the port
+    return MemoryBroker(foreign_policy=ForeignPolicy(without_id=without_id))
 
 
 adapter = BrokerAdapter(

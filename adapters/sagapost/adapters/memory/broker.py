@@ -9,7 +9,7 @@ from datetime import datetime
 
 import anyio.lowlevel
 
-from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, read_again
+from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, read_again
 from sagapost.adapters.memory.publisher import MemoryPublisher
 from sagapost.adapters.memory.queue import MemoryQueue
 from sagapost.adapters.memory.subscription import MemorySubscription, StoredMessage
@@ -47,7 +47,7 @@ class MemoryBroker:
     the same run every time. Besides the port it has levers: `pause`/`resume` (a resource alarm), `disconnect` (every
     connection drops), `go_down`/`come_up` (an outage), `refuse` (negative confirms), `forbid`/`allow` (the right to
     publish under a topic), `hold_confirms`/`release_confirms` (published, but not yet answered), `inject` (a
-    stranger's message).
+    foreign message).
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class MemoryBroker:
         name: str = "default",
         *,
         max_message_bytes: int = 16 * 1024 * 1024,
-        stranger_policy: StrangerPolicy | None = None,
+        foreign_policy: ForeignPolicy | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
-        self._stranger_policy = stranger_policy or StrangerPolicy()
+        self._foreign_policy = foreign_policy or ForeignPolicy()
         self._queues: dict[str, MemoryQueue] = {}
         self._publishers: list[MemoryPublisher] = []
         self._subscriptions: list[MemorySubscription] = []
@@ -104,7 +104,7 @@ class MemoryBroker:
             raise ValueError(f"prefetch is {prefetch}; at least one delivery has to fit.")
         await self._connect()
         target = self._declare(queue)
-        subscription = MemorySubscription(target, prefetch=prefetch, stranger_policy=self._stranger_policy)
+        subscription = MemorySubscription(target, prefetch=prefetch, foreign_policy=self._foreign_policy)
         self._subscriptions.append(subscription)
         target.join(subscription)
         try:
@@ -121,7 +121,7 @@ class MemoryBroker:
 
     def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
         """Read again what could not be read, by the policy for foreign messages as it is now."""
-        return read_again(message, topic, self._stranger_policy, received_at=received_at)
+        return read_again(message, topic, self._foreign_policy, received_at=received_at)
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
         """Return how much lies in these queues."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import anyio.lowlevel
 
-from sagapost.adapters.cloudevents import Incoming, StrangerPolicy, read_message
+from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, read_message
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError
@@ -24,7 +24,7 @@ class StoredMessage:
     arrival: int
     topic: str = field(compare=False)
     payload: Event | Incoming = field(compare=False)
-    """The event itself, or what a stranger sent."""
+    """The event itself, or a foreign message."""
     delivery_count: int = field(default=0, compare=False)
 
 
@@ -45,7 +45,7 @@ class MemoryDelivery:
         if self._content is None:
             payload = self.message.payload
             self._content = (
-                payload if isinstance(payload, Event) else read_message(payload, self._subscription.stranger_policy)
+                payload if isinstance(payload, Event) else read_message(payload, self._subscription.foreign_policy)
             )
         return self._content
 
@@ -86,10 +86,10 @@ class _Queue(Protocol):
 class MemorySubscription:
     """Deliveries from one queue, at most `prefetch` of them unsettled."""
 
-    def __init__(self, queue: _Queue, *, prefetch: int, stranger_policy: StrangerPolicy) -> None:
+    def __init__(self, queue: _Queue, *, prefetch: int, foreign_policy: ForeignPolicy) -> None:
         self.queue = queue
         self.prefetch = prefetch
-        self.stranger_policy = stranger_policy
+        self.foreign_policy = foreign_policy
         self._received: deque[MemoryDelivery] = deque()
         self._unsettled: dict[int, MemoryDelivery] = {}
         self._stopped = False

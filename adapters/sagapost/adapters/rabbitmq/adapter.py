@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.rabbitmq.broker import RabbitMQBroker
 from sagapost.adapters.rabbitmq.settings import RabbitMQSettings
-from sagapost.core.adapters import BrokerAdapter, ForeignPolicy
+from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["adapter"]
 
 
-def _make(url: str, settings: RabbitMQSettings, *, without_id: ForeignPolicy) -> RabbitMQBroker:
+def _make(url: str, settings: RabbitMQSettings, *, without_id: MissingIdPolicy) -> RabbitMQBroker:
     return RabbitMQBroker(
         url,
         exchange=settings.exchange,
@@ -30,7 +30,7 @@ def _make(url: str, settings: RabbitMQSettings, *, without_id: ForeignPolicy) ->
         max_message_bytes=settings.max_message_bytes,
         delivery_limit=settings.delivery_limit,
         max_buffered_bytes=settings.max_buffered_bytes,
-        stranger_policy=StrangerPolicy(without_id=without_id),
+        foreign_policy=ForeignPolicy(without_id=without_id),
     )
 
 

@@ -11,7 +11,7 @@ import aio_pika
 import anyio
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from sagapost.adapters.cloudevents import StrangerPolicy
+from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import read_short
 from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
@@ -56,11 +56,11 @@ class RabbitMQSubscription:
         queue: Queue,
         *,
         topology: TopologySettings,
-        stranger_policy: StrangerPolicy,
+        foreign_policy: ForeignPolicy,
         max_buffered_bytes: int,
         call_timeout: float,
     ) -> None:
-        self.stranger_policy = stranger_policy
+        self.foreign_policy = foreign_policy
         self._topology = topology
         self._bound_until = anyio.current_time() + _BOUND_EVERY
         self._link = link
@@ -305,7 +305,7 @@ async def open_subscription(
     queue: Queue,
     *,
     prefetch: int,
-    stranger_policy: StrangerPolicy,
+    foreign_policy: ForeignPolicy,
     max_buffered_bytes: int,
 ) -> AsyncGenerator[RabbitMQSubscription]:
     """Declare the queue and consume from it; see `sagapost.core.broker.Broker.subscribe`."""
@@ -322,7 +322,7 @@ async def open_subscription(
             channel,
             queue,
             topology=topology,
-            stranger_policy=stranger_policy,
+            foreign_policy=foreign_policy,
             max_buffered_bytes=max_buffered_bytes,
             call_timeout=settings.connect_timeout.total_seconds(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sagapost.adapters.cloudevents import StrangerPolicy, read_message
+from sagapost.adapters.cloudevents import ForeignPolicy, read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
@@ -16,7 +16,7 @@ class _Receiver(Protocol):
     """The subscription that a message was handed to."""
 
     @property
-    def stranger_policy(self) -> StrangerPolicy:
+    def foreign_policy(self) -> ForeignPolicy:
         """How foreign messages are read."""
         ...
 
@@ -75,6 +75,6 @@ class RabbitMQDelivery:
                 count = headers.get(name)
                 if isinstance(count, int) and count > self._count:
                     self._count = count
-            content = read_message(incoming, self.subscription.stranger_policy)
+            content = read_message(incoming, self.subscription.foreign_policy)
         self._content = content
         return content

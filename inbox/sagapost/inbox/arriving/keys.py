@@ -58,7 +58,7 @@ def malformed_key(message: Malformed) -> bytes:
 
 
 def _digest(first: str, second: str, size: int, third: bytes = b"") -> bytes:
-    # The length keeps ("ab", "c") and ("a", "bc") apart. Strangers may send lone surrogates.
+    # The length keeps ("ab", "c") and ("a", "bc") apart. Foreign messages may have lone surrogates.
     head = first.encode("utf-8", "surrogatepass")
     return blake2b(
         b"%d:%b%b%b" % (len(head), head, second.encode("utf-8", "surrogatepass"), third), digest_size=size

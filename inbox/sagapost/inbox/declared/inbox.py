@@ -231,7 +231,7 @@ class Inbox:
                 shared.setdefault(call.handler.transaction, []).append(call)
             cached = tuple(Unit(transaction, tuple(calls)) for transaction, calls in shared.items())
             if cached:
-                # Unknown types are not kept: strangers could send any number of them.
+                # Unknown types are not kept: other producers could send any number of them.
                 self._units[event_type, topic if self._patterned else ""] = cached
         return cached
 

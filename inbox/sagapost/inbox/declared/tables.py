@@ -126,7 +126,7 @@ class InboxTables:
             Column("ordered", SmallInteger, nullable=False, server_default="0"),
             Column("parked_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
             # For people and filters; `envelope` and `data` are what is handled again. Unlike ours, the attributes of
-            # strangers have no length limit.
+            # foreign messages have no length limit.
             Column("topic", Text, nullable=False),
             Column("event_id", Text),
             Column("source", Text),
@@ -134,7 +134,7 @@ class InboxTables:
             Column("time", DateTime(timezone=True)),
             Column("correlationid", Text),
             Column("partitionkey", Text),
-            # Every attribute as JSON in ASCII: strangers send text no database column takes (NUL, lone surrogates).
+            # Every attribute as JSON in ASCII: foreign ones have text that no column takes (NUL, lone surrogates).
             Column("envelope", Text, nullable=False),
             Column("data", LargeBinary, nullable=False),
             CheckConstraint("state IN ('waiting', 'behind', 'dead')", name=conv(f"{self.prefix}inbox_parked_states")),

@@ -18,8 +18,8 @@ _ATTRIBUTES = tuple(each.name for each in ATTRIBUTES if each.is_text)
 def envelope_of(content: Event | Malformed) -> str:
     """Return every attribute but the data.
 
-    The standard library's JSON and not msgspec's: strangers send lone surrogates and NUL, which have no UTF-8 or no
-    column that takes them, and which it escapes.
+    The standard library's JSON and not msgspec's: foreign messages have lone surrogates and NUL, which have
+    no UTF-8 or no column that takes them, and which it escapes.
     """
     attributes: dict[str, object]
     if isinstance(content, Malformed):

@@ -77,7 +77,7 @@ def _sorted_by_cause(entries: Sequence[Entry], by_id: dict[str, Entry]) -> list[
             waiting.setdefault(entry.cause, []).append(entry)
         else:
             place(entry)
-    # Causes that go in a circle: nobody's library makes them, a stranger's may.
+    # Causes that go in a circle: nobody's library makes them, another producer's may.
     for rest in waiting.values():
         ordered += rest
     return ordered
