@@ -146,8 +146,8 @@ def outbox_overview(connection: Connection, tables: OutboxTables, *, examples: i
 
 
 def _count(connection: Connection, table: FromClause, which: ColumnElement[bool], order: ColumnElement[Any]) -> int:
-    # In the order of the index that is to be used: without one the planner, which sees a LIMIT, begins a scan of the
-    # table and hopes to end it soon.
+    # In the order of the index, so that the scan stops at the limit: without it the planner first makes a bitmap of
+    # every row that the index has, and reads their pages of the table.
     some = select(_ONE).select_from(table).where(which).order_by(order).limit(COUNTED).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
