@@ -64,6 +64,20 @@ async def test_it_waits_and_flows_in_order_once_somebody_listens() -> None:
     assert scene.watch.count(obs.Overtaken) == 0
 
 
+async def test_one_that_finds_a_listener_lets_the_others_go_at_once() -> None:
+    """Those that have waited longest would be tried last: an event of today shows them that somebody is there."""
+    scene = Scene(settings=PATIENT)
+    async with relaying(scene):
+        scene.database.write("a", "b", None)
+        await anyio.sleep(HOURS)
+        await scene.broker.declare(LISTENERS)
+        began = anyio.current_time()
+        scene.database.write("c")
+        await scene.watch.until(lambda: not scene.database.rows, within=CAP)
+        assert anyio.current_time() - began < CAP / 10
+    assert len(scene.broker.waiting(LISTENERS.name)) == 4
+
+
 async def test_waiting_leaves_attempts_for_real_refusals() -> None:
     """After hours of nobody listening a queue that is full for a moment does not make it a dead letter."""
     scene = Scene(settings=PATIENT)

@@ -13,12 +13,15 @@ from sagapost.outbox.relay.observations import Buried, Held, Released
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import RelayParts
+    from sagapost.outbox.relay.routes import Route
 
 __all__ = ["Decided", "Refusal", "Refusals"]
 
 _LONGEST_REASON = 2_000
 _LONGEST = 32_000
 """An attempt whose wait is the longest there is."""
+_MAX_WAITING = 10_000
+"""Rows that are remembered to wait for a listener. The others are tried again at their time."""
 
 
 class Refusal(NamedTuple):
@@ -36,6 +39,8 @@ class Decided:
 
     retried: Sequence[tuple[OutboxRow, Failure]]
     spent: Sequence[tuple[OutboxRow, Failure]]
+    unroutable: frozenset[int]
+    """Positions of those that nobody listens to."""
 
 
 class Refusals:
@@ -44,6 +49,9 @@ class Refusals:
     def __init__(self, parts: RelayParts, settlement: OutboxSettlement) -> None:
         self._parts = parts
         self._settlement = settlement
+        self._unheard: dict[Route, list[OutboxRow]] = {}
+        """What waits for somebody to listen, by where it would go."""
+        self._remembered = 0
         self.retries = 0
         self.dead = 0
 
@@ -74,7 +82,20 @@ class Refusals:
                 spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
             else:
                 retried.append((row, Failure(row.position, row.partition, reason, delay, counts)))
-        return Decided(retried, spent)
+        return Decided(retried, spent, frozenset(refusal.row.position for refusal in refused if refusal.unroutable))
+
+    def listened_to(self, row: OutboxRow) -> None:
+        """A row has found a listener: what waits for one on the same route is tried at once, and not at its time."""
+        if not self._unheard:
+            return
+        parts = self._parts
+        waiting = self._unheard.pop(parts.routes.route_of(row), [])
+        if waiting:
+            self._remembered -= len(waiting)
+            now = parts.clock.monotonic()
+            for each in waiting:
+                parts.gate.retry_at(each, now)
+            parts.nudge.set()
 
     def _counts(self, refusal: Refusal) -> bool:
         """Whether a refusal uses up an attempt.
@@ -96,6 +117,9 @@ class Refusals:
             now = parts.clock.monotonic()
             for row, failure in retried:
                 parts.gate.retry_at(row, now + failure.retry_after.total_seconds())
+                if row.position in decided.unroutable and self._remembered < _MAX_WAITING:
+                    self._unheard.setdefault(parts.routes.route_of(row), []).append(row)
+                    self._remembered += 1
                 event = row.event
                 parts.observer.notify(
                     Held(

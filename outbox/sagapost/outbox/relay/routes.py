@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from sagapost.core.broker import Outgoing
 from sagapost.core.outbox_store import OutboxRow
 from sagapost.outbox.relay.settings import Routing
 
-__all__ = ["Routes"]
+__all__ = ["Route", "Routes"]
+
+Route: TypeAlias = tuple[str | None, str]
+"""Destination, None for the default, and topic."""
 
 _MAX_REMEMBERED = 10_000
 
@@ -28,8 +32,8 @@ class Routes:
         self._suspicion = suspicion
         self._serial = serial
         self._monotonic = monotonic
-        self._proven: set[tuple[str | None, str]] = set()
-        self._suspect: dict[tuple[str | None, str], float] = {}
+        self._proven: set[Route] = set()
+        self._suspect: dict[Route, float] = {}
 
     def outgoing(self, row: OutboxRow) -> Outgoing:
         """Address the row's event."""
@@ -40,11 +44,11 @@ class Routes:
 
     def proven(self, row: OutboxRow) -> bool:
         """Return whether messages may follow each other over this row's route without waiting for confirms."""
-        return self._route(row) in self._proven
+        return self.route_of(row) in self._proven
 
     def confirmed(self, row: OutboxRow) -> None:
         """A message got through."""
-        route = self._route(row)
+        route = self.route_of(row)
         if route in self._proven or self._serial:
             return
         until = self._suspect.get(route)
@@ -59,7 +63,7 @@ class Routes:
 
     def refused(self, row: OutboxRow) -> None:
         """A message was returned or rejected."""
-        route = self._route(row)
+        route = self.route_of(row)
         self._proven.discard(route)
         if len(self._suspect) >= _MAX_REMEMBERED:
             self._suspect.clear()
@@ -69,7 +73,8 @@ class Routes:
         """A new connection: nothing is proven, the topology may have changed."""
         self._proven.clear()
 
-    def _route(self, row: OutboxRow) -> tuple[str | None, str]:
+    def route_of(self, row: OutboxRow) -> Route:
+        """Return where a row goes."""
         if self._destinations or self._topics:
             type_ = row.event.type
             return (self._destinations.get(type_), self._topics.get(type_, row.topic))

@@ -151,6 +151,7 @@ class SendStage:
             if row.topic != topic or row.event.type != type_:
                 topic, type_ = row.topic, row.event.type
                 parts.routes.confirmed(row)
+                self._refusals.listened_to(row)
         freed = parts.gate.confirmed(rows)
         for row, hold in freed:
             parts.observer.notify(obs.Released(key=row.event.partitionkey, position=int(hold.position)))
