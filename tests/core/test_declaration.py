@@ -8,7 +8,7 @@ from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_header
 from sagapost.core.envelope import ATTRIBUTES, Event, Form
 from sagapost.inbox.kept.envelope import envelope_of, restore
 from sagapost.outbox.reading import RECORD
-from sagapost.outbox.rows import row_values
+from sagapost.outbox.rows import PUBLISHED, row_values
 from sagapost.outbox.tables import ENVELOPE_COLUMNS, OutboxTables
 
 FULL = Event(
@@ -24,7 +24,7 @@ def test_every_attribute_has_its_place_everywhere() -> None:
     """In the row, in what is read of a row, in the headers, and in what is parked: there and back."""
     names = {"event_id" if each.name == "id" else each.name for each in ATTRIBUTES}
     assert set(ENVELOPE_COLUMNS) == {*names, "topic"}
-    assert set(row_values(FULL, "t")) == set(ENVELOPE_COLUMNS)
+    assert set(row_values(FULL, "t")) == {*ENVELOPE_COLUMNS, PUBLISHED} - {"time"}
     assert set(RECORD) == {*names, "topic", "position", "slot", "attempts", "retry_in"}
     message = Incoming(body=FULL.data, topic="t", headers=binary_headers(FULL), content_type=FULL.datacontenttype)
     assert read_message(message, ForeignPolicy()) == FULL

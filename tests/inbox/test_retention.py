@@ -137,6 +137,28 @@ async def test_an_event_from_before_the_window_is_parked_not_handled(
     assert await service.written(engine) == ["young", "old"]
 
 
+async def test_pitfall_46_a_publisher_whose_clock_is_behind_blocks_no_key(
+    engine: AsyncEngine, broker: MemoryBroker
+) -> None:
+    """In an ordered inbox too: its message waits for a decision, and later ones of the key, of anybody, do not."""
+    service = Service(ordered=True)
+
+    @service.inbox.on(OrderPlaced)
+    async def reserve(event: OrderPlaced, ctx: Context) -> None:
+        await ctx.session.execute(service.write(event.order_id))
+
+    await service.install(engine)
+    old = an_event(OrderPlaced("old"), key="k", time=datetime.now(UTC) - WINDOW * 2, source="urn:foreign")
+    await send(broker, service, old, an_event(OrderPlaced("new"), key="k"))
+    async with running(service, engine, broker, retention=WINDOW, retry=FAST) as consumer:
+        await consumer.settled(2)
+        assert await service.written(engine) == ["new"]
+        operator = ParkedMessages(engine, service.tables, "warehouse")
+        await operator.redrive(PARKED.equal(reason="too-old"), Decision("ada", "its clock is wrong"))
+        await consumer.seen.until(obs.Handled, 2)
+    assert await service.written(engine) == ["new", "old"]
+
+
 async def test_an_old_duplicate_whose_key_is_still_known_is_just_a_duplicate(
     engine: AsyncEngine, broker: MemoryBroker
 ) -> None:

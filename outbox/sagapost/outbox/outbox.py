@@ -32,7 +32,7 @@ class Outbox:
     :param source: CloudEvents `source` of every event: a URI that names this service.
     :param tables: where the events go; default: tables of the default names in a MetaData of their own.
     :param max_bytes: largest encoded payload. Brokers have limits of their own (RabbitMQ: 16 MiB by default).
-    :param clock: stamps `time` on events.
+    :param clock: stamps `time` on events. PostgreSQL corrects what is not within seconds of its own clock.
     :param trace: returns `traceparent` and `tracestate` of the running code, or None: events then carry them. Without
         it, or outside any trace, an event published by a handler carries those of the event being handled.
     :raises ConfigurationError: if the source is empty or over 255 bytes, or `max_bytes` is not positive.
@@ -60,7 +60,7 @@ class Outbox:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self._trace = trace
         self._now = Target(self.tables.outbox)
-        self._later = Target(self.tables.scheduled, "deliver_at", "name")
+        self._later = Target(self.tables.scheduled, "deliver_at", "name", corrected=False)
 
     @overload
     def publish(self, handle: SyncHandle, payload: object, /, **options: Unpack[PublishOptions]) -> Event: ...

@@ -10,18 +10,22 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Insert, Table, insert, literal_column
+from sqlalchemy import DateTime, Insert, Table, bindparam, insert, literal_column
 
 from sagapost.core.databases.postgresql import quoting
 from sagapost.core.envelope import ATTRIBUTES, Attribute, Event, Form
 from sagapost.core.generated import generated
 from sagapost.outbox.doorbell import ONE_PHASE
+from sagapost.outbox.recorded import Recorded, recorded
 from sagapost.outbox.tables import ENVELOPE_COLUMNS
 
-__all__ = ["RowValues", "Rows", "Target", "row_values"]
+__all__ = ["PUBLISHED", "RowValues", "Rows", "Target", "row_values"]
+
+PUBLISHED = "published"
+"""The publisher's time in the values of a row; the column `time` is made of it."""
 
 RowValues: TypeAlias = dict[str, Any]
-"""Column name -> value."""
+"""Column name -> value, with `PUBLISHED` for `time`."""
 
 _PARAMETER_TYPES = {
     "event_id": "uuid",
@@ -37,12 +41,20 @@ class Target:
 
     __slots__ = ("_in_order", "_raw_many", "_raw_one", "core_many", "core_one", "name", "table")
 
-    def __init__(self, table: Table, *further: str) -> None:
+    def __init__(self, table: Table, *further: str, corrected: bool = True) -> None:
+        """Build the statements.
+
+        :param corrected: whether the database corrects the publisher's time (`Recorded`).
+        """
         self.table = table
         names = (*ENVELOPE_COLUMNS, *further)
-        self._in_order: Callable[[RowValues], tuple[Any, ...]] = itemgetter(*names)
+        self._in_order: Callable[[RowValues], tuple[Any, ...]] = itemgetter(
+            *(PUBLISHED if name == "time" else name for name in names)
+        )
+        published = bindparam(PUBLISHED, type_=DateTime(timezone=True))
+        time = Recorded(published) if corrected else published
         # inline(): nobody asks for the generated position, so nothing is returned.
-        one = insert(table).prefix_with(ONE_PHASE, dialect="postgresql")
+        one = insert(table).values(time=time).prefix_with(ONE_PHASE, dialect="postgresql")
         self.core_one: Insert = one.inline()
         # SQLAlchemy writes one INSERT with many VALUES only where something is returned; else the statement is sent
         # once per row. A column would need the right to SELECT, which a service that only publishes need not have.
@@ -52,12 +64,17 @@ class Target:
         types = [_PARAMETER_TYPES.get(column, "text") for column in names]
         casts = ["::jsonb" if column == "extensions" else "" for column in names]
         columns = ", ".join(names)
+
+        def kept(name: str, value: str) -> str:
+            return recorded(value) if name == "time" and corrected else value
+
         parameters = ", ".join(
-            f"${n}::{type_}{cast}" for n, (type_, cast) in enumerate(zip(types, casts, strict=True), 1)
+            kept(name, f"${n}::{type_}{cast}")
+            for n, (name, type_, cast) in enumerate(zip(names, types, casts, strict=True), 1)
         )
         self._raw_one = f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
         arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types, 1))
-        selected = ", ".join(f"r.{column}{cast}" for column, cast in zip(names, casts, strict=True))
+        selected = ", ".join(kept(name, f"r.{name}{cast}") for name, cast in zip(names, casts, strict=True))
         # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
         self._raw_many = (
             f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
@@ -88,6 +105,8 @@ class Rows:
 def _value(attribute: Attribute) -> str:
     if attribute.name == "id":
         return '"event_id": UUID(event.id)'
+    if attribute.name == "time":
+        return f'"{PUBLISHED}": event.time'
     if attribute.form is Form.EXTENSIONS:
         return f'"{attribute.name}": dict(event.{attribute.name}) if event.{attribute.name} else None'
     return f'"{attribute.name}": event.{attribute.name}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import anyio
+from sqlalchemy import update
 
 from sagapost.core.outbox_store import DueEvents, OutboxStore
 from tests.conformance.outbox.bed import Bed, StoreSuite
@@ -72,6 +73,17 @@ class ScheduleConformance(StoreSuite):
         (row,) = await bed.fetch()
         assert row.event == event
         assert row.topic == "a.topic"
+
+    async def test_what_was_due_while_no_relay_ran_happens_when_it_is_moved(self, bed: Bed) -> None:
+        """Due weeks ago, it is not older than any inbox remembers: nobody can have seen it."""
+        await bed.schedule((timedelta(days=1), b"late"))
+        scheduled = bed.factory.tables.scheduled
+        long_ago = datetime.now(UTC) - timedelta(days=30)
+        async with bed.factory.engine.begin() as connection:
+            await connection.execute(update(scheduled).values(deliver_at=long_ago, time=long_ago))
+        assert (await bed.store.schedule.move_due(limit=1)).moved == 1
+        (row,) = await bed.fetch()
+        assert timedelta(0) <= datetime.now(UTC) - row.event.time < timedelta(minutes=2)
 
     async def test_a_time_in_another_zone_is_the_same_moment(self, bed: Bed) -> None:
         """An hour from now in a zone far away is an hour from now."""

@@ -9,6 +9,7 @@ from sagapost.adapters.postgresql.rows import ENVELOPE, qualified
 from sagapost.core.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from sagapost.core.outbox_store import BuriedEvent, DueEvents
 from sagapost.outbox.doorbell import ONE_PHASE
+from sagapost.outbox.recorded import recorded
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["PostgreSQLSchedule"]
@@ -23,6 +24,9 @@ class PostgreSQLSchedule:
 
         # One statement deletes here and inserts there, so a crash leaves the row in exactly one of the tables, and
         # SKIP LOCKED gives two relays different rows. Moved rows get positions in the order in which they were due.
+        # An event happens when it is published: one that was due long ago, since no relay ran, is not old.
+        moving = ENVELOPE.replace('"time"', recorded('"time"'))
+
         def move(due: str) -> str:
             return f"""
                 WITH due AS (
@@ -31,7 +35,7 @@ class PostgreSQLSchedule:
                     DELETE FROM {scheduled} s USING due WHERE s.id = due.id RETURNING s.*
                 ), moved AS (
                     INSERT {ONE_PHASE} INTO {outbox} ({ENVELOPE})
-                    SELECT {ENVELOPE} FROM gone ORDER BY deliver_at, id RETURNING 1
+                    SELECT {moving} FROM gone ORDER BY deliver_at, id RETURNING 1
                 )
                 SELECT count(*) FROM moved"""
 

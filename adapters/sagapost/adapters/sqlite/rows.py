@@ -22,6 +22,7 @@ __all__ = [
     "NOW",
     "ROW_COLUMNS",
     "decode_rows",
+    "earlier",
     "json_array",
     "LATER",
     "modifier",
@@ -34,6 +35,12 @@ NOW = "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 LATER = "(strftime('%Y-%m-%d %H:%M:%f', 'now', ?) || '000')"
 """The database's clock plus a `modifier`."""
+
+
+def earlier(by: timedelta) -> str:
+    """Return the SQL for the database's clock less `by`, in the same form."""
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', '{modifier(-by)}') || '000')"
+
 
 ENVELOPE = ", ".join(f'"{name}"' for name in ENVELOPE_COLUMNS)
 """The envelope's columns, in one fixed order, for moving rows between tables."""

@@ -7,8 +7,9 @@ from datetime import timedelta
 from uuid import UUID
 
 from sagapost.adapters.sqlite.connection import SQLiteLink
-from sagapost.adapters.sqlite.rows import ENVELOPE, NOW, json_array, quoted, seconds_until
+from sagapost.adapters.sqlite.rows import ENVELOPE, NOW, earlier, json_array, quoted, seconds_until
 from sagapost.core.outbox_store import BuriedEvent, DueEvents
+from sagapost.outbox.recorded import BEHIND
 from sagapost.outbox.tables import OutboxTables
 
 __all__ = ["SQLiteSchedule"]
@@ -29,10 +30,12 @@ class SQLiteSchedule:
             SELECT id FROM {scheduled} WHERE deliver_at <= {NOW}
             ORDER BY deliver_at, id LIMIT ?"""
         chosen = "id IN (SELECT value FROM json_each(?))"
+        # An event happens when it is published: one that was due long ago, since no relay ran, is not old.
+        moving = ENVELOPE.replace('"time"', f'max("time", {earlier(BEHIND)})')
         # Moved rows get positions in the order in which they were due.
         self._insert = f"""
             INSERT INTO {outbox} ({ENVELOPE})
-            SELECT {ENVELOPE} FROM {scheduled} WHERE {chosen} ORDER BY deliver_at, id"""
+            SELECT {moving} FROM {scheduled} WHERE {chosen} ORDER BY deliver_at, id"""
         self._delete = f"DELETE FROM {scheduled} WHERE {chosen}"
         # It never had a position. A negative one is free, and a redriven event goes first.
         self._bury = f"""

@@ -76,7 +76,8 @@ def verdict(
         case Unprocessable(reason=category, error=sentence, traceback=detail):
             return ParkingDecision("dead", category, sentence, detail, message.attempts + 1)
         case TooOld(error=sentence):
-            return ParkingDecision("dead", "too-old", sentence)
+            # Most likely done long ago, or its publisher's clock is wrong: no later message waits for it.
+            return ParkingDecision("dead", "too-old", sentence, in_line=False)
         case Behind():
             return BEHIND
         case _:
