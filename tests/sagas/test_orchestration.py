@@ -180,6 +180,17 @@ async def test_a_step_without_an_answer_in_time_is_tried_again_and_then_undone(o
     assert "no answer to try 2 in time" in run.reason
 
 
+async def test_pitfall_37_the_end_of_a_steps_time_waits_behind_no_command(on_sqlite: Warehouse) -> None:
+    """Else a command that no queue takes would hold back, under its key, the very deadline that it misses."""
+    service, island = on_sqlite, Fulfilment(on_sqlite)
+    island.keeps_silent(f.PickItems)
+    async with island:
+        await island.pay()
+        await service.seen.until(obs.Handled, 1, lambda seen: seen.event_type == "warehouse.pick-items.v1")
+    [timeout] = await service.rows(service.outbox.tables.scheduled)
+    assert (timeout.type, timeout.partitionkey) == ("warehouse.fulfilment.step-timed-out.v1", None)
+
+
 async def test_an_answer_to_an_earlier_try_counts(on_postgresql: Warehouse) -> None:
     """The first try is answered after the second has begun: the step is done; the second answer changes nothing."""
     service = on_postgresql
@@ -331,6 +342,9 @@ async def test_an_undoing_that_is_not_answered_asks_a_person_even_while_rolling_
             obs.Handled, 1, lambda seen: seen.event_type == "warehouse.fulfilment.step-timed-out.v1"
         )
         [task] = await service.desk.list()
+        # The decision waits behind no event of the saga's key.
+        [row] = await service.rows(service.saga_tables.tasks)
+        assert {name: outcome["key"] for name, outcome in row.outcomes.items()} == {"retry": None, "done": None}
         async with service.sessions.begin() as session:
             await service.sagas.begin_rollback(session, SAGA, reason="cancelled", cause=None)
         assert [each.id for each in await service.desk.list()] == [task.id]

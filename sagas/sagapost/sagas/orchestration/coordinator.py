@@ -207,6 +207,7 @@ class Coordinator:
                 type=self._island.timeout_type,
                 deliver_at=(due or now) + step.deadline,
                 name=self._alarm(run, row, "deadline"),
+                key=None,
             )
         await self._change(
             run, row, "rolling_back" if row.undo else "waiting", row.reason if row.attempt > 1 else None
@@ -304,7 +305,7 @@ class Coordinator:
             f"{self._island.name}.{row.name}",
             title=f"{what}{row.name} of {self._island.name} does not get done: {reason}",
             outcomes={
-                decision: Emit(StepDecided(run.id, row.name, decision), type=self._island.decision_type, key=run.key)
+                decision: Emit(StepDecided(run.id, row.name, decision), type=self._island.decision_type)
                 for decision in decisions
             },
             details={"run": run.id, "instance": run.instance, "attempts": row.attempt, "state": run.data},
@@ -327,7 +328,8 @@ class Coordinator:
         await self._tell(run, told)
 
     async def _publish(self, run: Run, payload: object, **options: Unpack[PublishOptions]) -> Event:
-        options["correlationid"], options["key"] = run.saga, run.key
+        options["correlationid"] = run.saga
+        options.setdefault("key", run.key)
         published: Event = await self._sagas.outbox.publish(self._session, payload, **options)
         return published
 

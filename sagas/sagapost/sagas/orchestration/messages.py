@@ -1,4 +1,8 @@
-"""What an island says to itself, through its service's own outbox and inbox."""
+"""What an island sends to itself, through its service's own outbox and inbox.
+
+Without an ordering key: the end of a step's time, and a decision about it, wait behind no command that cannot be
+delivered.
+"""
 
 from __future__ import annotations
 
