@@ -127,6 +127,7 @@ async def charge(reserved: payment_1.StockReserved, ctx: StepContext) -> None:
 
 payment.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 payment.pivots_on("warehouse.order-dispatched.v1")
+payment.completes_on("orders.order-completed.v1")
 
 
 # --- warehouse: takes both versions of the event ---
@@ -184,6 +185,7 @@ async def take_from_shelf(paid: PaymentTaken, ctx: StepContext) -> None:
 
 warehouse.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
 warehouse.rolls_back_on("payment.payment-declined.v1", warehouse_1.ItemMissing, "orders.order-given-up.v1")
+warehouse.completes_on("orders.order-completed.v1")
 warehouse.on(
     warehouse_1.OrderPacked,
     emits=[warehouse_1.OrderDispatched],
@@ -230,6 +232,7 @@ loyalty.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
 loyalty.on(OrderCompleted, emits=[loyalty_1.PointsAwarded], changes_nothing=True)(_award)
 loyalty.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 loyalty.pivots_on("warehouse.order-dispatched.v1")
+loyalty.completes_on("orders.order-completed.v1")
 
 loyalty_without_revoking = Service(
     "loyalty", source=loyalty_1.service.outbox.source, replaces=loyalty_1.service, announce=True
@@ -240,6 +243,7 @@ loyalty_without_revoking.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
 loyalty_without_revoking.on(OrderCompleted, emits=[loyalty_1.PointsAwarded], changes_nothing=True)(_award)
 loyalty_without_revoking.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 loyalty_without_revoking.pivots_on("warehouse.order-dispatched.v1")
+loyalty_without_revoking.completes_on("orders.order-completed.v1")
 
 
 # --- notification: takes both versions of the event ---
@@ -269,6 +273,7 @@ notification.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
 notification.on(notification_1.OrderCompleted, changes_nothing=True)(notification_1.announce_parcel)
 notification.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
 notification.pivots_on("warehouse.order-dispatched.v1")
+notification.completes_on("orders.order-completed.v1")
 
 
 # --- customers and enrolments: other names ---
