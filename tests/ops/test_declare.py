@@ -65,12 +65,14 @@ def _declare(path: str, folder: Path, url: str) -> object:
 
 @pytest.mark.servers
 def test_what_was_declared_is_listed_and_a_conflict_is_named(path: str, tmp_path: Path, amqp_url: str) -> None:
-    """A line for each binding; a queue that exists with other arguments is left alone, code 2."""
+    """A line for each binding; a queue with other arguments is used, an exchange of another type is code 2."""
     ran = invoke("declare", path, cwd=tmp_path, SAGAPOST_BROKER_URL=amqp_url)
     assert (ran.returncode, ran.stdout) == (0, f"warehouse\t{TYPE}\t-\n")
     ran = invoke("declare", path, cwd=tmp_path, SAGAPOST_BROKER_URL=amqp_url, SAGAPOST_BROKER_DELIVERY_LIMIT="7")
+    assert ran.returncode == 0
+    ran = invoke("declare", path, cwd=tmp_path, SAGAPOST_BROKER_URL=amqp_url, SAGAPOST_EXCHANGE="sagapost.dead")
     assert ran.returncode == 2
-    assert "'warehouse' exists on the broker with another argument 'x-delivery-limit'" in ran.stderr
+    assert "'sagapost.dead' exists on the broker with another argument 'type'" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ class TopologyConflictError(ConfigurationError):
         self.argument = argument
         super().__init__(
             f"The {entity} {name!r} exists on the broker with another {argument} than the one asked for "
-            f"({detail}). Change the setting to match, or delete the {entity} once it is empty and start again; "
-            "it was left untouched."
+            f"({detail}). Make the setting match it, or use another name; how a {entity} is exchanged for another "
+            "one without losing or reordering anything is in the operations guide. It was left untouched."
         )
 
 

@@ -57,17 +57,19 @@ def cut_connections(rabbitmq: RabbitMQServer, amqp_url: str) -> Callable[[], Awa
 
 @pytest.fixture
 async def user(rabbitmq: RabbitMQServer, amqp_url: str) -> AsyncGenerator[Users]:
-    """A user with fewer rights, deleted after the test."""
+    """Users with fewer rights, each a new one, deleted after the test."""
     if not isinstance(rabbitmq, AdministeredRabbitMQ):
         pytest.skip("needs a broker of the run's own, to set rights inside it")
-    parts, name = urlsplit(amqp_url), word()
+    parts, made = urlsplit(amqp_url), list[str]()
 
     async def make(*, write: str = ".*", read: str = ".*", configure: str = ".*") -> str:
-        vhost = unquote(parts.path[1:])
+        vhost, name = unquote(parts.path[1:]), word()
+        made.append(name)
         await anyio.to_thread.run_sync(
             lambda: rabbitmq.create_user(name, vhost, configure=configure, write=write, read=read)
         )
         return parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}").geturl()
 
     yield make
-    await anyio.to_thread.run_sync(rabbitmq.delete_user, name)
+    for name in made:
+        await anyio.to_thread.run_sync(rabbitmq.delete_user, name)

@@ -18,7 +18,6 @@ from sagapost.core.errors import (
     BrokerRefusedError,
     BrokerUnavailableError,
     SagapostError,
-    TopologyConflictError,
 )
 from tests.adapters.rabbitmq.shown import reasons
 from tests.adapters.rabbitmq.users import Users
@@ -197,37 +196,6 @@ async def test_a_virtual_host_is_the_one_that_is_named(rabbitmq: RabbitMQServer,
         assert RabbitMQBroker(url).address.endswith(f"/{quote(name, safe='')}")
     finally:
         await anyio.to_thread.run_sync(rabbitmq.delete_vhost, name)
-
-
-async def test_a_queue_with_other_arguments_is_named_and_left_alone(amqp_url: str) -> None:
-    """The error names the entity and the argument that differs; there is no loop and no change."""
-    exchange, topic, name = word(), word(), word()
-    quorum = RabbitMQBroker(amqp_url, exchange=exchange)
-    await quorum.declare(Queue(name, frozenset({topic})))
-    cases = [
-        (RabbitMQBroker(amqp_url, exchange=exchange, delivery_limit=7), name, "x-delivery-limit"),
-        (RabbitMQBroker(amqp_url, exchange=exchange, queue_type="classic"), f"{name}.dead", "x-queue-type"),
-    ]
-    for broker, entity, argument in cases:
-        with pytest.raises(TopologyConflictError) as caught:
-            await broker.declare(Queue(name, frozenset({topic})))
-        assert caught.value.entity == "queue"
-        assert caught.value.name == entity
-        assert argument in caught.value.argument
-        with pytest.raises(TopologyConflictError):
-            async with broker.subscribe(Queue(name, frozenset({topic})), prefetch=1):
-                pass
-    direct = word()
-    async with aiormq.Connection(amqp_url) as connection:
-        channel = await connection.channel()
-        await channel.exchange_declare(direct, exchange_type="direct", durable=True)
-    with pytest.raises(TopologyConflictError) as caught:
-        async with RabbitMQBroker(amqp_url, exchange=direct).publisher():
-            pass
-    assert (caught.value.entity, caught.value.name) == ("exchange", direct)
-    assert "type" in caught.value.argument
-    async with quorum.publisher() as publisher:
-        await publish(publisher, topic, 1)
 
 
 # --- while connected ---

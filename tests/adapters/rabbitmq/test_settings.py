@@ -26,7 +26,7 @@ from tests.adapters.rabbitmq.shown import reasons
         {"connect_timeout": timedelta(0)},
         {"confirm_timeout": timedelta(seconds=-1)},
         {"exchange": ""},
-        {"exchange": "amq.topic"},
+        {"exchange": "amq.direct"},
         {"queue_type": "mirrored"},
         {"max_message_bytes": 0},
         {"delivery_limit": 0},

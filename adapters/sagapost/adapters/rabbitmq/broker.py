@@ -189,7 +189,9 @@ def _where(url: str | None, connection: AbstractConnection | None) -> str:
 def _check(*, exchange: str, queue_type: str) -> None:
     if not exchange or len(exchange.encode()) > 127:
         raise ConfigurationError(f"exchange is {exchange!r}; it needs a name of 1 to 127 bytes.")
-    if exchange.startswith("amq."):
-        raise ConfigurationError(f"exchange is {exchange!r}; names that begin with 'amq.' belong to the broker.")
+    if exchange.startswith("amq.") and exchange != "amq.topic":
+        raise ConfigurationError(
+            f"exchange is {exchange!r}; of those that belong to the broker only 'amq.topic' routes by topic."
+        )
     if queue_type not in ("quorum", "classic"):
         raise ConfigurationError(f"queue_type is {queue_type!r}; it must be 'quorum' or 'classic'.")

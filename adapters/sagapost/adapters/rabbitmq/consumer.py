@@ -314,9 +314,9 @@ async def open_subscription(
     async with open_link(settings, purpose=f"consumer of {queue.name}") as link:
         await declare_queue(link, topology, queue)
         channel = await link.channel()
-        if topology.queue_type == "quorum":
-            prefetch = min(prefetch, _QUORUM_PREFETCH)
-        await link.call(channel.set_qos(prefetch_count=min(prefetch, 0xFFFF)), "setting the prefetch")
+        # A queue that somebody else made may be a quorum queue whatever we would declare.
+        prefetch = min(prefetch, _QUORUM_PREFETCH)
+        await link.call(channel.set_qos(prefetch_count=prefetch), "setting the prefetch")
         subscription = RabbitMQSubscription(
             link,
             channel,

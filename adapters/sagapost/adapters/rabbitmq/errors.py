@@ -19,7 +19,7 @@ from sagapost.core.errors import (
     TopologyConflictError,
 )
 
-__all__ = ["closed_error", "connect_error", "declare_error"]
+__all__ = ["closed_error", "conflicting_argument", "connect_error", "declare_error"]
 
 # AMQP 0-9-1 reply codes.
 ACCESS_REFUSED: Final = 403
@@ -88,6 +88,12 @@ def declare_error(address: str, reason: CloseReason, *, entity: str, name: str) 
     return BrokerUnavailableError(
         f"The broker at {address} could not declare the {entity} {name!r}: {reason.text}. Try again later."
     )
+
+
+def conflicting_argument(reason: CloseReason) -> str:
+    """Return the name of the argument that an entity has with another value; "" if the broker names none."""
+    found = _CONFLICT.search(reason.text)
+    return found["argument"] if found else ""
 
 
 def _describe(error: BaseException | None) -> str:

@@ -13,7 +13,7 @@ import aio_pika
 import anyio
 from aio_pika import ExchangeType
 
-from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, conflicting_argument
 from sagapost.adapters.rabbitmq.link import BrokerLink
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.topology import attempt
@@ -73,7 +73,7 @@ async def _exchange(link: BrokerLink, name: str, kind: ExchangeType) -> AsyncIte
             code="exchange-other",
             subject=name,
             evidence=f"the exchange is not the durable {kind.value} exchange that is asked for: {refusal.said}",
-            remedy="name another in SAGAPOST_EXCHANGE, or delete it where nobody else uses it, and declare it anew",
+            remedy="name another in SAGAPOST_EXCHANGE, or let its owner make it what it should be",
         )
 
 
@@ -96,14 +96,15 @@ async def _queue(
         )
         return
     if refusal is not None and refusal.code == PRECONDITION_FAILED:
+        matters = conflicting_argument(refusal) == "x-single-active-consumer"
         yield Diagnosis(
-            severity=Severity.ERROR,
+            severity=Severity.ERROR if matters else Severity.WARNING,
             code="queue-other",
             subject=name,
-            evidence=f"its arguments are not those that a consumer with these settings declares, which then ends with "
-            f"exit code 2: {refusal.said}",
+            evidence="its arguments are not those that a consumer with these settings declares, which uses it as it "
+            f"is unless order depends on them: {refusal.said}",
             remedy="set what it was made with (SAGAPOST_QUEUE_TYPE, SAGAPOST_BROKER_DELIVERY_LIMIT, "
-            "SAGAPOST_EXCHANGE), or delete it when it is empty, and declare it anew",
+            "SAGAPOST_EXCHANGE), or change the queue as the operations guide says, which loses nothing",
         )
     consumers: list[int | None] = []
 
@@ -138,7 +139,7 @@ async def _dead_letter_queue(link: BrokerLink, settings: TopologySettings, queue
             code="dead-letter-queue-other",
             subject=name,
             evidence=f"its arguments are not those that a consumer declares: {refusal.said}",
-            remedy="move its messages away, delete it, and declare it anew",
+            remedy="leave it if its owner means it so: it is used as it is",
         )
 
 

@@ -22,8 +22,12 @@ _EXAMPLE = "for example amqp://user:password@localhost:5672/ or amqps://user:pas
 
 
 def _refuse_exchange(name: str) -> str | None:
-    if not 0 < len(name.encode()) <= 127 or not name.isprintable() or name.startswith("amq."):
-        return "is not an exchange name; use 1 to 127 printable characters, not beginning with amq."
+    if (
+        not 0 < len(name.encode()) <= 127
+        or not name.isprintable()
+        or (name.startswith("amq.") and name != "amq.topic")
+    ):
+        return "is not an exchange name; use 1 to 127 printable characters, not beginning with amq., or amq.topic"
     return None
 
 
@@ -48,7 +52,7 @@ class RabbitMQSettings:
         "The kind of queue a consumer declares.",
         example="classic",
         unit="word",
-        danger="A queue that exists keeps its type; another value here is refused at start. Classic queues live on "
+        danger="A queue that exists keeps its type; a warning says that it is another one. Classic queues live on "
         "one node of a cluster.",
         variable="queue_type",
     )
@@ -110,7 +114,7 @@ class RabbitMQSettings:
         example="100",
         unit="deliveries",
         danger="Lost connections count, so a low limit turns an outage into dead letters. A queue that exists keeps "
-        "its limit; another value here is refused at start.",
+        "its limit; a warning says that it is another one.",
         low=1,
         high=1_000_000,
         variable="broker_delivery_limit",
@@ -205,6 +209,16 @@ _NO_LIMIT = 1_000_000_000
 queue must not lose its letters, so they get a limit nobody reaches."""
 
 
+@dataclass(slots=True)
+class SeenTopology:
+    """What was seen of the topology by the connections of one `RabbitMQBroker`."""
+
+    listeners: bool = False
+    """Whether the exchange of the listeners was there."""
+    tie_at: float = 0.0
+    """When it may be tied to what is published, by the clock of the connections."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopologySettings:
     """What is declared, and how."""
@@ -212,16 +226,22 @@ class TopologySettings:
     exchange: str
     queue_type: Literal["quorum", "classic"]
     delivery_limit: int
+    seen: SeenTopology = field(default_factory=SeenTopology, compare=False, repr=False)
+
+    @property
+    def _own(self) -> str:
+        # Names that begin with "amq." are the broker's, and no others may be made.
+        return f"sagapost.{self.exchange}" if self.exchange.startswith("amq.") else self.exchange
 
     @property
     def listeners_exchange(self) -> str:
         """What the queues of listeners are bound to, all of them; it is bound to `exchange` once."""
-        return f"{self.exchange}.listeners"
+        return f"{self._own}.listeners"
 
     @property
     def observed_exchange(self) -> str:
         """What the queues of observers are bound to; publishers send copies there."""
-        return f"{self.exchange}.observed"
+        return f"{self._own}.observed"
 
     def source_of(self, queue: Queue) -> str:
         """Return the exchange that a consumer's queue is bound to."""
@@ -230,7 +250,7 @@ class TopologySettings:
     @property
     def dead_letter_exchange(self) -> str:
         """Where rejected messages of all queues go, under the name of their queue."""
-        return f"{self.exchange}.dead"
+        return f"{self._own}.dead"
 
     def dead_letter_queue(self, queue: str) -> str:
         """Where the rejected messages of one queue end up."""

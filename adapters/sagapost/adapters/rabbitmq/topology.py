@@ -18,13 +18,20 @@ A binding that is not asked for any more stays, since another release of the sam
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeAlias
+import re
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import aio_pika
 from aio_pika import ExchangeType
 
-from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, declare_error
+from sagapost.adapters.rabbitmq.errors import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    conflicting_argument,
+    declare_error,
+)
 from sagapost.adapters.rabbitmq.link import DRIVER_ERRORS, BrokerLink
 from sagapost.adapters.rabbitmq.settings import TopologySettings
 from sagapost.adapters.rabbitmq.transport import CloseReason
@@ -37,6 +44,13 @@ _log = logging.getLogger("sagapost.rabbitmq")
 
 _EVERYTHING = "#"
 """The pattern of every topic."""
+_ORDERED: Final = frozenset({"x-single-active-consumer"})
+"""What an ordered queue cannot do without."""
+_CURRENT = re.compile(r"but current is (?:none|(?:the value )?'(?P<value>[^']*)'(?: of type '(?P<type>\w+)')?)")
+"""What a queue has, in the broker's words: read only to ask what else differs, and to say so."""
+_MOST_ARGUMENTS: Final = 20
+LISTENERS_BACK: Final = 12.0
+"""Seconds that consumers which run on have to bind their queues to an exchange of the listeners that was lost."""
 
 
 class _CloseWatch:
@@ -78,27 +92,35 @@ async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Que
     """Declare a queue with its dead-letter queue and bindings, and the exchanges they hang on. Idempotent.
 
     What the user may not declare is used as it is if it is there: somebody else then owns it, its arguments and its
-    bindings.
+    bindings, and of what is not there only the queue itself is needed. A queue with other arguments is used as it is
+    too, with a warning, unless what is promised depends on them.
 
-    :raises TopologyConflictError: if one of them exists with other arguments; names the argument.
-    :raises BrokerRefusedError: if the user may not declare one, and it is not there.
+    :raises TopologyConflictError: if one of them exists with other arguments that matter; names the argument.
+    :raises BrokerRefusedError: if the user may not declare the queue, and it is not there.
     :raises BrokerUnavailableError: if the connection ends.
     """
-    await declare_exchange(link, settings)
+    await _have_topic_exchange(link, settings.exchange, optional=True)
     source = settings.source_of(queue)
-    await _have_topic_exchange(link, source)
+    await _look_for_listeners(link, settings, queue)
+    has_source = await _have_topic_exchange(link, source, optional=True)
     dead_exchange, dead_queue = settings.dead_letter_exchange, settings.dead_letter_queue(queue.name)
-    await _have(
+    has_dead_exchange = await _have(
         link,
         lambda channel, passive: channel.declare_exchange(
             dead_exchange, ExchangeType.DIRECT, durable=True, passive=passive
         ),
         _Entity("exchange", dead_exchange, "a durable direct exchange"),
+        optional=True,
     )
     # The dead-letter queue comes first: once the work queue exists, something may already be dead-lettered from it.
-    await _have_queue(link, dead_queue, settings.dead_letter_arguments(), {dead_exchange: [queue.name]})
-    await _have_queue(link, queue.name, settings.queue_arguments(queue), {source: sorted(queue.topics)})
-    if not queue.observer:
+    if await _have_queue(link, dead_queue, settings.dead_letter_arguments(), optional=True) and has_dead_exchange:
+        await _bind(link, dead_exchange, queue.name, queue=dead_queue)
+    await _have_queue(link, queue.name, settings.queue_arguments(queue), needed=_ORDERED if queue.ordered else ())
+    if not has_source:
+        return
+    for topic in sorted(queue.topics):
+        await _bind(link, source, topic, queue=queue.name)
+    if not queue.observer and link.clock() >= settings.seen.tie_at:
         # Last, so that what is published meets all listeners or none.
         await _bind(link, settings.exchange, _EVERYTHING, exchange=source)
     await _leave(link, settings, queue)
@@ -113,6 +135,7 @@ async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue)
     :raises BrokerUnavailableError: if the connection ends.
     """
     source = settings.source_of(queue)
+    await _look_for_listeners(link, settings, queue)
 
     async def declare(channel: aio_pika.Channel) -> None:
         for exchange in (settings.exchange, source):
@@ -122,13 +145,34 @@ async def keep_bound(link: BrokerLink, settings: TopologySettings, queue: Queue)
         bound = await channel.get_queue(queue.name, ensure=False)
         for topic in sorted(queue.topics):
             await bound.bind(source, routing_key=topic)
-        if not queue.observer:
+        if not queue.observer and link.clock() >= settings.seen.tie_at:
             await (await channel.get_exchange(source, ensure=False)).bind(settings.exchange, _EVERYTHING)
 
     for what in (declare, bind):
         refusal = await attempt(link, what, "queue", queue.name)
         if refusal is not None:
             _log.debug("the bindings of queue %r cannot be made again: %s", queue.name, refusal.said)
+
+
+async def _look_for_listeners(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
+    """Find out whether the exchange of the listeners was lost, as with a virtual host that was deleted and made anew.
+
+    Others that run on are not bound to the new one yet. So whoever makes it, and had seen the old one, ties it to what
+    is published only when they have had the time; until then every event is returned, and waits in its outbox.
+    """
+    if queue.observer:
+        return
+    name, seen = settings.listeners_exchange, settings.seen
+    missing = await attempt(link, lambda channel: channel.declare_exchange(name, passive=True), "exchange", name)
+    if missing is not None and missing.code == NOT_FOUND and seen.listeners:
+        seen.tie_at = link.clock() + LISTENERS_BACK
+        _log.warning(
+            "the exchange %r at %s was deleted; what is published waits %g s until every consumer is bound again",
+            name,
+            link.address,
+            LISTENERS_BACK,
+        )
+    seen.listeners = True
 
 
 async def depth_of(link: BrokerLink, settings: TopologySettings, queue: str) -> QueueDepth:
@@ -181,17 +225,66 @@ class _Entity(NamedTuple):
     """What an owner has to declare."""
 
 
-async def _have_queue(link: BrokerLink, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]) -> None:
+async def _have_queue(
+    link: BrokerLink,
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    needed: Collection[str] = (),
+    optional: bool = False,
+) -> bool:
+    """Have a durable queue; return whether it is there. One with other arguments than these is used as it is.
+
+    :param needed: arguments without which it is of no use.
+    :param optional: do without where this user may not declare it.
+    """
     settings = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
-    entity = _Entity("queue", name, f"a durable queue with {settings}, bound for {bindings}")
-    await _have(
-        link,
-        lambda channel, passive: channel.declare_queue(name, durable=True, passive=passive, arguments=arguments),
-        entity,
-    )
-    for exchange, keys in bindings.items():
-        for key in keys:
-            await _bind(link, exchange, key, queue=name)
+    entity = _Entity("queue", name, f"a durable queue with {settings}")
+    asked, other = dict(arguments), list[str]()
+
+    def declare(channel: aio_pika.Channel, passive: bool) -> Awaitable[object]:
+        return channel.declare_queue(name, durable=True, passive=passive, arguments=asked)
+
+    for _ in range(_MOST_ARGUMENTS):
+        refusal = await _refusal_of(link, declare, entity, optional=optional)
+        if refusal is None:
+            break
+        if optional and refusal.code == NOT_FOUND:
+            _log.debug("there is no queue %r at %s, and this user may not make it", name, link.address)
+            return False
+        argument = conflicting_argument(refusal)
+        if refusal.code != PRECONDITION_FAILED or not argument.startswith("x-") or argument in needed:
+            raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
+        # The broker names one argument at a time. It is asked again with what the queue has, for what comes next.
+        other.append(refusal.said)
+        if not _take_over(asked, argument, refusal.text):
+            raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
+    if other:
+        _log.warning(
+            "the queue %r at %s is used as it is, though it has other arguments than we would give it: %s",
+            name,
+            link.address,
+            "; ".join(other),
+        )
+    return True
+
+
+def _take_over(arguments: dict[str, Any], argument: str, said: str) -> bool:
+    """Put what the queue has in the place of what was asked for; return whether it could be read."""
+    found = _CURRENT.search(said)
+    if found is None:
+        return False
+    before = arguments.pop(argument, None)
+    value, type_ = found["value"], found["type"]
+    if value is None:
+        return before is not None
+    if value in ("true", "false"):
+        arguments[argument] = value == "true"
+    elif value.lstrip("-").isdecimal() and (isinstance(before, int) or type_ not in (None, "longstr")):
+        arguments[argument] = int(value)
+    else:
+        arguments[argument] = value
+    return bool(arguments[argument] != before)
 
 
 _Declare: TypeAlias = Callable[[aio_pika.Channel, bool], Awaitable[object]]
@@ -204,27 +297,46 @@ def _topic_exchange(name: str) -> tuple[_Entity, _Declare]:
     )
 
 
-async def _have_topic_exchange(link: BrokerLink, name: str) -> None:
+async def _have_topic_exchange(link: BrokerLink, name: str, *, optional: bool = False) -> bool:
     entity, declare = _topic_exchange(name)
-    await _have(link, declare, entity)
+    return await _have(link, declare, entity, optional=optional)
 
 
-async def _have(link: BrokerLink, declare: _Declare, entity: _Entity) -> None:
-    """Declare an entity, or, where the user may not, make sure that it is there."""
-    refusal = await attempt(link, lambda channel: declare(channel, False), entity.kind, entity.name)
+async def _have(link: BrokerLink, declare: _Declare, entity: _Entity, *, optional: bool) -> bool:
+    """Declare an exchange, or, where the user may not, look whether it is there; return whether it is.
+
+    :param optional: do without where this user may not declare it: what hangs on it is then somebody else's.
+    """
+    refusal = await _refusal_of(link, declare, entity, optional=optional)
     if refusal is None:
-        return
-    if refusal.code == ACCESS_REFUSED:
-        missing = await attempt(link, lambda channel: declare(channel, True), entity.kind, entity.name)
-        if missing is None:
-            _log.debug("%s %r is there; this user may not declare it: %s", entity.kind, entity.name, refusal.said)
-            return
-        if missing.code == NOT_FOUND:
-            raise BrokerRefusedError(
-                f"The broker at {link.address} has no {entity.kind} {entity.name!r}, and refuses to let this user "
-                f"declare it ({refusal.said}). Give the user permissions to, or let its owner declare {entity.wanted}."
-            )
+        return True
+    if refusal.code == PRECONDITION_FAILED and conflicting_argument(refusal) == "alternate-exchange":
+        _log.warning("the %s %r at %s is used as it is: %s", entity.kind, entity.name, link.address, refusal.said)
+        return True
+    if optional and refusal.code == NOT_FOUND:
+        _log.debug("there is no %s %r at %s, and this user may not make it", entity.kind, entity.name, link.address)
+        return False
     raise declare_error(link.address, refusal, entity=entity.kind, name=entity.name)
+
+
+async def _refusal_of(link: BrokerLink, declare: _Declare, entity: _Entity, *, optional: bool) -> CloseReason | None:
+    """Declare an entity, or, where the user may not, make sure that it is there; return why it cannot be had.
+
+    :raises BrokerRefusedError: if the user may not declare it and it is not there, unless that is optional.
+    """
+    refusal = await attempt(link, lambda channel: declare(channel, False), entity.kind, entity.name)
+    if refusal is None or refusal.code != ACCESS_REFUSED:
+        return refusal
+    missing = await attempt(link, lambda channel: declare(channel, True), entity.kind, entity.name)
+    if missing is None:
+        _log.debug("%s %r is there; this user may not declare it: %s", entity.kind, entity.name, refusal.said)
+        return None
+    if missing.code == NOT_FOUND and not optional:
+        raise BrokerRefusedError(
+            f"The broker at {link.address} has no {entity.kind} {entity.name!r}, and refuses to let this user "
+            f"declare it ({refusal.said}). Give the user permissions to, or let its owner declare {entity.wanted}."
+        )
+    return missing if missing.code == NOT_FOUND else refusal
 
 
 async def _bind(link: BrokerLink, source: str, key: str, *, queue: str = "", exchange: str = "") -> None:
