@@ -231,7 +231,7 @@ class RabbitMQPublisher:
         if refusal.code == PRECONDITION_FAILED:
             self._limits.refused(len(outgoing.event.data))
             return {place}
-        if refusal.code == NOT_FOUND and outgoing.destination in (None, "", self._exchange):
+        if refusal.code == NOT_FOUND and outgoing.destination in (None, self._exchange):
             raise BrokerUnavailableError(
                 f"The exchange {self._exchange!r} at {self._link.address} was deleted ({refusal.said}). "
                 "Open a publisher again: that declares it."

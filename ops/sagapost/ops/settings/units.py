@@ -89,16 +89,16 @@ def format_size(value: int) -> str:
 
 
 def parse_type_map(value: object) -> object:
-    """Read ``type=value,type=value``.
+    """Read ``type=value,type=value``; a value may be empty, as RabbitMQ's default exchange has an empty name.
 
-    :raises ValueError: if an entry has no ``=``, an empty side, or its type came before.
+    :raises ValueError: if an entry has no ``=`` or no type, or its type came before.
     """
     if not isinstance(value, str):
         return value
     found: dict[str, str] = {}
     for entry in filter(None, (part.strip() for part in value.split(","))):
         type_, equals, target = (part.strip() for part in entry.partition("="))
-        if not (type_ and equals and target):
+        if not (type_ and equals):
             raise ValueError(f"has the entry {entry!r}, which is not of the form type=value")
         if type_ in found:
             raise ValueError(f"names the event type {type_!r} twice")

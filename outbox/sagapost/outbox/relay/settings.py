@@ -27,13 +27,19 @@ being returned uses up at most half of its attempts. `bury`: it is refused like 
 """
 
 
+def _refuse_topics(topics: Mapping[str, str]) -> str | None:
+    empty = [type_ for type_, topic in topics.items() if not topic]
+    return f"names no routing key for {empty[0]!r}" if empty else None
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """Where events go that do not follow the default: the broker's default destination, with the row's topic."""
 
     destinations: Mapping[str, str] = setting(
         dict[str, str],
-        "Event types that go to another destination of the broker (on RabbitMQ: another exchange) than the default.",
+        "Event types that go to another destination of the broker than the default (on RabbitMQ: another exchange; an "
+        "empty name is its default exchange, where the routing key is the name of a queue).",
         example="audit.entry-written.v1=audit,orders.order-placed.v1=orders",
         unit="type=destination, comma-separated",
         danger="It must exist; an event for one that is missing is held and retried.",
@@ -44,6 +50,7 @@ class Routing:
         example="orders.order-placed.v1=orders.placed",
         unit="type=routing key, comma-separated",
         danger="Consumers must be bound to the new key before the relay starts with it.",
+        refuse=_refuse_topics,
     )
     optional: frozenset[str] = setting(
         frozenset(),
