@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement
+from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement, Position
 from sagapost.outbox.relay.observations import Buried, Held, Released
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _LONGEST_REASON = 2_000
 _LONGEST = 32_000
 """An attempt whose wait is the longest there is."""
 _MAX_WAITING = 10_000
-"""Rows that are remembered to wait for a listener. The others are tried again at their time."""
+"""Rows of one route that are remembered to wait for a listener. The others are tried again at their time."""
 
 
 class Refusal(NamedTuple):
@@ -39,8 +39,6 @@ class Decided:
 
     retried: Sequence[tuple[OutboxRow, Failure]]
     spent: Sequence[tuple[OutboxRow, Failure]]
-    unroutable: frozenset[int]
-    """Positions of those that nobody listens to."""
 
 
 class Refusals:
@@ -49,9 +47,10 @@ class Refusals:
     def __init__(self, parts: RelayParts, settlement: OutboxSettlement) -> None:
         self._parts = parts
         self._settlement = settlement
-        self._unheard: dict[Route, list[OutboxRow]] = {}
+        self._unheard: dict[Route, dict[Position, OutboxRow]] = {}
         """What waits for somebody to listen, by where it would go."""
-        self._remembered = 0
+        self._recording: dict[Position, bool] = {}
+        """Refused rows that are not on record yet, and whether they have found a listener meanwhile."""
         self.retries = 0
         self.dead = 0
 
@@ -82,20 +81,31 @@ class Refusals:
                 spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
             else:
                 retried.append((row, Failure(row.position, row.partition, reason, delay, counts)))
-        return Decided(retried, spent, frozenset(refusal.row.position for refusal in refused if refusal.unroutable))
+                if refusal.unroutable:
+                    self._wait_for_listener(row)
+        return Decided(retried, spent)
+
+    def _wait_for_listener(self, row: OutboxRow) -> None:
+        waiting = self._unheard.setdefault(self._parts.routes.route_of(row), {})
+        if len(waiting) < _MAX_WAITING:
+            waiting[row.position] = row
+            self._recording[row.position] = False
 
     def listened_to(self, row: OutboxRow) -> None:
         """A row has found a listener: what waits for one on the same route is tried at once, and not at its time."""
         if not self._unheard:
             return
         parts = self._parts
-        waiting = self._unheard.pop(parts.routes.route_of(row), [])
-        if waiting:
-            self._remembered -= len(waiting)
-            now = parts.clock.monotonic()
-            for each in waiting:
+        waiting = self._unheard.pop(parts.routes.route_of(row), None)
+        if waiting is None:
+            return
+        now = parts.clock.monotonic()
+        for position, each in waiting.items():
+            if position in self._recording:
+                self._recording[position] = True
+            else:
                 parts.gate.retry_at(each, now)
-            parts.nudge.set()
+        parts.nudge.set()
 
     def _counts(self, refusal: Refusal) -> bool:
         """Whether a refusal uses up an attempt.
@@ -116,10 +126,8 @@ class Refusals:
             self.retries += len(retried)
             now = parts.clock.monotonic()
             for row, failure in retried:
-                parts.gate.retry_at(row, now + failure.retry_after.total_seconds())
-                if row.position in decided.unroutable and self._remembered < _MAX_WAITING:
-                    self._unheard.setdefault(parts.routes.route_of(row), []).append(row)
-                    self._remembered += 1
+                found = self._recording.pop(row.position, False)
+                parts.gate.retry_at(row, now if found else now + failure.retry_after.total_seconds())
                 event = row.event
                 parts.observer.notify(
                     Held(
