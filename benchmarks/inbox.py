@@ -19,12 +19,16 @@ from benchmarks.harness import Bench, Figure, interleave
 from benchmarks.inbox_service import events, fill, install
 from benchmarks.inbox_worker import Kind, Plan, Report
 from sagapost.adapters.rabbitmq import RabbitMQBroker
+from sagapost.inbox.declared.settings import GROUPS
 from tests.servers.postgresql import PrivatePostgreSQL, private_postgresql
 from tests.servers.rabbitmq import private_rabbitmq
 
 FIGURES = (
     "inbox.default",
     "inbox.cpu_us_per_message",
+    "inbox.groups",
+    "inbox.groups_cpu_us_per_message",
+    "inbox.one_bad_in_fifty",
     "inbox.group_commit",
     "inbox.vs_raw",
     "inbox.vs_raw_pipelined",
@@ -47,6 +51,7 @@ class Bed:
     database: str
     amqp: str
     cpu: list[float] = field(default_factory=list[float])
+    cpu_of_groups: list[float] = field(default_factory=list[float])
 
     @property
     def broker(self) -> RabbitMQBroker:
@@ -69,14 +74,26 @@ class Bed:
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=Report)
 
     async def rate(
-        self, kind: Kind, messages: int, *, concurrency: int = CONCURRENCY, batch: int = 1, foreign: bool = False
+        self,
+        kind: Kind,
+        messages: int,
+        *,
+        concurrency: int = CONCURRENCY,
+        batch: int = 1,
+        foreign: bool = False,
+        bad_in: int = 0,
     ) -> float:
-        """Fill the queue with fresh messages, consume them, return messages per second."""
+        """Fill the queue with fresh messages, consume them, return messages per second.
+
+        :param bad_in: one in so many is refused by its handler; 0: none is.
+        """
         if not kind.startswith("raw"):
-            await fill(self.broker, events(messages, foreign=foreign))
+            await fill(self.broker, events(messages, foreign=foreign, bad_in=bad_in))
         report = await self.run(kind, messages, concurrency=concurrency, batch=batch)
         if kind == "inbox" and batch == 1:
             self.cpu.append(report.cpu_seconds / report.messages * 1e6)
+        if kind == "inbox" and batch == GROUPS and not bad_in:
+            self.cpu_of_groups.append(report.cpu_seconds / report.messages * 1e6)
         return report.messages / report.seconds
 
 
@@ -85,8 +102,12 @@ async def measure(bench: Bench) -> list[Figure]:
     figures: list[Figure] = []
     with private_postgresql(durable=True) as server, private_rabbitmq() as node:
         async with bed_on(server, node.amqp_url(), "bench") as bed:
-            if bench.wants("inbox.default", "inbox.cpu_us_per_message"):
+            if bench.wants(
+                "inbox.default", "inbox.cpu_us_per_message", "inbox.groups", "inbox.groups_cpu_us_per_message"
+            ):
                 figures += await _default(bench, bed)
+            if bench.wants("inbox.one_bad_in_fifty"):
+                figures.append(await _one_bad_in_fifty(bench, bed))
             if bench.wants("inbox.group_commit", "inbox.vs_raw", "inbox.vs_raw_pipelined"):
                 figures += await _group_commit(bench, bed)
             if bench.wants("inbox.duplicates"):
@@ -116,17 +137,35 @@ async def _default(bench: Bench, bed: Bed) -> list[Figure]:
     messages = bench.pick(1_000, 20_000)
     results = await interleave(
         bench,
-        "one transaction per message",
+        "default",
         {
             "handwritten": lambda: bed.rate("handwritten", messages),
             "inbox": lambda: bed.rate("inbox", messages),
+            "groups": lambda: bed.rate("inbox", messages, batch=GROUPS),
         },
         runs=_runs(bench),
     )
     return [
+        Figure.of("inbox.groups", "msg/s", results["groups"], results["handwritten"]),
+        Figure.of("inbox.groups_cpu_us_per_message", "us", bed.cpu_of_groups),
         Figure.of("inbox.default", "msg/s", results["inbox"], results["handwritten"]),
         Figure.of("inbox.cpu_us_per_message", "us", bed.cpu),
     ]
+
+
+async def _one_bad_in_fifty(bench: Bench, bed: Bed) -> Figure:
+    """Handlers that refuse one message in fifty, against those that refuse none, in groups with savepoints."""
+    messages = bench.pick(1_500, 20_000)
+    results = await interleave(
+        bench,
+        "one bad in fifty",
+        {
+            "none": lambda: bed.rate("inbox", messages, batch=GROUPS),
+            "some": lambda: bed.rate("inbox", messages, batch=GROUPS, bad_in=50),
+        },
+        runs=_runs(bench),
+    )
+    return Figure.of("inbox.one_bad_in_fifty", "msg/s", results["some"], results["none"])
 
 
 async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
@@ -135,7 +174,7 @@ async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
         bench,
         "group commit",
         {
-            "default": lambda: bed.rate("inbox", messages),
+            "each": lambda: bed.rate("inbox", messages),
             "grouped": lambda: bed.rate("inbox", many, concurrency=BATCHES_AT_ONCE, batch=BATCH),
             "raw": lambda: bed.rate("raw", many, batch=BATCH),
             "pipelined": lambda: bed.rate("raw_pipelined", many, batch=BATCH),
@@ -143,7 +182,7 @@ async def _group_commit(bench: Bench, bed: Bed) -> list[Figure]:
         runs=_runs(bench),
     )
     return [
-        Figure.of("inbox.group_commit", "msg/s", results["grouped"], results["default"]),
+        Figure.of("inbox.group_commit", "msg/s", results["grouped"], results["each"]),
         Figure.of("inbox.vs_raw", "msg/s", results["grouped"], results["raw"]),
         Figure.of("inbox.vs_raw_pipelined", "msg/s", results["grouped"], results["pipelined"]),
     ]

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sagapost.core import Event, event, new_id
 from sagapost.core.broker import Broker, Confirmed, Outgoing, Queue
 from sagapost.core.schema import install_schema
-from sagapost.inbox import Context, Inbox, InboxTables
+from sagapost.inbox import Context, Inbox, InboxTables, Reject
 from sagapost.outbox import Outbox, OutboxTables
 
 __all__ = ["QUEUE", "Base", "OrderPlaced", "OrderRow", "events", "fill", "inbox", "install", "outbox"]
@@ -52,21 +52,28 @@ inbox = Inbox("warehouse", outbox=outbox, tables=InboxTables(Base.metadata))
 
 @inbox.on(OrderPlaced)
 async def reserve(event: OrderPlaced, ctx: Context) -> None:
-    """Add one ORM row, as the hand-written consumer does."""
+    """Add one ORM row, as the hand-written consumer does; a negative amount is refused."""
+    if event.amount < 0:
+        raise Reject("a negative amount")
     ctx.session.add(OrderRow(id=event.order_id, customer=event.customer, amount=event.amount))
 
 
 QUEUE: Queue = inbox.queue
 
 
-def events(count: int, *, foreign: bool = False) -> list[Event]:
-    """Return events of about 500 bytes each; `foreign` ids are random, as of a producer that knows no UUIDv7."""
+def events(count: int, *, foreign: bool = False, bad_in: int = 0) -> list[Event]:
+    """Return events of about 500 bytes each; `foreign` ids are random, as of a producer that knows no UUIDv7.
+
+    :param bad_in: one in so many is refused by the handler.
+    """
     encode = msgspec.json.Encoder().encode
     now = datetime.now(UTC)
     made: list[Event] = []
     for number in range(count):
         id_ = str(uuid4()) if foreign else new_id()
-        data = encode(OrderPlaced(id_, f"customer-{number % 1_000}", number, _PADDING))
+        data = encode(
+            OrderPlaced(id_, f"customer-{number % 1_000}", -1 if bad_in and number % bad_in == 0 else number, _PADDING)
+        )
         made.append(Event(id=id_, source="https://orders.example", type=EVENT_TYPE, time=now, data=data))
     return made
 

@@ -52,9 +52,9 @@ class Victim:
                 confirmation = await publisher.send([Outgoing(event, TOPIC)])
                 assert await confirmation.wait() == [Confirmed()]
 
-    async def run(self, die_at: str | None = None) -> int:
+    async def run(self, die_at: str | None = None, *, in_group: bool = False) -> int:
         """Run one process to its end; return its status, negative for the signal that ended it."""
-        plan = msgspec.structs.replace(self.plan, die_at=die_at)
+        plan = msgspec.structs.replace(self.plan, die_at=die_at, in_group=in_group)
         done = await run_module("tests.inbox.victim", msgspec.json.encode(plan).decode())
         self.output = done.stderr
         assert done.returncode <= 0, self.output

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.declared.settings import GROUPS
 from tests.inbox.harness import an_event
 from tests.inbox.killing import Victim
 
@@ -33,13 +34,17 @@ BEHIND = [f"wait-{n}" for n in range(10)]
 """A key whose first message waits for a second round, and with a batch of 8 others that find it parked."""
 
 
-async def _kill_and_recover(victim: Victim, step: str) -> None:
+IN_A_GROUP = ["Started", "Claimed", "HandlerReturned", "Written", "GroupCommitted", "Handled", "Acknowledged"]
+"""What comes within a group with savepoints, and after its commit."""
+
+
+async def _kill_and_recover(victim: Victim, step: str, *, in_group: bool = False) -> None:
     orders = [*BEHIND, *ORDERS] if step == obs.GroupParked.__name__ else ORDERS
     await victim.prepare(orders, [an_event({"x": 1}, type="nobody.takes-this.v1")], copies=2)
     if step == obs.AttemptBegun.__name__:
         # Reached only by what was in flight when a process died before.
         assert await victim.run(die_at=obs.Written.__name__) == -signal.SIGKILL
-    assert await victim.run(die_at=step) == -signal.SIGKILL, f"the scenario never came to {step}"
+    assert await victim.run(die_at=step, in_group=in_group) == -signal.SIGKILL, f"never came to {step}"
     assert await victim.run() == 0
     written = await victim.written()
     lost, doubled = set(orders) - set(written), len(written) - len(set(written))
@@ -54,6 +59,8 @@ async def _kill_and_recover(victim: Victim, step: str) -> None:
 
 
 def _batch(step: str) -> int:
+    if step == obs.GroupCommitted.__name__:
+        return GROUPS
     return 8 if step.startswith("Group") else 1
 
 
@@ -70,6 +77,13 @@ async def test_killed_at_any_step_with_sqlite(step: str, tmp_path: Path) -> None
     if step == obs.AttemptBegun.__name__:
         pytest.skip("a broker that ends with the process counts no deliveries across processes")
     await _kill_and_recover(Victim(url, None, script="crash", batch=_batch(step)), step)
+
+
+@pytest.mark.parametrize("step", IN_A_GROUP)
+async def test_killed_within_a_group_with_savepoints(step: str, postgresql_url: str, amqp_url: str) -> None:
+    """Between the savepoints of a group that some of its messages are already through, and after its commit."""
+    victim = Victim(postgresql_url, amqp_url, script="crash", batch=GROUPS)
+    await _kill_and_recover(victim, step, in_group=True)
 
 
 def test_there_are_steps() -> None:

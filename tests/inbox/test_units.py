@@ -27,7 +27,7 @@ from sagapost.inbox.arriving.message import Message, Parking
 from sagapost.inbox.arriving.ordering import Lanes
 from sagapost.inbox.declared.handlers import topic_regex
 from sagapost.inbox.handling.session import HandlerSessions
-from sagapost.inbox.handling.together import Together
+from sagapost.inbox.handling.together import Batches
 from sagapost.inbox.kept.envelope import envelope_of, restore, shown, shown_time
 from tests.inbox.harness import OrderPlaced, StockReserved, an_event
 
@@ -133,7 +133,7 @@ async def test_lanes_wake_those_who_wait_and_close() -> None:
     got: list[int] = []
 
     async def taker() -> None:
-        while batch := await lanes.take(1):
+        while batch := await lanes.take(lambda: 1):
             got.extend(item for _, item in batch)
             lanes.done(batch[0][0])
 
@@ -141,7 +141,7 @@ async def test_lanes_wake_those_who_wait_and_close() -> None:
         for _ in range(3):
             tasks.start_soon(taker)
         with anyio.move_on_after(0.01):
-            await lanes.take(1)
+            await lanes.take(lambda: 1)
         for number in range(10):
             lanes.put(number, "one" if number % 2 else None)
         while len(got) < 10:
@@ -361,6 +361,8 @@ def test_policies_out_of_range_are_refused() -> None:
     [
         (ConsumerSettings(), 10, 32),
         (ConsumerSettings(concurrency=50), 50, 100),
+        (ConsumerSettings(batch=0), 10, 160),
+        (ConsumerSettings(batch=0), 1, 32),
         (ConsumerSettings(batch=50), 10, 1_000),
         (ConsumerSettings(batch=500), 10, 2_000),
         (ConsumerSettings(prefetch=7), 10, 7),
@@ -430,7 +432,7 @@ async def test_who_may_share_a_transaction_in_order() -> None:
 
     dispatcher: Any = SimpleNamespace(too_old=too_old)
     unused: Any = None
-    together = Together(dispatcher, unused, unused)
+    together = Batches(dispatcher, unused, unused, size=8)
     handler: Any = object()
 
     def message(key: str | None, parking: int | None = None, *, attempts: int = 0) -> Message:

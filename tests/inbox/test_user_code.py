@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,8 @@ from sagapost.core import Event, Observation, event
 from sagapost.core.life import ServerLost
 from sagapost.inbox import BusinessFailure, Context, Exhausted, Instead, Reject, Retry, SyncContext
 from sagapost.inbox.declared import observations as obs
+from sagapost.inbox.declared.settings import GROUPS
+from sagapost.inbox.handling import pace
 from tests.inbox.deeds import DEEDS, SYNC_DEEDS, Outcome
 from tests.inbox.harness import OrderPlaced, Recorder, Service, an_event, running, send
 
@@ -119,6 +122,58 @@ async def test_whatever_a_function_does_is_counted_and_hurts_nobody(
         assert {f"good {n}" for n in range(len(good))} <= set(effects) | aside
     else:
         assert sorted(effects) == sorted([*(f"good {n}" for n in range(len(good))), "after"])
+
+
+REPEATED = {"takes too long", "swallows its time limit", "waits for a lock", "closes the driver's connection"}
+"""Deeds that cost the transaction of all: each is handled alone then, the function that did it once more too."""
+
+
+@pytest.mark.parametrize("name", DEEDS)
+async def test_whatever_a_function_does_in_a_group_with_savepoints_its_neighbours_notice_nothing(
+    engine: AsyncEngine, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One deed among messages that share its transaction: what comes of it is what comes of it alone, after one try;
+    the others have their effects once, and their functions ran once, unless the deed cost the transaction of all.
+    """
+    monkeypatch.setattr(pace, "_QUICK", math.inf)
+    monkeypatch.setattr(pace.Pace, "size", lambda _: pace.MOST)
+    deed, service, calls = DEEDS[name], Service(), list[str]()
+
+    @service.inbox.on(OrderPlaced)
+    async def counted(placed: OrderPlaced, ctx: Context) -> object:
+        calls.append(placed.order_id)
+        await ctx.session.execute(service.write(placed.order_id))
+        return await DEEDS[placed.note].do(ctx.session, service.effects) if placed.note else None
+
+    await service.install(engine)
+    good = [an_event(OrderPlaced(f"good {n}")) for n in range(12)]
+    done = an_event(OrderPlaced(name, note=name), id=name)
+    await send(broker, service, *good[:8], done, *good[8:])
+    async with engine.connect() as locking:
+        await _hold_a_lock(locking)
+        async with running(service, engine, broker, batch=GROUPS, concurrency=1, handler_timeout=LIMIT) as consumer:
+            await consumer.settled(13)
+            undone = consumer.seen.of(obs.GroupUndone)
+            steps = consumer.seen.of(obs.DeliveryStep)
+    before = [each for each in steps[: _begun(steps, name)] if isinstance(each, _ENDS_OF_GROUPS)]
+    assert isinstance(before[-1], obs.GroupStarted)
+    _check({name: (deed.outcome, deed.says)}, await service.written(engine), await _by_id(service, engine), "handler")
+    effects = [each for each in await service.written(engine) if each.startswith("good")]
+    assert sorted(effects) == sorted(f"good {n}" for n in range(12))
+    if deed.outcome != "broke-contract" or not undone:
+        assert bool(undone) is (name in REPEATED)
+        assert len(calls) == 13 or name in REPEATED
+
+
+_ENDS_OF_GROUPS = obs.GroupStarted | obs.GroupCommitted | obs.GroupUndone
+
+
+def _begun(steps: list[obs.DeliveryStep], name: str) -> int:
+    return next(n for n, each in enumerate(steps) if isinstance(each, obs.Started) and each.event_id == name)
+
+
+async def _by_id(service: Service, engine: AsyncEngine) -> dict[str, Any]:
+    return {row.event_id: row for row in await service.parked(engine)}
 
 
 def _check(

@@ -21,7 +21,8 @@ from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core import Event, Observation
 from sagapost.core.broker import Broker, Outgoing
 from sagapost.inbox import Consumer, Context, Retry
-from sagapost.inbox.declared.observations import ConsumerReady
+from sagapost.inbox.declared.observations import ConsumerReady, GroupStarted
+from sagapost.inbox.declared.settings import GROUPS
 from tests.inbox.harness import FAST, OrderPlaced, Service, StockReserved, quick_settings
 
 __all__ = ["TOPIC", "Plan", "broker_of", "service_of"]
@@ -42,6 +43,8 @@ class Plan(msgspec.Struct):
     script: str
     die_at: str | None = None
     """Name of an observation class."""
+    in_group: bool = False
+    """Die only within a group, or after its commit, and not at what comes first in it."""
     batch: int = 1
 
 
@@ -51,17 +54,23 @@ def die() -> None:
 
 
 class Trap:
-    """Dies at the first observation of a kind."""
+    """Dies at the first observation of a kind, or at the second one since a group has begun."""
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, *, in_group: bool = False) -> None:
         self._name = name
+        self._left = 2 if in_group else 0
         self.ready = False
 
     def notify(self, event: Observation, /) -> None:
         """Look whether this is it."""
         self.ready = self.ready or isinstance(event, ConsumerReady)
-        if type(event).__name__ == self._name:
-            die()
+        if self._left and isinstance(event, GroupStarted):
+            self._left = 1
+            return
+        if type(event).__name__ == self._name and self._left < 2:
+            if not self._left or self._name in {"GroupCommitted", "Acknowledged"}:
+                die()
+            self._left = 0
 
 
 def service_of(script: str) -> Service:
@@ -108,7 +117,7 @@ async def main(plan: Plan) -> None:
         await broker.declare(service.inbox.queue)
         async with broker.publisher() as publisher:
             await (await publisher.send([Outgoing(event, TOPIC) for event in events])).wait()
-    trap = Trap(plan.die_at)
+    trap = Trap(plan.die_at, in_group=plan.in_group)
     consumer = Consumer(
         service.inbox,
         engine=engine,
@@ -117,8 +126,8 @@ async def main(plan: Plan) -> None:
         settings=quick_settings(
             retry=FAST,
             batch=plan.batch,
-            concurrency=3,
-            prefetch=8 * plan.batch,
+            concurrency=1 if plan.in_group else 3,
+            prefetch=32 if plan.batch == GROUPS else 8 * plan.batch,
             # Together they are how long a round of a process that was killed stays claimed.
             handler_timeout=timedelta(seconds=2),
             database_timeout=timedelta(seconds=2),

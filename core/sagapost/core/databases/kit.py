@@ -189,6 +189,14 @@ class DatabaseKit(ABC):
     def insert_once(self, table: Table) -> Insert:
         """Return an INSERT that leaves an existing row alone; `rowcount` says which. One row."""
 
+    def insert_once_in_plain(self, table: Table, number: Column[Any], octets: Column[Any]) -> str | None:
+        """Return `insert_once` as text for two columns, with places for a number and for bytes in hexadecimal digits.
+
+        None: nothing is gained by it here.
+        """
+        del table, number, octets
+        return None
+
     @abstractmethod
     def insert_missing(
         self, table: Table, column: Column[Any], fixed: Mapping[str, object]

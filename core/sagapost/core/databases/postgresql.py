@@ -154,6 +154,13 @@ class PostgreSQL(DatabaseKit):
         insert = postgresql.insert(table).on_conflict_do_nothing().inline()
         return insert.execution_options(preserve_rowcount=True)
 
+    def insert_once_in_plain(self, table: Table, number: Column[Any], octets: Column[Any]) -> str | None:
+        """See `DatabaseKit.insert_once_in_plain`."""
+        name = self.quote(table).replace("{", "{{").replace("}", "}}")
+        # Not a literal with a backslash: what that is depends on standard_conforming_strings.
+        values = "VALUES ({}, decode('{}', 'hex')) ON CONFLICT DO NOTHING"
+        return f"INSERT INTO {name} ({number.name}, {octets.name}) {values}"
+
     def insert_missing(
         self, table: Table, column: Column[Any], fixed: Mapping[str, object]
     ) -> Callable[[Connection, Sequence[Any]], set[Any]]:

@@ -57,6 +57,8 @@ class Message:
     """When it was parked; None: it was not."""
     failing: Call | None = None
     """What was called when its last try failed; None: the transaction of all calls failed at its end."""
+    raised: Exception | None = None
+    """What its handler raised in a group just now, undone there and still to be acted on: that was a try."""
     on_end: Callable[[], None] | None = None
     """Called when nobody works on it any more."""
 

@@ -24,13 +24,15 @@ class Lanes(Generic[T]):
         self._behind: dict[str, deque[T]] = {}
         self._waiters: deque[anyio.Event] = deque()
         self._closed = False
+        self._waiting = 0
 
     def __len__(self) -> int:
         """Return how many wait, those that nobody may take yet included."""
-        return len(self._ready) + sum(map(len, self._behind.values()))
+        return self._waiting
 
     def put(self, item: T, lane: str | None) -> None:
         """Add an item at the end."""
+        self._waiting += 1
         if lane is None:
             self._ready.append((None, item))
         elif (queue := self._behind.get(lane)) is not None:
@@ -42,24 +44,38 @@ class Lanes(Generic[T]):
         if self._waiters:
             self._waiters.popleft().set()
 
-    def take_nowait(self, limit: int) -> list[tuple[str | None, T]]:
+    def take_nowait(self, limit: int, shares: Callable[[T], bool] = lambda _: True) -> list[tuple[str | None, T]]:
         """Take up to `limit` items that may be handled now; several of a lane come in their order.
 
         Each lane in the result is the caller's until `done` is called for it.
+
+        :param shares: whether an item may be taken together with others; one that may not comes by itself.
         """
         taken: list[tuple[str | None, T]] = []
         while self._ready and len(taken) < limit:
-            lane, item = self._ready.popleft()
+            lane, item = self._ready[0]
+            alone = not shares(item)
+            if alone and taken:
+                break
+            self._ready.popleft()
             taken.append((lane, item))
+            if alone:
+                break
             if lane is not None:
                 queue = self._behind[lane]
-                while queue and len(taken) < limit:
+                while queue and len(taken) < limit and shares(queue[0]):
                     taken.append((lane, queue.popleft()))
+        self._waiting -= len(taken)
         return taken
 
-    async def take(self, limit: int) -> list[tuple[str | None, T]]:
-        """Like `take_nowait`, but wait for an item; empty once `close` was called."""
-        while not (taken := self.take_nowait(limit)):
+    async def take(
+        self, limit: Callable[[], int], shares: Callable[[T], bool] = lambda _: True
+    ) -> list[tuple[str | None, T]]:
+        """Like `take_nowait`, but wait for an item; empty once `close` was called.
+
+        :param limit: asked when there is one.
+        """
+        while not (taken := self.take_nowait(limit(), shares)):
             if self._closed:
                 break
             waiter = anyio.Event()
@@ -74,6 +90,11 @@ class Lanes(Generic[T]):
                     self._waiters.popleft().set()
                 raise
         return taken
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is handed out."""
+        return self._closed
 
     def done(self, lane: str | None) -> None:
         """Let the next item of a lane go."""
@@ -101,6 +122,7 @@ class Lanes(Generic[T]):
             taken.append(item)
             # The head of a lane is gone: the next one takes its place.
             self.done(lane)
+        self._waiting -= len(taken)
         return taken
 
     def close(self) -> list[T]:
@@ -111,6 +133,7 @@ class Lanes(Generic[T]):
         for queue in self._behind.values():
             left += queue
             queue.clear()
+        self._waiting = 0
         while self._waiters:
             self._waiters.popleft().set()
         return left

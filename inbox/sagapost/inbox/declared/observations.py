@@ -20,6 +20,7 @@ __all__ = [
     "Duplicate",
     "Handled",
     "GroupClaimed",
+    "GroupCommitted",
     "GroupHandled",
     "GroupParked",
     "GroupReturned",
@@ -243,6 +244,13 @@ class GroupHandled(DeliveryStep):
     """From the beginning of the transaction to its commit."""
     lag_seconds: float
     """From the `time` of the oldest event to now, by this host's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCommitted(DeliveryStep):
+    """Messages within savepoints of one transaction are committed. None is reported as handled yet."""
+
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from sagapost.core.errors import ConfigurationError
 from sagapost.core.settings import check, drain_limit, duration, nested, reconnect_waits, setting, waits
 from sagapost.inbox.declared.schedules import Schedule
 
-__all__ = ["ConsumerSettings", "DeadLetterPolicy", "RetryPolicy"]
+__all__ = ["GROUPS", "ConsumerSettings", "DeadLetterPolicy", "RetryPolicy"]
 
 DeadLetterPolicy: TypeAlias = Literal["block", "skip"]
 """What the later messages of an ordering key do once one of them is dead (ordered inboxes only).
@@ -19,7 +19,12 @@ DeadLetterPolicy: TypeAlias = Literal["block", "skip"]
 `block`: they stay parked behind it until an operator redrives or discards it. `skip`: they go on without it.
 """
 
+GROUPS: Final = 0
+"""The value of `ConsumerSettings.batch` for groups with savepoints."""
+
 _LEAST_PREFETCH: Final = 32
+_PREFETCH_FOR_GROUPS: Final = 16
+"""For each transaction at a time: half the largest group, for all are seldom in work at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +121,19 @@ class ConsumerSettings:
     )
     batch: int = setting(
         1,
-        "Group commit: up to this many messages in one transaction, taken from what has arrived. 1: one each.",
+        "Messages in one transaction. 0: what quick handlers have waiting shares transactions, in which each is "
+        "within a savepoint and none undoes another. 1: one each. More: up to so many without savepoints.",
         example="50",
         unit="messages",
-        danger="One failing message costs the work of its whole batch, which is then done one by one. With 20 or more "
-        "a concurrency of 2 is fastest.",
-        low=1,
+        danger="From 2 on one failing message costs the work of its whole batch, which is then done one by one, "
+        "effects outside the database included. With 20 or more a concurrency of 2 is fastest.",
+        low=0,
         high=1_000,
     )
     prefetch: int | None = setting(
         None,
-        "Messages the broker hands out before it waits for acknowledgements. Unset: twice what can be in work.",
+        "Messages the broker hands out before it waits for acknowledgements. Unset: twice what can be in work, "
+        "or 16 for each transaction where `SAGAPOST_CONSUMER_BATCH` is 0.",
         example="200",
         unit="messages",
         danger="High: one replica hoards what others could handle. At least `SAGAPOST_CONSUMER_BATCH`.",
@@ -251,7 +258,8 @@ class ConsumerSettings:
         :raises ConfigurationError: if more is asked for by name.
         """
         if self.prefetch is None:
-            wanted = max(2 * concurrency * self.batch, _LEAST_PREFETCH)
+            each = _PREFETCH_FOR_GROUPS if self.batch == GROUPS else 2 * self.batch
+            wanted = max(each * concurrency, _LEAST_PREFETCH)
             return wanted if limit is None else min(wanted, limit)
         if limit is not None and self.prefetch > limit:
             raise ConfigurationError(

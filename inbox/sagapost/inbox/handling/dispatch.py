@@ -254,7 +254,7 @@ class Dispatcher:
         begin_by = anyio.current_time() + self._settings.database_timeout.total_seconds()
         due = await self._database.run(
             lambda connection: self._lot.claim_due(
-                connection, limit=limit, lease=lease, suspects=suspects, train=self._settings.batch
+                connection, limit=limit, lease=lease, suspects=suspects, train=self._settings.batch or 1
             )
         )
         if due:

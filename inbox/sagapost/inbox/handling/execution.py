@@ -19,6 +19,7 @@ from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.handling.faults import kind_of
 from sagapost.inbox.handling.guarded import GuardedTransaction, Progress
 from sagapost.inbox.handling.invocation import call_async, call_in_thread
+from sagapost.inbox.handling.savepoints import Savepoints
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.kept.database import Database
 
@@ -66,8 +67,9 @@ class Execution(GuardedTransaction):
         connection: Connection,
         outer: AsyncConnection,
         progress: Progress,
+        savepoints: Savepoints | None = None,
     ) -> None:
-        super().__init__(database, sessions, connection, outer, progress)
+        super().__init__(database, sessions, connection, outer, progress, savepoints)
         self._inbox = inbox
         self._threads = threads
 

@@ -24,6 +24,7 @@ from sqlalchemy.util import await_only  # 2.1 calls it await_; the old name is i
 from sagapost.core.errors import HandlerError, StoreUnavailableError
 from sagapost.inbox.handling import outcome_of_commit as commits
 from sagapost.inbox.handling.faults import text_of
+from sagapost.inbox.handling.savepoints import Savepoints
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.handling.time_limit import Limit, time_limit
 from sagapost.inbox.kept.database import Database, Link
@@ -196,10 +197,12 @@ class Guard:
 class GuardedTransaction:
     """A transaction that is open, and the session that users' functions are handed in it.
 
-    Made and used in the greenlet that SQLAlchemy's core was entered in.
+    Made and used in the greenlet that SQLAlchemy's core was entered in. With savepoints it is the part of the
+    transaction that is within the one that is set: what fails is undone to there, and what is done is kept for whoever
+    commits the whole, and says so with `committed`.
     """
 
-    __slots__ = ("_connection", "_database", "_progress", "_sessions", "_transaction", "session")
+    __slots__ = ("_connection", "_database", "_progress", "_savepoints", "_sessions", "_transaction", "session")
 
     def __init__(
         self,
@@ -208,14 +211,16 @@ class GuardedTransaction:
         connection: Connection,
         outer: AsyncConnection,
         progress: Progress,
+        savepoints: Savepoints | None = None,
     ) -> None:
         self._database = database
+        self._savepoints = savepoints
         self._sessions = sessions
         self._connection = connection
         self._progress = progress
         self._transaction = connection.get_transaction()
         commits.begin_noting(connection)
-        self.session: AsyncSession = sessions.open(outer)
+        self.session: AsyncSession = sessions.open(outer, joined=savepoints is not None)
         progress.transaction, progress.stage = self, "handle"
 
     def call(self, name: str, function: Awaitable[T]) -> T:
@@ -264,18 +269,32 @@ class GuardedTransaction:
             if connection.in_transaction():
                 connection.commit()
             if answer.rolled_back:
-                raise self._swallowed()
+                raise self.swallowed()
             self._sessions.close(self.session)
 
+    def keep(self) -> None:
+        """Do what comes before a commit, so that nothing can fail in the session after it."""
+        with self._database.undisturbed():
+            self._sessions.prepare(self.session)
+
+    def committed(self) -> None:
+        """Take note that the whole transaction is committed, and close the session for good."""
+        self._sessions.commit(self.session)
+        self._sessions.close(self.session)
+
+    def close(self) -> None:
+        """Close the session for good; what was done within a savepoint is undone with the whole."""
+        self._sessions.close(self.session)
+
     def failure(self, raised: BaseException) -> Exception:
-        """Roll everything back, close the session for good, and return what the functions failed with.
+        """Undo everything, close the session for good, and return what the functions failed with.
 
         Raises `raised` again where it is none of theirs: our own cancellation, or a commit that may have been done
         before the connection was lost.
         """
         cause = sole(raised)
         if commits.is_aftermath(cause):
-            cause = self._swallowed()
+            cause = self.swallowed()
         late = self._progress.limit.expired() and isinstance(cause, asyncio.CancelledError | TimeoutError)
         if late or is_ours(cause):
             raise raised
@@ -312,6 +331,13 @@ class GuardedTransaction:
         ours = transaction is not None and transaction.is_active and transaction is connection.get_transaction()
         if ours and commits.is_open(connection):
             return None
+        return self.has_ended(then)
+
+    def has_ended(self, then: str = "") -> EndedError:
+        """Return the error for a transaction that the last function is known to have ended.
+
+        :param then: a sentence more.
+        """
         return EndedError(
             f"{self._progress.function} ended the transaction it ran in, through its connection or by a COMMIT or "
             "ROLLBACK of its own. What it wrote before may be committed without the events it published. Correct it, "
@@ -329,8 +355,11 @@ class GuardedTransaction:
                 # Nothing can be rolled back on it any more: the server does.
                 connection.invalidate()
             self._sessions.close(self.session)
-            if connection.in_transaction():
-                connection.rollback()
+            if self._savepoints is None:
+                if connection.in_transaction():
+                    connection.rollback()
+            elif not self._progress.lost and self.ended() is None:
+                self._savepoints.undo()
 
     def _require_sound(self) -> None:
         if (ended := self.ended()) is not None:
@@ -341,9 +370,10 @@ class GuardedTransaction:
                 "for idle_in_transaction_session_timeout, if it took long), or by itself."
             )
         if not self.session.sync_session.is_active or commits.has_failed(self._connection):
-            raise self._swallowed()
+            raise self.swallowed()
 
-    def _swallowed(self) -> SwallowedError:
+    def swallowed(self) -> SwallowedError:
+        """Return the error for a function that went on after a statement had failed."""
         noted = commits.noted_error(self._connection)
         what = "A statement failed" if noted is None else f"A statement failed ({text_of(noted)})"
         error = SwallowedError(

@@ -42,17 +42,24 @@ class HandlerSessions:
             # On the class, once: what the factory's own sessions carry in their `info` goes before it.
             outbox.capture(self._guarded)
 
-    def open(self, connection: AsyncConnection) -> AsyncSession:
-        """Return a session in the transaction of `connection`."""
+    def open(self, connection: AsyncConnection, *, joined: bool = False) -> AsyncSession:
+        """Return a session in the transaction of `connection`; `joined`: which goes on after it."""
         return self._class(
             bind=connection,
             sync_session_class=self._guarded,
-            # What `commit` below commits is the connection's transaction itself.
-            join_transaction_mode="control_fully",
+            # What `commit` below commits is the connection's transaction itself, unless others share it.
+            join_transaction_mode="rollback_only" if joined else "control_fully",
             # A handler that keeps its session for later gets an error then, not a transaction nobody ends.
             close_resets_only=False,
             **self._options,
         )
+
+    def prepare(self, session: AsyncSession) -> None:
+        """Run the listeners that come before a commit, and flush. In a greenlet of SQLAlchemy's."""
+        sync = session.sync_session
+        transaction = sync.get_transaction() or sync.begin()
+        # It is public for two-phase sessions only.
+        transaction._prepare_impl()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     def commit(self, session: AsyncSession) -> None:
         """Commit, with the session's own events. In a greenlet of SQLAlchemy's."""

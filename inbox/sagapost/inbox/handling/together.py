@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import anyio
 
 from sagapost.inbox.arriving.message import Arrival, Message
 from sagapost.inbox.handling.dispatch import Dispatcher
 from sagapost.inbox.handling.group_commit import Broken, GroupCommit
+from sagapost.inbox.handling.guarded import EndedError
+from sagapost.inbox.handling.pace import Pace
+from sagapost.inbox.handling.savepoint_groups import GroupWork, SavepointGroups
 from sagapost.inbox.handling.suspects import Suspects
-from sagapost.inbox.handling.verdicts import in_group, not_begun
-from sagapost.inbox.kept.database import Link
+from sagapost.inbox.handling.verdicts import broke_contract, in_group, not_begun
+from sagapost.inbox.kept.database import Database, Link
+from sagapost.inbox.kept.dedup import Dedup
 
-__all__ = ["Together"]
+__all__ = ["Batches", "Together", "WithSavepoints"]
 
 
-class Together:
+class Together(ABC):
     """The groups of one consumer. Like the dispatcher's methods, `handle` may be called again with the same."""
 
-    def __init__(self, dispatcher: Dispatcher, groups: GroupCommit, suspects: Suspects) -> None:
+    leaves_to_any: ClassVar[bool]
+    """Whether what a group has left may be taken by any worker: it will not be in a group again with what failed."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._groups = groups
-        self._suspects = suspects
+
+    @abstractmethod
+    def size(self, waiting: int, idle: int) -> int:
+        """Return how many of the messages that wait a worker takes.
+
+        :param idle: workers that have nothing to do, it included.
+        """
+
+    def shares(self, arrival: Arrival) -> bool:
+        """Return whether a worker may take it together with others."""
+        return isinstance(arrival, Message) and self._may(arrival)
+
+    @abstractmethod
+    async def handle(self, link: Link, messages: Sequence[Message]) -> Sequence[Message]:
+        """Bring a group to its end in one transaction; return those to be handled one by one, in this order."""
+
+    @abstractmethod
+    def _may(self, arrival: Message) -> bool:
+        """Return whether a message may share a transaction."""
 
     def split(self, arrivals: Sequence[Arrival]) -> tuple[list[list[Message]], list[Arrival]]:
         """Return those that may share a transaction, in groups, and the rest, which is to be handled one by one.
@@ -53,6 +79,79 @@ class Together:
                 lanes.setdefault(key, []).append(arrival)
         yield from lanes.values()
 
+
+class WithSavepoints(Together):
+    """What was delivered and is handled for the first time, by quick handlers; a lone message waits for nobody."""
+
+    leaves_to_any = True
+
+    def __init__(self, dispatcher: Dispatcher, groups: SavepointGroups, pace: Pace, database: Database, dedup: Dedup):
+        super().__init__(dispatcher)
+        self._groups = groups
+        self._pace = pace
+        self._database = database
+        self._dedup = dedup
+
+    def size(self, waiting: int, idle: int) -> int:
+        """A share of what waits, so that groups grow with the backlog only once all workers have something to do."""
+        return max(1, min(self._pace.size(), waiting // idle))
+
+    def _may(self, arrival: Message) -> bool:
+        return (
+            bool(arrival.calls)
+            and arrival.parking is None
+            and not (arrival.losses or arrival.redelivered or arrival.raised is not None)
+            and self._pace.is_quick(arrival)
+            and self._dispatcher.too_old(arrival) is None
+        )
+
+    async def handle(self, link: Link, messages: Sequence[Message]) -> Sequence[Message]:
+        """See `Together.handle`."""
+        work = await self._groups.run(link, messages)
+        if work.duplicates:
+            self._dispatcher.found_duplicate()
+        if work.broken is None:
+            return work.left
+        await link.give_back(broken=True)
+        ended = {id(message) for message in await self._settle_broken(work, work.broken)}
+        return [message for message in messages if id(message) not in ended]
+
+    async def _settle_broken(self, work: GroupWork, broken: EndedError) -> list[Message]:
+        """Park the message whose handler ended the transaction of all; return it, and what was committed before it."""
+        culprit, done = work.culprit, [message for message, *_ in work.done]
+        if culprit is None:
+            return []
+        keys = {message.key for message in done}
+        # Each was complete before the next began. If the handler has committed, all of them are.
+        known = await self._database.run(lambda connection: self._dedup.known(connection, keys)) if keys else set()
+        await self._dispatcher.park_broken(culprit, broke_contract(culprit, broken))
+        if not keys or known != keys:
+            return [culprit]
+        self._groups.found_committed(work)
+        return [*done, culprit]
+
+
+class Batches(Together):
+    """Group commit without savepoints: what fails in a batch makes all of it run one by one."""
+
+    leaves_to_any = False
+
+    def __init__(self, dispatcher: Dispatcher, groups: GroupCommit, suspects: Suspects, *, size: int) -> None:
+        super().__init__(dispatcher)
+        self._groups = groups
+        self._suspects = suspects
+        self._size = size
+
+    def size(self, waiting: int, idle: int) -> int:
+        """As many as there are, up to what is set."""
+        del waiting, idle
+        return self._size
+
+    def shares(self, arrival: Arrival) -> bool:
+        """Any: what may not share a transaction is handled after those that do."""
+        del arrival
+        return True
+
     def _may(self, arrival: Message) -> bool:
         if not arrival.calls:
             return False
@@ -60,8 +159,11 @@ class Together:
             return self._dispatcher.too_old(arrival) is None
         return not (arrival.suspect or arrival.attempts) and anyio.current_time() <= arrival.begin_by
 
-    async def handle(self, link: Link, messages: Sequence[Message]) -> bool:
-        """Bring a group to its end in one transaction; False, and nothing has happened, if that cannot be."""
+    async def handle(self, link: Link, messages: Sequence[Message]) -> Sequence[Message]:
+        """See `Together.handle`: all of them, or none."""
+        return () if await self._try(link, messages) else messages
+
+    async def _try(self, link: Link, messages: Sequence[Message]) -> bool:
         suspects = [message for message in messages if message.redelivered]
         if not suspects:
             return await self._handle(link, messages)

@@ -35,6 +35,8 @@ from sagapost.inbox.declared.outcomes import (
 from sagapost.inbox.handling.execution import Execution, decode
 from sagapost.inbox.handling.faults import text_of
 from sagapost.inbox.handling.guarded import Guard, LateError, LostError, Progress, contained, is_ours
+from sagapost.inbox.handling.pace import Pace
+from sagapost.inbox.handling.savepoints import Savepoints
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.kept.claims import Claims
 from sagapost.inbox.kept.database import Database, Link
@@ -54,10 +56,19 @@ class Toolbox:
     clock: Clock
     guard: Guard
     threads: anyio.CapacityLimiter
+    pace: Pace
 
-    def execution(self, connection: Connection, outer: AsyncConnection, progress: Progress) -> Execution:
-        """Begin to run handlers in the open transaction."""
-        return Execution(self.inbox, self.database, self.sessions, self.threads, connection, outer, progress)
+    def execution(
+        self,
+        connection: Connection,
+        outer: AsyncConnection,
+        progress: Progress,
+        savepoints: Savepoints | None = None,
+    ) -> Execution:
+        """Begin to run handlers in the open transaction; with savepoints, within the one that is set."""
+        return Execution(
+            self.inbox, self.database, self.sessions, self.threads, connection, outer, progress, savepoints
+        )
 
 
 class Transactions:
@@ -98,6 +109,10 @@ class Transactions:
     ) -> Outcome:
         if instead is not None:
             return self._run_instead(connection, outer, message, instead, attempt, progress)
+        answer, message.raised = message.raised, None
+        if answer is not None:
+            # Tried just now, in a group: this is what came of it.
+            return self._conclude(connection, outer, message, answer, time.perf_counter(), attempt, progress)
         event, message.failing = message.event, None
         try:
             payloads = decode(message)
@@ -108,7 +123,7 @@ class Transactions:
         refusal = self._claim(connection, message)
         if refusal is not None:
             return refusal
-        execution = self._tools.execution(connection, outer, progress)
+        execution, called = self._tools.execution(connection, outer, progress), time.perf_counter()
         try:
             for call, payload in zip(message.calls, payloads, strict=True):
                 message.failing = call
@@ -119,25 +134,40 @@ class Transactions:
                 self._observer.notify(obs.HandlerReturned(self._consumer, event.id, call.handler.name))
             message.failing = None
             execution.write_for(event)
+            self._tools.pace.took(message, time.perf_counter() - called)
             self._observer.notify(obs.Written(self._consumer, event.id))
             execution.commit()
         except BaseException as raised:
             cause = execution.failure(raised)
+            self._tools.pace.took(message, time.perf_counter() - called)
             if isinstance(cause, LostError) and not message.losses:
                 # The server may be restarting. If it happens to this message again, the message is to blame.
                 raise cause from None
-            if isinstance(cause, AskedFor):
-                return cause
-            match cause:
-                case BusinessFailure():
-                    return self._publish_failure(connection, message, cause, began, progress)
-                case Instead():
-                    progress.stage = "claim"
-                    return self._run_instead(connection, outer, message, cause, attempt, progress)
-                case _:
-                    return self._failed(cause)
+            return self._conclude(connection, outer, message, cause, began, attempt, progress)
         self._notify_handled(message, began)
         return Done()
+
+    def _conclude(
+        self,
+        connection: Connection,
+        outer: AsyncConnection,
+        message: Message,
+        cause: Exception,
+        began: float,
+        attempt: int,
+        progress: Progress,
+    ) -> Outcome:
+        """Do what a handler has asked for by what it raised; its own work is undone."""
+        if isinstance(cause, AskedFor):
+            return cause
+        match cause:
+            case BusinessFailure():
+                return self._publish_failure(connection, message, cause, began, progress)
+            case Instead():
+                progress.stage = "claim"
+                return self._run_instead(connection, outer, message, cause, attempt, progress)
+            case _:
+                return self._failed(cause)
 
     def _claim(self, connection: Connection, message: Message) -> Outcome | None:
         """Begin the transaction by claiming the message; return why not, if it cannot be."""

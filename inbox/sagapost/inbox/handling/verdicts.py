@@ -29,7 +29,17 @@ from sagapost.inbox.handling.faults import clean, text_of, traceback_of
 from sagapost.inbox.handling.guarded import GuardError
 from sagapost.inbox.kept.parking import BEHIND, ParkingDecision
 
-__all__ = ["at_fault", "in_group", "killer", "not_begun", "policy_for", "undecodable", "unhandled", "verdict"]
+__all__ = [
+    "at_fault",
+    "broke_contract",
+    "in_group",
+    "killer",
+    "not_begun",
+    "policy_for",
+    "undecodable",
+    "unhandled",
+    "verdict",
+]
 
 
 def policy_for(message: Message, error: BaseException | None, default: RetryPolicy) -> RetryPolicy | None:
@@ -134,6 +144,11 @@ def killer(crashes: int, attempts: int = 0) -> ParkingDecision:
         "out why (memory, a native library, a hard exit), correct it, then redrive.",
         attempts=attempts,
     )
+
+
+def broke_contract(message: Message, error: Exception) -> ParkingDecision:
+    """Return how a message is parked whose handler ended a transaction that it shared with others."""
+    return ParkingDecision("dead", "broke-contract", text_of(error), attempts=message.attempts + 1)
 
 
 def in_group(error: Exception) -> ParkingDecision:

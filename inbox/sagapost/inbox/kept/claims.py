@@ -36,10 +36,16 @@ class Claims:
         self._lot = lot
         self._attempts = attempts
 
-    def claim(self, connection: Connection, message: Message) -> Claim:
+    def in_plain(self, message: Message) -> str | None:
+        """Return the statement that claims a delivered message, without parameters; None: there is none."""
+        return self._dedup.in_plain(message.key)
+
+    def claim(self, connection: Connection, message: Message, *, written: bool | None = None) -> Claim:
         """Make the message this transaction's own.
 
         `seen`: it was handled, or somebody else has it. `behind`: an earlier message of its ordering key is parked.
+
+        :param written: the statement of `in_plain` was run; whether it wrote a row.
         """
         if message.recorded:
             self._attempts.clear(connection, message.key)
@@ -48,7 +54,7 @@ class Claims:
             if not self._lot.take_out(connection, [place]):
                 return "seen"
             return "behind" if key and self._blocked(connection, key, place.id) else "claimed"
-        if not self._dedup.claim(connection, message.key):
+        if not (self._dedup.claim(connection, message.key) if written is None else written):
             return "seen"
         return "behind" if key and self._blocked(connection, key) else "claimed"
 

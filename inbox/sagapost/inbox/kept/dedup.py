@@ -18,6 +18,7 @@ class Dedup:
 
     def __init__(self, tables: InboxTables, kit: DatabaseKit, *, consumer: int) -> None:
         self._consumer = consumer
+        self._in_plain = kit.insert_once_in_plain(tables.seen, tables.seen.c.consumer, tables.seen.c.key)
         self._claim = kit.insert_once(tables.seen)
         seen = tables.seen.c
         self._known = select(seen.key).where(seen.consumer == consumer, kit.is_any(seen.key, "keys"))
@@ -29,6 +30,10 @@ class Dedup:
         If another transaction has written it and not ended, this waits: for its commit (then False) or its rollback.
         """
         return connection.execute(self._claim, {"consumer": self._consumer, "key": key}).rowcount == 1
+
+    def in_plain(self, key: bytes) -> str | None:
+        """Return the statement of `claim` without parameters, for what is sent together with others; None: no such."""
+        return None if self._in_plain is None else self._in_plain.format(self._consumer, key.hex())
 
     def claim_all(self, connection: Connection, keys: Collection[bytes]) -> set[bytes]:
         """Write several keys; return those that were not there."""

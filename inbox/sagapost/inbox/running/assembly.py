@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import anyio
 
+from sagapost.inbox.declared.settings import GROUPS
 from sagapost.inbox.handling.dispatch import Dispatcher, ReadAgain
 from sagapost.inbox.handling.group_commit import GroupCommit
 from sagapost.inbox.handling.guarded import Guard
+from sagapost.inbox.handling.pace import Pace
+from sagapost.inbox.handling.savepoint_groups import SavepointGroups
 from sagapost.inbox.handling.session import HandlerSessions
 from sagapost.inbox.handling.suspects import Suspects
-from sagapost.inbox.handling.together import Together
+from sagapost.inbox.handling.together import Batches, Together, WithSavepoints
 from sagapost.inbox.handling.transaction import Toolbox
 from sagapost.inbox.kept.attempts import BegunAttempts
 from sagapost.inbox.kept.claims import Claims
@@ -66,12 +69,18 @@ def assemble(
         clock,
         Guard(database, settings.handler_timeout.total_seconds(), setting="ConsumerSettings.handler_timeout"),
         threads=anyio.CapacityLimiter(database.concurrency),
+        pace=Pace(),
     )
     screening = Screening(database, dedup, observer, consumer=inbox.name)
     suspects = Suspects(database, attempts, observer, consumer=inbox.name)
     versions = Versions(tables, moments, consumer=number, takes=inbox.takes)
     dispatcher = Dispatcher(tools, settings, lot, attempts, suspects, screening, versions, read)
-    workers = Workers(shared, dispatcher, Together(dispatcher, GroupCommit(tools), suspects))
+    together: Together = (
+        WithSavepoints(dispatcher, SavepointGroups(tools, tools.pace), tools.pace, database, dedup)
+        if settings.batch == GROUPS
+        else Batches(dispatcher, GroupCommit(tools), suspects, size=settings.batch)
+    )
+    workers = Workers(shared, dispatcher, together)
     # The limit of every transaction of ours, and as much again as a call may take.
     silent_for = settings.handler_timeout + settings.database_timeout
     stranded = Stranded(database, tables, observer, consumer=inbox.name, silent_for=silent_for)

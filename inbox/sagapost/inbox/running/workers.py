@@ -33,7 +33,7 @@ class Workers:
         self._together = together
         self._database = shared.database
         self._availability = shared.availability
-        self._batch = shared.settings.batch
+        self._idle = 0
         self._stop = shared.runtime.stop
         self._lanes: Lanes[Arrival] = Lanes()
         self._scope = anyio.CancelScope()
@@ -82,51 +82,71 @@ class Workers:
             # Nothing of the place where the consumer was started reaches a handler.
             with bind(None):
                 while not self._stop.is_set():
-                    taken = self._lanes.take_nowait(self._batch)
-                    if not taken:
-                        await link.give_back()
-                        taken = await self._lanes.take(self._batch)
-                    await self._finish_all(link, [arrival for _, arrival in taken])
+                    taken = await self._take(link)
+                    if len(taken) == 1:
+                        await self._finish(link, taken[0][1])
+                    else:
+                        await self._finish_all(link, [arrival for _, arrival in taken])
                     for lane in {lane for lane, _ in taken}:
                         self._lanes.done(lane)
         finally:
             await link.give_back()
 
+    async def _take(self, link: Link) -> list[tuple[str | None, Arrival]]:
+        """Wait for something to do; empty once nothing more comes."""
+        self._idle += 1
+        try:
+            taken = self._lanes.take_nowait(self._size(), self._together.shares)
+            if not taken:
+                await link.give_back()
+                taken = await self._lanes.take(self._size, self._together.shares)
+        finally:
+            self._idle -= 1
+        return taken
+
+    def _size(self) -> int:
+        return self._together.size(len(self._lanes), self._idle)
+
     async def _finish_all(self, link: Link, arrivals: Sequence[Arrival]) -> None:
         """Bring what was taken to its end: together where that is possible, else one by one in order."""
-        groups, rest = self._together.split(arrivals) if len(arrivals) > 1 else ([], arrivals)
+        groups, rest = self._together.split(arrivals)
         for index, group in enumerate(groups):
-            if len(group) > 1 and await self._finish_together(link, group):
-                continue
-            if not await self._finish_each(link, group):
+            left = self._put_back(await self._finish_together(link, group)) if len(group) > 1 else group
+            if not await self._finish_each(link, left):
                 self.unfinished += sum(map(len, groups[index + 1 :])) + len(rest)
                 return
         await self._finish_each(link, rest)
 
+    def _put_back(self, left: Sequence[Message]) -> Sequence[Message]:
+        """Let any worker handle what a group has left; return what this one must: for order, or at a stop."""
+        if self._lanes.closed or not self._together.leaves_to_any:
+            return left
+        for message in left:
+            if message.lane is None:
+                self._lanes.put(message, None)
+        return [message for message in left if message.lane is not None]
+
     async def _finish_each(self, link: Link, arrivals: Sequence[Arrival]) -> bool:
         """Bring messages to their end one by one in order; False if stopped during an outage of the database."""
         for index, arrival in enumerate(arrivals):
-            try:
-                if not await self._finish(link, arrival):
-                    self.unfinished += len(arrivals) - index
-                    return False
-            finally:
-                _let_go(arrival)
+            if not await self._finish(link, arrival):
+                self.unfinished += len(arrivals) - index - 1
+                return False
         return True
 
-    async def _finish_together(self, link: Link, messages: Sequence[Message]) -> bool:
-        """Try a group commit; False if the messages are to be run one by one."""
+    async def _finish_together(self, link: Link, messages: Sequence[Message]) -> Sequence[Message]:
+        """Bring messages to their end in a group; return those that are to be run one by one."""
         while True:
             try:
-                done = await self._together.handle(link, messages)
+                left = await self._together.handle(link, messages)
             except StoreUnavailableError as error:
                 await link.give_back(broken=True)
                 _count_loss(error, messages)
                 if not await self._availability.restored(error):
-                    return False
+                    return messages
                 if isinstance(error, ConnectionLostError):
                     # One of them may be why, and must be told from the others.
-                    return False
+                    return messages
                 continue
             except anyio.get_cancelled_exc_class():
                 self.unfinished += len(messages)
@@ -134,32 +154,38 @@ class Workers:
                     await self._call_off(message)
                 raise
             self._availability.worked()
-            for message in messages if done else ():
-                _settle(message)
-                _let_go(message)
-            return done
+            ended = {id(message) for message in messages}.difference(map(id, left))
+            for message in messages:
+                if id(message) in ended:
+                    _settle(message)
+                    _let_go(message)
+            return left
 
     async def _finish(self, link: Link, arrival: Arrival) -> bool:
         """Bring one message to its end, through outages of the database; False if stopped during one."""
-        while True:
-            try:
-                if isinstance(arrival, Message) and arrival.parking is not None:
-                    await self._dispatcher.handle_parked(link, arrival)
+        try:
+            while True:
+                try:
+                    if isinstance(arrival, Message) and arrival.parking is not None:
+                        await self._dispatcher.handle_parked(link, arrival)
+                    else:
+                        settle = await self._dispatcher.handle(link, arrival)
+                        _settle(arrival, refuse=settle == "refuse")
+                except StoreUnavailableError as error:
+                    await link.give_back(broken=True)
+                    _count_loss(error, [arrival])
+                    if not await self._availability.restored(error):
+                        self.unfinished += 1
+                        return False
                 else:
-                    settle = await self._dispatcher.handle(link, arrival)
-                    _settle(arrival, refuse=settle == "refuse")
-            except StoreUnavailableError as error:
-                await link.give_back(broken=True)
-                _count_loss(error, [arrival])
-                if not await self._availability.restored(error):
-                    return False
-            except anyio.get_cancelled_exc_class():
-                self.unfinished += 1
-                await self._call_off(arrival)
-                raise
-            else:
-                self._availability.worked()
-                return True
+                    self._availability.worked()
+                    return True
+        except anyio.get_cancelled_exc_class():
+            self.unfinished += 1
+            await self._call_off(arrival)
+            raise
+        finally:
+            _let_go(arrival)
 
     async def _call_off(self, arrival: Arrival) -> None:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2):

@@ -88,9 +88,10 @@ class RehearsedService:
             self.inbox,
             engine=self.engine,
             broker=broker,
-            # A failed message is parked at once: how long it waits is then a matter of virtual time.
+            # A failed message is parked at once: how long it waits is then a matter of virtual time. One message to a
+            # transaction: which share one would depend on how quick handlers are.
             settings=ConsumerSettings(
-                concurrency=1, retry=RetryPolicy(quick=0), poll_interval=timedelta(milliseconds=50)
+                concurrency=1, batch=1, retry=RetryPolicy(quick=0), poll_interval=timedelta(milliseconds=50)
             ),
             observer=self,
             clock=self._clock,
