@@ -157,9 +157,181 @@ def test_bytes_pass_through_untouched(payload: bytes) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_json_lacks_become_null(number: float) -> None:
-    """NaN and the infinities have no JSON form; a consumer sees null, whichever class encoded them."""
+    """NaN and the infinities have no JSON form: null in a dict, refused where the class takes no null."""
     assert encode_data({"rate": number}, event_type=TYPE)[0] == b'{"rate":null}'
-    assert encode_data(RateModel(rate=number), event_type=TYPE)[0] == b'{"rate":null}'
+    for payload in (RateModel(rate=number), RateStruct(number)):
+        with pytest.raises(EncodingError, match=r"could not read it back: .*\$\.rate"):
+            encode_data(payload, event_type=TYPE)
+
+
+# --- what is written can be read ---
+
+
+class RateStruct(msgspec.Struct):
+    """A struct with a float."""
+
+    rate: float
+
+
+class Aliased(pydantic.BaseModel):
+    """A model whose names on the wire are others."""
+
+    order_id: str = pydantic.Field(alias="orderId")
+    lines: list[LineModel] = []
+    tags: set[str] = set()
+
+
+class Computed(pydantic.BaseModel):
+    """A model with a value that follows from others."""
+
+    quantity: int
+
+    @pydantic.computed_field
+    def double(self) -> int:
+        """Twice the quantity."""
+        return self.quantity * 2
+
+
+class Strict(Computed):
+    """One that takes no name it does not know."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class Hidden(pydantic.BaseModel):
+    """A model that leaves something out."""
+
+    shown: str
+    card: pydantic.SecretStr = pydantic.Field(pydantic.SecretStr("none"), exclude=True)
+    _seen: int = pydantic.PrivateAttr(0)
+
+    def see(self) -> None:
+        """Change what is private."""
+        self._seen += 1
+
+
+class Card(pydantic.BaseModel):
+    """A model with a secret."""
+
+    number: pydantic.SecretStr
+
+
+class Wallet(pydantic.BaseModel):
+    """A model with secrets further inside."""
+
+    cards: list[Card]
+
+
+class Said(pydantic.BaseModel):
+    """A model that says how its secret is written."""
+
+    number: pydantic.SecretStr
+
+    @pydantic.field_serializer("number", when_used="json")
+    def _written(self, number: pydantic.SecretStr) -> str:
+        return number.get_secret_value()
+
+
+class OnlyRead(pydantic.BaseModel):
+    """A model that is written by one name and read by another."""
+
+    order_id: str = pydantic.Field(validation_alias="orderId")
+
+
+class OnlyWritten(pydantic.BaseModel):
+    """The other way round."""
+
+    order_id: str = pydantic.Field(serialization_alias="orderId")
+
+
+class LeftOut(pydantic.BaseModel):
+    """A model that leaves out what it needs."""
+
+    needed: str = pydantic.Field(exclude=True)
+
+
+class Louder(pydantic.BaseModel):
+    """A model whose validator changes its own result again."""
+
+    text: str
+
+    @pydantic.field_validator("text")
+    @classmethod
+    def _louder(cls, text: str) -> str:
+        return f"{text}!"
+
+
+class Anything(pydantic.BaseModel):
+    """A model that takes what JSON has no form for."""
+
+    value: Any
+
+
+@given(order_id=texts, sku=texts, tags=st.sets(texts))
+def test_a_model_is_written_by_its_aliases(order_id: str, sku: str, tags: set[str]) -> None:
+    """Its own class reads it back, and so does everybody who knows the names on the wire."""
+    payload = Aliased(orderId=order_id, lines=[LineModel(sku=sku, quantity=1)], tags=tags)
+    assert there_and_back(payload, Aliased) == payload
+    assert msgspec.json.decode(encode_data(payload, event_type=TYPE)[0])["orderId"] == order_id
+
+
+def test_computed_fields_are_written_where_their_class_takes_them_back() -> None:
+    """A consumer sees them; a class that forbids further names is written without."""
+    assert encode_data(Computed(quantity=2), event_type=TYPE)[0] == b'{"quantity":2,"double":4}'
+    for _ in range(2):
+        assert encode_data(Strict(quantity=2), event_type=TYPE)[0] == b'{"quantity":2}'
+
+
+@given(shown=texts, card=texts)
+def test_what_a_class_declares_to_be_left_out_is_left_out(shown: str, card: str) -> None:
+    """Excluded fields and private attributes are no part of the event; nothing of them leaves."""
+    payload = Hidden(shown=shown, card=pydantic.SecretStr(card))
+    payload.see()
+    assert msgspec.json.decode(encode_data(payload, event_type=TYPE)[0]) == {"shown": shown}
+
+
+def test_a_secret_is_written_only_as_its_class_says() -> None:
+    """With a serializer it is published; masked it would reach nobody."""
+    payload = Said(number=pydantic.SecretStr("4929"))
+    assert there_and_back(payload, Said) == payload
+
+
+def test_what_json_has_no_form_for_is_a_text_where_anything_goes() -> None:
+    """Time, id or decimal in a field of type Any is no fault of the event."""
+    for value in (datetime(2026, 1, 1, tzinfo=UTC), UUID(int=1), Decimal("0.10")):
+        encode_data(Anything(value=value), event_type=TYPE)
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        pytest.param(Card(number=pydantic.SecretStr("4929-SECRET")), "`$.number`", id="secret"),
+        pytest.param(
+            Wallet(cards=[Card(number=pydantic.SecretStr("4929-SECRET"))]), "`$.cards[0].number`", id="inside"
+        ),
+        pytest.param(OnlyRead.model_validate({"orderId": "4929-SECRET"}), "`$.orderId`", id="validation alias"),
+        pytest.param(OnlyWritten(order_id="4929-SECRET"), "`$.order_id`", id="serialization alias"),
+        pytest.param(LeftOut(needed="4929-SECRET"), "`$.needed`", id="excluded and needed"),
+        pytest.param(Louder(text="4929-SECRET"), "`$.text`", id="validator"),
+        pytest.param(LineModel.model_construct(sku="a", quantity="4929-SECRET"), "`$.quantity`", id="constructed"),
+        pytest.param(Line("a", "4929-SECRET"), "`$.quantity`", id="struct of another type"),  # type: ignore[arg-type]  # that is the point
+    ],
+)
+def test_what_could_not_be_read_back_is_refused_when_it_is_published(payload: object, named: str) -> None:
+    """The error names the field and shows no value, neither in its text nor in its traceback."""
+    with pytest.raises(EncodingError) as caught:
+        encode_data(payload, event_type=TYPE)
+    assert named in str(caught.value)
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_class_made_by_attrs_comes_back() -> None:
+    """Equal, and refused if a field holds what its type does not take."""
+    attrs = pytest.importorskip("attrs")
+    cls = attrs.make_class("Placed", {"order": attrs.field(type=str)})
+    assert there_and_back(cls("1"), cls) == cls("1")
+    with pytest.raises(EncodingError, match=r"\$\.order"):
+        encode_data(cls(1), event_type=TYPE)
 
 
 def test_a_payload_of_one_kind_can_be_read_as_another() -> None:
