@@ -33,6 +33,7 @@ SILENT: set[type[Observation]] = {
     inbox.GroupClaimed,
     inbox.GroupReturned,
     inbox.GroupWritten,
+    inbox.GroupCommitted,
     inbox.GroupParked,
 }
 
