@@ -162,17 +162,17 @@ def test_a_refused_broker_login_ends_with_code_3(
         assert WRONG_SECRET not in ran.stderr
 
 
-def test_a_queue_with_other_arguments_ends_with_code_2(settings: Settings, path: str, tmp_path: Path) -> None:
-    """The argument is named, the queue is left as it is, and nothing loops."""
+def test_an_exchange_of_another_type_ends_with_code_2(settings: Settings, path: str, tmp_path: Path) -> None:
+    """What differs is named, the exchange is left as it is, and nothing loops."""
     with started("consume", path, cwd=tmp_path, **settings) as consumer:
         consumer.wait_for("consumes from")
         consumer.send(signal.SIGTERM)
         assert consumer.end() == 0
-    ran = run("consume", path, cwd=tmp_path, **settings, SAGAPOST_BROKER_DELIVERY_LIMIT="7")
+    ran = run("consume", path, cwd=tmp_path, **settings, SAGAPOST_EXCHANGE="sagapost.dead")
     complaints = [line for line in map(json.loads, ran.stderr.splitlines()) if line["level"] == "CRITICAL"]
     assert ran.returncode == 2, ran.stderr
     assert len(complaints) == 1
-    assert "'warehouse' exists on the broker with another argument 'x-delivery-limit'" in complaints[0]["message"]
+    assert "'sagapost.dead' exists on the broker with another argument 'type'" in complaints[0]["message"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_upgrades_at_the_same_time_take_turns(postgresql_url: str, tmp_path: Pat
     settings = {"SAGAPOST_DATABASE_URL": postgresql_url, "SAGAPOST_DATABASE_SCHEMA": "messaging"}
     replicas = run_at_once("db", "upgrade", "--json", cwd=tmp_path, times=3, **settings)
     assert [replica.returncode for replica in replicas] == [0, 0, 0]
-    assert sorted(len(json.loads(replica.stdout)["changed"]) for replica in replicas) == [0, 0, 3]
+    assert sorted(len(json.loads(replica.stdout)["changed"]) for replica in replicas) == [0, 0, 4]
     assert run("db", "check", cwd=tmp_path, **settings).returncode == 0
     assert run("status", "--json", cwd=tmp_path, **settings).returncode == 0
 

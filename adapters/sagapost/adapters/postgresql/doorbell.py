@@ -21,6 +21,11 @@ _SHORT_LIVED = """
            set_config('tcp_keepalives_count', '4', false), set_config('tcp_user_timeout', '40000', false)"""
 
 
+# A snapshot names the open transactions before the last one that has ended. Ending one of its own after the lock was
+# taken makes it name every writer that found the lock free: those will not ring, and the fetch that follows must know.
+_ARM = "SELECT pg_try_advisory_lock_shared($1), pg_current_xact_id()"
+
+
 class PostgreSQLDoorbell:
     """`Doorbell` by LISTEN/NOTIFY.
 
@@ -47,7 +52,7 @@ class PostgreSQLDoorbell:
             await self._link.fetch(_SHORT_LIVED)
             self._known = self._link.opened
         for _ in range(_TRIES):
-            row = await self._link.fetchrow("SELECT pg_try_advisory_lock_shared($1)", self._lock)
+            row = await self._link.fetchrow(_ARM, self._lock)
             if row is not None and row[0]:
                 return
 
