@@ -111,6 +111,10 @@ async def _install(engine: AsyncEngine, name: str) -> None:
             session.add_all(service.Account(id=number, cents=EACH_ACCOUNT) for number in range(ACCOUNTS))
 
 
+ENDS = {"SAGAPOST_RELAY_OPTIONAL": "orders.completed.v1,orders.cancelled.v1"}
+"""What only the tracker follows: no service waits for the end of a saga."""
+
+
 async def _start(
     stack: AsyncExitStack,
     postgresql: PrivatePostgreSQL,
@@ -130,7 +134,7 @@ async def _start(
     own.mkdir()
     home = postgresql.home.parent
     settings = way.settings(postgresql, rabbitmq, name)
-    relays = RelayProcesses({**settings, **RELAY}, nursery=nursery, home=home, logs=own)
+    relays = RelayProcesses({**settings, **RELAY, **ENDS}, nursery=nursery, home=home, logs=own)
     environment = {**settings, **CONSUMER, "SAGAPOST_CONSUMER_BATCH": str(batch)}
     processes = ConsumerProcesses(
         name, [environment] * consumers, nursery=nursery, home=home, logs=own, module=service.__name__
