@@ -119,6 +119,7 @@ async def finish(closed: EnrolmentClosed, ctx: StepContext) -> None:
     customer = await ctx.session.get_one(Customer, closed.customer_id, with_for_update=True)
     customer.enrolled = customer.status is Status.VERIFIED
     await ctx.cancel_deadline(PATIENCE)
+    await ctx.complete()  # should `wait_for_enrolments` come after this, it sets no deadline any more
 
 
 service.rolls_back_on(EnrolmentWithdrawn, EnrolmentOverdue)
