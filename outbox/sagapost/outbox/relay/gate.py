@@ -6,15 +6,19 @@ reports outcomes, the settle stage reports deletions. All run in one event loop,
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from sagapost.core.outbox_store import OutboxRow, Partition, Position
-from sagapost.outbox.relay.routes import Routes
+from sagapost.outbox.relay.routes import Route, Routes
 
 __all__ = ["Gate", "Hold", "HoldState"]
+
+_MAX_UNROUTABLE = 10_000
+"""Routes that are remembered to have no listener. Forgetting one means that what waits for it goes at its own time."""
 
 
 class HoldState(Enum):
@@ -42,6 +46,10 @@ class Hold:
     """On the relay's monotonic clock."""
     dropped_from: Position | None = None
     """Rows of the key from this position on were seen and dropped from memory; they must be fetched again."""
+    no_listener: Route | None = None
+    """Where the row would go, if it was refused because nobody listens there."""
+    found_listener: bool = False
+    """Somebody does now, as was seen while the refusal was being written down."""
 
     @property
     def above(self) -> Position:
@@ -81,6 +89,8 @@ class Gate:
         self._confirmed: set[Position] = set()
         self._recently_settled: set[Position] = set()
         self._next_due: float | None = None
+        self._unroutable: set[Route] = set()
+        """Routes on which a row has found no listener."""
         self.overtaken: list[tuple[OutboxRow, Hold]] = []
         """Rows confirmed after an earlier one of their key was refused in the same window, until reported."""
         self.max_message_bytes: int | None = None
@@ -268,8 +278,11 @@ class Gate:
                     self._key_drained(key_name, key)
         return freed
 
-    def refused(self, row: OutboxRow, *, attempts: int, due: float) -> bool:
-        """Hold the row's key; return False if it was already held by an earlier row (this one merely followed it)."""
+    def refused(self, row: OutboxRow, *, attempts: int, due: float, unroutable: bool = False) -> bool:
+        """Hold the row's key; return False if it was already held by an earlier row (this one merely followed it).
+
+        :param unroutable: nobody listens to it.
+        """
         self._leave_flight(row)
         name = _name(row)
         hold = self._holds.get(name)
@@ -277,15 +290,38 @@ class Gate:
             hold.drop(row.position)
             self._drop_waiting(name, hold)
             return False
-        self._hold(row, HoldState.WAITING, attempts, due)
+        hold = self._hold(row, HoldState.WAITING, attempts, due)
+        if unroutable:
+            if len(self._unroutable) >= _MAX_UNROUTABLE:
+                self._unroutable.clear()
+            hold.no_listener = self._routes.route_of(row)
+            self._unroutable.add(hold.no_listener)
         return True
 
     def retry_at(self, row: OutboxRow, due: float) -> None:
-        """Say when a refused row is tried again."""
+        """Say when a refused row is tried again: at once if it has found a listener meanwhile."""
         hold = self._holds.get(_name(row))
         if hold is not None and hold.position == row.position and hold.state is HoldState.WAITING:
-            hold.due = due
-            self._next_due = due if self._next_due is None else min(self._next_due, due)
+            self._set_due(hold, -math.inf if hold.found_listener else due)
+
+    def listened_to(self, row: OutboxRow, now: float) -> bool:
+        """A row has found a listener: let go what waits for one on the same route; return whether there may be any."""
+        if not self._unroutable or (route := self._routes.route_of(row)) not in self._unroutable:
+            return False
+        self._unroutable.discard(route)
+        for hold in self._holds.values():
+            if hold.no_listener != route or hold.state is not HoldState.WAITING:
+                continue
+            if hold.due == math.inf:
+                # Not on record yet: `retry_at` follows.
+                hold.found_listener = True
+            else:
+                self._set_due(hold, now)
+        return True
+
+    def _set_due(self, hold: Hold, due: float) -> None:
+        hold.due = due
+        self._next_due = due if self._next_due is None else min(self._next_due, due)
 
     def abandon(self, row: OutboxRow) -> None:
         """A refused row of a partition that is being given up: its next owner decides."""
@@ -438,8 +474,7 @@ class Gate:
             if former.position != hold.position:
                 hold.drop(former.position)
         self._drop_waiting(name, hold)
-        if self._next_due is None or due < self._next_due:
-            self._next_due = due
+        self._set_due(hold, due)
         return hold
 
     def _drop_waiting(self, name: str | Position, hold: Hold | None) -> None:
@@ -457,7 +492,7 @@ class Gate:
             elif hold.state is HoldState.PROBING:
                 # The probe itself waited behind rows that were on their way when its key was held.
                 hold.state = HoldState.WAITING
-                self._next_due = hold.due if self._next_due is None else min(self._next_due, hold.due)
+                self._set_due(hold, hold.due)
         if not key.in_flight:
             del self._keys[name]
 

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement, Position
+from sagapost.core.outbox_store import Failure, OutboxRow, OutboxSettlement
 from sagapost.outbox.relay.observations import Buried, Held, Released
 
 if TYPE_CHECKING:
     from sagapost.outbox.relay.parts import RelayParts
-    from sagapost.outbox.relay.routes import Route
 
 __all__ = ["Decided", "Refusal", "Refusals"]
 
 _LONGEST_REASON = 2_000
 _LONGEST = 32_000
 """An attempt whose wait is the longest there is."""
-_MAX_WAITING = 10_000
-"""Rows of one route that are remembered to wait for a listener. The others are tried again at their time."""
 
 
 class Refusal(NamedTuple):
@@ -47,10 +44,6 @@ class Refusals:
     def __init__(self, parts: RelayParts, settlement: OutboxSettlement) -> None:
         self._parts = parts
         self._settlement = settlement
-        self._unheard: dict[Route, dict[Position, OutboxRow]] = {}
-        """What waits for somebody to listen, by where it would go."""
-        self._recording: dict[Position, bool] = {}
-        """Refused rows that are not on record yet, and whether they have found a listener meanwhile."""
         self.retries = 0
         self.dead = 0
 
@@ -74,38 +67,20 @@ class Refusals:
             attempts = max(row.attempts + counts, 1)
             delay = settings.retry.delay(attempts if counts else _LONGEST)
             # Not due before the attempt is on record: read again too early, the row would count it a second time.
-            if not parts.gate.refused(row, attempts=attempts, due=math.inf):
+            if not parts.gate.refused(row, attempts=attempts, due=math.inf, unroutable=refusal.unroutable):
                 # A follower of a refused row that was already on its way: no attempt of its own is burned.
                 continue
             if counts and attempts >= settings.max_attempts:
                 spent.append((row, Failure(row.position, row.partition, reason, timedelta(0))))
             else:
                 retried.append((row, Failure(row.position, row.partition, reason, delay, counts)))
-                if refusal.unroutable:
-                    self._wait_for_listener(row)
         return Decided(retried, spent)
-
-    def _wait_for_listener(self, row: OutboxRow) -> None:
-        waiting = self._unheard.setdefault(self._parts.routes.route_of(row), {})
-        if len(waiting) < _MAX_WAITING:
-            waiting[row.position] = row
-            self._recording[row.position] = False
 
     def listened_to(self, row: OutboxRow) -> None:
         """A row has found a listener: what waits for one on the same route is tried at once, and not at its time."""
-        if not self._unheard:
-            return
         parts = self._parts
-        waiting = self._unheard.pop(parts.routes.route_of(row), None)
-        if waiting is None:
-            return
-        now = parts.clock.monotonic()
-        for position, each in waiting.items():
-            if position in self._recording:
-                self._recording[position] = True
-            else:
-                parts.gate.retry_at(each, now)
-        parts.nudge.set()
+        if parts.gate.listened_to(row, parts.clock.monotonic()):
+            parts.nudge.set()
 
     def _counts(self, refusal: Refusal) -> bool:
         """Whether a refusal uses up an attempt.
@@ -126,8 +101,7 @@ class Refusals:
             self.retries += len(retried)
             now = parts.clock.monotonic()
             for row, failure in retried:
-                found = self._recording.pop(row.position, False)
-                parts.gate.retry_at(row, now if found else now + failure.retry_after.total_seconds())
+                parts.gate.retry_at(row, now + failure.retry_after.total_seconds())
                 event = row.event
                 parts.observer.notify(
                     Held(
