@@ -16,7 +16,7 @@ from aio_pika import ExchangeType
 from sagapost.adapters.rabbitmq.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, conflicting_argument
 from sagapost.adapters.rabbitmq.link import BrokerLink
 from sagapost.adapters.rabbitmq.settings import TopologySettings
-from sagapost.adapters.rabbitmq.topology import attempt
+from sagapost.adapters.rabbitmq.topology import attempt, count_of
 from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue
 from sagapost.core.findings import Diagnosis, Severity
@@ -106,13 +106,8 @@ async def _queue(
             remedy="set what it was made with (SAGAPOST_QUEUE_TYPE, SAGAPOST_BROKER_DELIVERY_LIMIT, "
             "SAGAPOST_EXCHANGE), or change the queue as the operations guide says, which loses nothing",
         )
-    consumers: list[int | None] = []
-
-    async def count(channel: aio_pika.Channel) -> None:
-        queue = await channel.declare_queue(name, passive=True)
-        consumers.append(queue.declaration_result.consumer_count)
-
-    if await attempt(link, count, "queue", name) is None and consumers[0] == 0:
+    _, consumers = await count_of(link, name)
+    if consumers == 0:
         yield Diagnosis(
             severity=Severity.WARNING,
             code="queue-not-consumed",

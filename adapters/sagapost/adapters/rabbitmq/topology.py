@@ -38,7 +38,7 @@ from sagapost.adapters.rabbitmq.transport import CloseReason
 from sagapost.core.broker import Queue, QueueDepth
 from sagapost.core.errors import BrokerRefusedError, BrokerUnavailableError
 
-__all__ = ["attempt", "declare_exchange", "declare_observed", "declare_queue", "depth_of", "keep_bound"]
+__all__ = ["attempt", "count_of", "declare_exchange", "declare_observed", "declare_queue", "depth_of", "keep_bound"]
 
 _log = logging.getLogger("sagapost.rabbitmq")
 
@@ -82,10 +82,7 @@ async def declare_observed(link: BrokerLink, settings: TopologySettings) -> Clos
     :raises BrokerUnavailableError: if the connection ends.
     """
     entity, declare = _topic_exchange(settings.observed_exchange)
-    refusal = await attempt(link, lambda channel: declare(channel, False), entity.kind, entity.name)
-    if refusal is None or refusal.code != ACCESS_REFUSED:
-        return refusal
-    return await attempt(link, lambda channel: declare(channel, True), entity.kind, entity.name)
+    return await _refusal_of(link, declare, entity, optional=True)
 
 
 async def declare_queue(link: BrokerLink, settings: TopologySettings, queue: Queue) -> None:
@@ -181,12 +178,12 @@ async def depth_of(link: BrokerLink, settings: TopologySettings, queue: str) -> 
     :raises BrokerUnavailableError: if the connection ends.
     """
     dead_letter_queue = settings.dead_letter_queue(queue)
-    messages, consumers = await _count(link, queue)
-    dead_letters, _ = await _count(link, dead_letter_queue)
+    messages, consumers = await count_of(link, queue)
+    dead_letters, _ = await count_of(link, dead_letter_queue)
     return QueueDepth(queue, messages, consumers, dead_letter_queue, dead_letters)
 
 
-async def _count(link: BrokerLink, name: str) -> tuple[int | None, int | None]:
+async def count_of(link: BrokerLink, name: str) -> tuple[int | None, int | None]:
     """Return the messages and the consumers of a queue; None where it is not there or locked by another connection."""
     found: list[tuple[int | None, int | None]] = []
 
