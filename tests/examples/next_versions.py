@@ -227,23 +227,22 @@ async def _pass_over(paid: PaymentTaken, ctx: StepContext) -> None:
     """Take the event, so that no replica has to wait for one that does."""
 
 
-loyalty.on(PaymentTaken, changes_nothing=True)(_pass_over)
-loyalty.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
-loyalty.on(OrderCompleted, emits=[loyalty_1.PointsAwarded], changes_nothing=True)(_award)
-loyalty.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
-loyalty.pivots_on("warehouse.order-dispatched.v1")
-loyalty.completes_on("orders.order-completed.v1")
+def _give_points_at_the_end(service: Service) -> None:
+    service.on(PaymentTaken, changes_nothing=True)(_pass_over)
+    service.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
+    service.on(OrderCompleted, emits=[loyalty_1.PointsAwarded], changes_nothing=True)(_award)
+    service.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
+    service.pivots_on("warehouse.order-dispatched.v1")
+    service.completes_on("orders.order-completed.v1")
+
+
+_give_points_at_the_end(loyalty)
 
 loyalty_without_revoking = Service(
     "loyalty", source=loyalty_1.service.outbox.source, replaces=loyalty_1.service, announce=True
 )
 """The version after that: the compensation is gone, which is right once no saga has recorded it any more."""
-loyalty_without_revoking.on(PaymentTaken, changes_nothing=True)(_pass_over)
-loyalty_without_revoking.upcast(payment_1.PaymentTaken, to=PaymentTaken)(_euros)
-loyalty_without_revoking.on(OrderCompleted, emits=[loyalty_1.PointsAwarded], changes_nothing=True)(_award)
-loyalty_without_revoking.rolls_back_on("warehouse.item-missing.v1", "orders.order-given-up.v1")
-loyalty_without_revoking.pivots_on("warehouse.order-dispatched.v1")
-loyalty_without_revoking.completes_on("orders.order-completed.v1")
+_give_points_at_the_end(loyalty_without_revoking)
 
 
 # --- notification: takes both versions of the event ---

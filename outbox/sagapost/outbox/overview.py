@@ -214,16 +214,23 @@ def _topics(connection: Connection, tables: OutboxTables, now: datetime, limit: 
     ]
 
 
+def _refused(columns: Any) -> Sequence[ColumnElement[Any]]:
+    """Return what an outbox and its dead letters alike have of an event that the broker refused."""
+    return (
+        columns.position,
+        columns.event_id,
+        columns.type,
+        columns.partitionkey.label("key"),
+        columns.attempts,
+        columns.last_error.label("reason"),
+    )
+
+
 def _held(tables: OutboxTables, limit: int) -> Select[*tuple[Any, ...]]:
     columns = tables.outbox.c
     return (
         select(
-            columns.position,
-            columns.event_id,
-            columns.type,
-            columns.partitionkey.label("key"),
-            columns.attempts,
-            columns.last_error.label("reason"),
+            *_refused(columns),
             case((rules.TIME, columns.time)).label("published_at"),
             columns.next_attempt_at.label("due"),
         )
@@ -236,15 +243,7 @@ def _held(tables: OutboxTables, limit: int) -> Select[*tuple[Any, ...]]:
 def _blocking(tables: OutboxTables, limit: int) -> Select[*tuple[Any, ...]]:
     columns = tables.dead.c
     return (
-        select(
-            columns.position,
-            columns.event_id,
-            columns.type,
-            columns.partitionkey.label("key"),
-            columns.attempts,
-            columns.last_error.label("reason"),
-            columns.died_at,
-        )
+        select(*_refused(columns), columns.died_at)
         .where(_BLOCKING)
         # As the index has them: the oldest first would be all of them, sorted.
         .order_by(columns.partitionkey)
