@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Integer, Select, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, case, func, literal_column, select
 
-from sagapost.core.clock import SystemClock
-from sagapost.core.databases import aware, kit_of
+from sagapost.core.databases import aware
+from sagapost.core.databases.looking import count_up_to, moment
 from sagapost.outbox import rules
 from sagapost.outbox.tables import OutboxTables
 
@@ -26,7 +26,6 @@ millions would take seconds."""
 COUNTED = 10_000
 """Counting stops here: whether it is ten thousand or a million changes nothing of what is to be done."""
 
-_ONE: ColumnElement[int] = literal_column("1")
 # Written out and not as parameters: a generic plan must see that the partial indexes apply.
 _REFUSED: ColumnElement[bool] = literal_column("attempts > 0")
 _BLOCKING: ColumnElement[bool] = literal_column("blocks_key = 1")
@@ -120,7 +119,7 @@ def outbox_overview(connection: Connection, tables: OutboxTables, *, examples: i
 
     :param examples: how many held events, blocked keys and topics are named.
     """
-    now = aware(connection.execute(select(kit_of(connection).now(SystemClock()))).scalar_one())
+    now = moment(connection)
     partitions, owners = _leases(connection, tables, now)
     held = _rows(connection, _held(tables, examples))
     blocked = _rows(connection, _blocking(tables, examples))
@@ -136,20 +135,13 @@ def outbox_overview(connection: Connection, tables: OutboxTables, *, examples: i
         partitions=partitions,
         owned=sum(owners.values()),
         topics=_topics(connection, tables, now, examples),
-        held=_count(connection, outbox, _REFUSED, outbox.c.next_attempt_at),
+        held=count_up_to(COUNTED, connection, outbox, _REFUSED, outbox.c.next_attempt_at),
         held_events=[_held_event(row, behind) for row in held],
-        blocked=_count(connection, dead, _BLOCKING, dead.c.partitionkey),
+        blocked=count_up_to(COUNTED, connection, dead, _BLOCKING, dead.c.partitionkey),
         blocked_keys=[_blocked_key(row, behind) for row in blocked],
-        overdue=_count(connection, scheduled, overdue, scheduled.c.deliver_at),
+        overdue=count_up_to(COUNTED, connection, scheduled, overdue, scheduled.c.deliver_at),
         overdue_for=None if first is None else now - aware(first),
     )
-
-
-def _count(connection: Connection, table: FromClause, which: ColumnElement[bool], order: ColumnElement[Any]) -> int:
-    # In the order of the index, so that the scan stops at the limit: without it the planner first makes a bitmap of
-    # every row that the index has, and reads their pages of the table.
-    some = select(_ONE).select_from(table).where(which).order_by(order).limit(COUNTED).subquery()
-    return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def _rows(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Mapping[str, Any]]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, func, select
 
-from sagapost.core.clock import SystemClock
-from sagapost.core.databases import aware, kit_of
+from sagapost.core.databases import aware
+from sagapost.core.databases.looking import count_up_to, moment
 from sagapost.sagas.tables import SagaTables
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["FailingCompensation", "SagaCounts", "TrackedSaga", "TrackerCounts", "saga_counts", "tracker_counts"]
 
 COUNTED = 10_000
-_ONE: ColumnElement[int] = literal_column("1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def saga_counts(connection: Connection, tables: SagaTables, *, examples: int = 5
     :param examples: how many failing compensations of a service are named.
     """
     states, tasks = tables.states, tables.tasks
-    now = _now(connection)
+    now = moment(connection)
     rolling_back = states.c.state == "rolling_back"
     open_ = tasks.c.state == "open"
     found: dict[str, dict[str, Any]] = {}
@@ -100,10 +99,6 @@ def saga_counts(connection: Connection, tables: SagaTables, *, examples: int = 5
     for service in found:
         found[service] |= _rollbacks(connection, tables, service, now, examples)
     return {name: SagaCounts(**counts) for name, counts in sorted(found.items())}
-
-
-def _now(connection: Connection) -> datetime:
-    return aware(connection.execute(select(kit_of(connection).now(SystemClock()))).scalar_one())
 
 
 def _by_service(connection: Connection, table: FromClause, which: ColumnElement[bool]) -> dict[str, int]:
@@ -162,7 +157,7 @@ def tracker_counts(connection: Connection, tables: TrackerTables, *, examples: i
 
     :param examples: how many sagas of each kind are named.
     """
-    sagas, now = tables.sagas, _now(connection)
+    sagas, now = tables.sagas, moment(connection)
     stuck, late = sagas.c.state == "stuck", sagas.c.due_at <= now
     named: dict[str, TrackedSaga] = {}
     for which, order in ((stuck, sagas.c.started_at), (late, sagas.c.due_at)):
@@ -176,14 +171,7 @@ def tracker_counts(connection: Connection, tables: TrackerTables, *, examples: i
             late_for = None if due is None or aware(due) > now else now - aware(due)
             named.setdefault(saga, TrackedSaga(saga, state, reason, late_for))
     return TrackerCounts(
-        stuck=_count(connection, sagas, stuck, sagas.c.started_at),
-        late=_count(connection, sagas, late, sagas.c.due_at),
+        stuck=count_up_to(COUNTED, connection, sagas, stuck, sagas.c.started_at),
+        late=count_up_to(COUNTED, connection, sagas, late, sagas.c.due_at),
         sagas=tuple(named.values()),
     )
-
-
-def _count(connection: Connection, table: FromClause, which: ColumnElement[bool], order: ColumnElement[Any]) -> int:
-    # In the order of the index, so that the scan stops at the limit: without it the planner first makes a bitmap of
-    # every row that the index has, and reads their pages of the table.
-    some = select(_ONE).select_from(table).where(which).order_by(order).limit(COUNTED).subquery()
-    return connection.execute(select(func.count()).select_from(some)).scalar_one()

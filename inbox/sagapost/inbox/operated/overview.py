@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 
-from sagapost.core.clock import SystemClock
-from sagapost.core.databases import aware, kit_of
+from sagapost.core.databases import aware
+from sagapost.core.databases.looking import moment
 from sagapost.inbox.declared.tables import InboxTables
 
 __all__ = ["InboxOverview", "ParkedExample", "inbox_overview"]
@@ -58,7 +58,7 @@ def inbox_overview(connection: Connection, tables: InboxTables, *, examples: int
     :param examples: how many messages in each state are named.
     """
     consumers = tables.consumers.c
-    now = aware(connection.execute(select(kit_of(connection).now(SystemClock()))).scalar_one())
+    now = moment(connection)
     names = {name: number for number, name in connection.execute(select(consumers.id, consumers.name))}
     return {name: _overview(connection, tables, names[name], now, examples) for name in sorted(names)}
 
