@@ -14,6 +14,7 @@ __path__ = extend_path(__path__, __name__)
 if TYPE_CHECKING:
     from sagapost.core.envelope import Event
     from sagapost.core.errors import ConfigurationError, SagapostError
+    from sagapost.core.foreign import ForeignMessages
     from sagapost.core.naming import event
     from sagapost.inbox.declared.context import Context, SyncContext
     from sagapost.inbox.declared.outcomes import BusinessFailure, Exhausted, Instead, Reject, Retry, Snooze
@@ -34,6 +35,7 @@ else:
         {
             "core.envelope": "Event",
             "core.errors": "ConfigurationError SagapostError",
+            "core.foreign": "ForeignMessages",
             "core.naming": "event",
             "inbox.declared.context": "Context SyncContext",
             "inbox.declared.outcomes": "BusinessFailure Exhausted Instead Reject Retry Snooze",
@@ -74,6 +76,7 @@ __all__ = [
     "RollBack",
     "Close",
     "Recorder",
+    "ForeignMessages",
     "join_request",
     "request_headers",
     "SagapostError",

@@ -16,30 +16,31 @@ from cloudevents.core.v1.event import CloudEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_headers, read_message
+from sagapost.adapters.cloudevents import binary_headers, read_message
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
+from sagapost.core.foreign import ForeignMessages, Incoming
 from tests.adapters.strategies import events
 
 NOW = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
-POLICY = ForeignPolicy(default_source="urn:elsewhere")
+POLICY = ForeignMessages(source_from="urn:elsewhere")
 REQUIRED = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t.v1", "time": "2026-11-23T08:00:00Z"}
 
 
-def read(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> Event | Malformed:
+def read(body: bytes = b"", policy: ForeignMessages = POLICY, **properties: Any) -> Event | Malformed:
     """Read a message with the given properties."""
     values: dict[str, Any] = {"topic": "a.topic", "headers": {}, **properties}
     return read_message(Incoming(body=body, **values), policy)
 
 
-def read_event(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> Event:
+def read_event(body: bytes = b"", policy: ForeignMessages = POLICY, **properties: Any) -> Event:
     """Read a message that must be an event."""
     event = read(body, policy, **properties)
     assert isinstance(event, Event), event
     return event
 
 
-def reason_of(body: bytes = b"", policy: ForeignPolicy = POLICY, **properties: Any) -> str:
+def reason_of(body: bytes = b"", policy: ForeignMessages = POLICY, **properties: Any) -> str:
     """Read a message that must not be an event; return why."""
     malformed = read(body, policy, **properties)
     assert isinstance(malformed, Malformed)
@@ -336,7 +337,7 @@ def test_a_stranger_without_id_is_rejected_by_default() -> None:
 
 def test_a_digest_identifies_a_stranger_by_its_content() -> None:
     """Same content, same id, whatever the broker added; another body, type, sender or time: another id."""
-    policy = ForeignPolicy(without_id="digest")
+    policy = ForeignMessages(id_from="content")
     base: dict[str, Any] = {"type": "t", "app_id": "a", "timestamp": NOW}
     first = read_event(b"x", policy, **base)
     assert first.id == read_event(b"x", policy, **base, headers={"x-delivery-count": 3}).id
@@ -381,12 +382,12 @@ optional_text = st.none() | st.text(max_size=20)
         correlation_id=optional_text,
         timestamp=st.none() | st.just(NOW),
     ),
-    st.sampled_from(["reject", "digest"]),
+    st.sampled_from(["message", "content"]),
 )
 @settings(deadline=None, max_examples=300)
-def test_nothing_a_message_holds_raises(message: Incoming, without_id: Any) -> None:
+def test_nothing_a_message_holds_raises(message: Incoming, id_from: Any) -> None:
     """Whatever comes is an event with its required attributes, or is kept with a reason."""
-    content = read_message(message, ForeignPolicy(without_id=without_id))
+    content = read_message(message, ForeignMessages(id_from=id_from))
     if isinstance(content, Event):
         assert content.id
         assert content.source

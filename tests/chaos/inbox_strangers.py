@@ -34,8 +34,11 @@ async def send_strange_messages(amqp_url: str, count: int) -> None:
     connection = await aiormq.connect(amqp_url)
     try:
         channel = await connection.channel()
-        properties = aiormq.spec.Basic.Properties(content_type="application/cloudevents+json", delivery_mode=2)
         for n in range(count):
+            # With an id: without one a redelivery is parked once more, and none could be counted.
+            properties = aiormq.spec.Basic.Properties(
+                content_type="application/cloudevents+json", delivery_mode=2, message_id=f"strange-{n}"
+            )
             await channel.basic_publish(
                 b"{no event %d" % n, exchange="sagapost", routing_key=TYPE, properties=properties
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_headers, read_message
+from sagapost.adapters.cloudevents import binary_headers, read_message
 from sagapost.core.envelope import ATTRIBUTES, Event, Form
+from sagapost.core.foreign import ForeignMessages, Incoming
 from sagapost.inbox.kept.envelope import envelope_of, restore
 from sagapost.outbox.reading import RECORD
 from sagapost.outbox.rows import PUBLISHED, row_values
@@ -27,7 +28,7 @@ def test_every_attribute_has_its_place_everywhere() -> None:
     assert set(row_values(FULL, "t")) == {*ENVELOPE_COLUMNS, PUBLISHED} - {"time"}
     assert set(RECORD) == {*names, "topic", "position", "slot", "attempts", "retry_in"}
     message = Incoming(body=FULL.data, topic="t", headers=binary_headers(FULL), content_type=FULL.datacontenttype)
-    assert read_message(message, ForeignPolicy()) == FULL
+    assert read_message(message, ForeignMessages()) == FULL
     assert restore(envelope_of(FULL), FULL.data) == FULL
 
 

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.clock import SystemClock
 from sagapost.core.databases import kit_of
+from sagapost.core.identity import dedup_key
 from sagapost.inbox import BusinessFailure, Context, Reject, SyncContext
-from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.attempts import BegunAttempts

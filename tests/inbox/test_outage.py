@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.errors import ConfigurationError, SchemaError, TopologyConflictError
+from sagapost.core.identity import dedup_key
 from sagapost.core.life import ServerReady
 from sagapost.inbox import Consumer, Context
-from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.registry import register_consumer
 from tests.inbox.harness import FAST, NEVER, OrderPlaced, Recorder, Service, an_event, quick_settings, running, send

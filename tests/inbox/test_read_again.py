@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, read_again, read_message
+from sagapost.adapters.cloudevents import read_again, read_message
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core.audit import Decision
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.foreign import ForeignMessages, Incoming
 from sagapost.inbox import Context
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.envelope import envelope_of, restore
@@ -57,7 +58,7 @@ async def parked(
 
 def digesting() -> MemoryBroker:
     """Return a broker whose consumers take an id from the content."""
-    return MemoryBroker(foreign_policy=ForeignPolicy(without_id="digest"))
+    return MemoryBroker(foreign_policy=ForeignMessages(id_from="content"))
 
 
 async def test_what_was_parked_for_want_of_an_id_is_handled_under_another_setting(engine: AsyncEngine) -> None:
@@ -147,12 +148,12 @@ def test_what_came_beside_the_body_is_kept_for_reading_it_again() -> None:
         correlation_id="s-1",
         timestamp=sent,
     )
-    message = read_message(incoming, ForeignPolicy())
+    message = read_message(incoming, ForeignMessages())
     assert isinstance(message, Malformed)
     kept = restore(envelope_of(message), message.body)
     assert kept == message
     assert isinstance(kept, Malformed)
-    policy, later = ForeignPolicy(without_id="digest"), datetime(2026, 11, 24, tzinfo=UTC)
+    policy, later = ForeignMessages(id_from="content"), datetime(2026, 11, 24, tzinfo=UTC)
     event = read_again(kept, TOPIC, policy, received_at=later)
     assert event == read_message(incoming, policy)
     assert isinstance(event, Event)
@@ -163,7 +164,7 @@ def test_what_came_beside_the_body_is_kept_for_reading_it_again() -> None:
         {"tenant": "blue"},
     )
     # Without a time of its own it is from when it came.
-    bare = read_message(Incoming(body=b"{}", topic=TOPIC, headers={}), ForeignPolicy())
+    bare = read_message(Incoming(body=b"{}", topic=TOPIC, headers={}), ForeignMessages())
     assert isinstance(bare, Malformed)
     undated = read_again(bare, TOPIC, policy, received_at=later)
     assert isinstance(undated, Event)

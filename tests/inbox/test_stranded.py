@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.core.identity import dedup_key
 from sagapost.inbox import Context
-from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.registry import register_consumer
 from tests.faults.proxy import FaultProxy

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import event
+from sagapost.core.foreign import ForeignMessages
 from sagapost.inbox import Context
 from sagapost.inbox.declared import observations as obs
 from tests.inbox.harness import OrderPlaced, Service, an_event, running, send
@@ -80,8 +80,8 @@ async def test_a_plain_message_with_a_message_id(engine: AsyncEngine, broker: Me
 
 async def test_without_an_id_it_is_parked_or_known_by_its_content(engine: AsyncEngine) -> None:
     """By default nothing that could not be recognised again is handled; by choice the content is the identity."""
-    for policy, handled in (("reject", 0), ("digest", 1)):
-        broker = MemoryBroker(foreign_policy=ForeignPolicy(without_id=policy))  # type: ignore[arg-type]
+    for policy, handled in (("message", 0), ("content", 1)):
+        broker = MemoryBroker(foreign_policy=ForeignMessages(id_from=policy))  # type: ignore[arg-type]
         service = a_service(name=f"warehouse-{policy}")
         await service.install(engine)
         await broker.declare(service.inbox.queue)
@@ -90,9 +90,10 @@ async def test_without_an_id_it_is_parked_or_known_by_its_content(engine: AsyncE
         async with running(service, engine, broker) as consumer:
             await consumer.settled(2)
             assert consumer.statistics.handled == handled
-            assert consumer.statistics.duplicates == 1
-    (parked,) = await service.parked(engine)
-    assert (parked.state, parked.reason) == ("dead", "undecodable")
+            assert consumer.statistics.duplicates == handled
+        # Without an id two that are equal may have been meant to be two: neither is lost.
+        reasons = [(each.state, each.reason) for each in await service.parked(engine)]
+        assert reasons == [("dead", "undecodable")] * (2 - 2 * handled)
 
 
 async def test_data_that_does_not_fit_is_parked_with_the_field(engine: AsyncEngine, broker: MemoryBroker) -> None:

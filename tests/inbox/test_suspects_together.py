@@ -13,8 +13,8 @@ from sagapost.adapters.memory import MemoryBroker
 from sagapost.core import Backoff, Event, SystemClock
 from sagapost.core.broker import Delivery
 from sagapost.core.databases import kit_of
+from sagapost.core.identity import dedup_key
 from sagapost.inbox import Context, RetryPolicy
-from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared import observations as obs
 from sagapost.inbox.kept.attempts import BegunAttempts

@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 from sagapost.core import Event, event, new_id
 from sagapost.core.broker import Malformed
 from sagapost.core.errors import ConfigurationError, UnnamedEventError
+from sagapost.core.identity import KEY_BYTES, dedup_key
 from sagapost.core.schema import check_schema, install_schema
 from sagapost.inbox import ConsumerSettings, Context, Inbox, InboxTables, RetryPolicy, SyncContext
-from sagapost.inbox.arriving.keys import KEY_BYTES, dedup_key, malformed_key
+from sagapost.inbox.arriving.keys import malformed_key
 from sagapost.inbox.arriving.message import Message, Parking
 from sagapost.inbox.arriving.ordering import Lanes
 from sagapost.inbox.declared.handlers import topic_regex
@@ -88,8 +89,16 @@ def test_the_boundary_between_source_and_id_counts() -> None:
 def test_keys_of_messages_that_are_no_events() -> None:
     """A redelivery of the same message has the same key, another body another one."""
     first = Malformed("no id", b"x", {}, message_id="1")
-    assert malformed_key(first) == malformed_key(Malformed("no id", b"x", {"new": "header"}, message_id="1"))
-    assert malformed_key(first) != malformed_key(Malformed("no id", b"y", {}, message_id="1"))
+    assert malformed_key(first) == malformed_key(Malformed("no id", b"x", {"x-death": "header"}, message_id="1"))
+    others = [
+        Malformed("no id", b"y", {}, message_id="1"),
+        Malformed("no id", b"x", {"ce-source": "erp"}, message_id="1"),
+        Malformed("no id", b"x", {}, message_id="1", type="t"),
+        Malformed("no id", b"x", {}, message_id="1", properties={"app_id": "erp"}),
+    ]
+    assert len({malformed_key(each) for each in (first, *others)}) == 5
+    unnamed = Malformed("no id", b"x", {})
+    assert malformed_key(unnamed) != malformed_key(unnamed)
 
 
 # --- lanes ---

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, create_engine, insert
 from sqlalchemy.pool import StaticPool
 
 from sagapost.core import event
+from sagapost.core.identity import dedup_key
 from sagapost.core.schema import install_schema
 from sagapost.inbox import Inbox
-from sagapost.inbox.arriving.keys import dedup_key
 from sagapost.inbox.kept.envelope import envelope_of, shown_columns
 from sagapost.inbox.kept.registry import register_consumer
 from sagapost.outbox import Outbox

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from sagapost.adapters.bodies import UnreadableBodyError, media_type_of, plain_body
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import ATTRIBUTES, Event, utc_iso
+from sagapost.core.foreign import ForeignMessageError, ForeignMessages, Incoming
 from sagapost.core.generated import generated
 
-__all__ = ["PREFIX", "Incoming", "ForeignPolicy", "binary_headers", "read_again", "read_message"]
+__all__ = ["PREFIX", "binary_headers", "read_again", "read_message"]
 
 PREFIX = "ce-"
 """What this library writes before the name of an attribute."""
@@ -50,38 +49,6 @@ _KNOWN = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ForeignPolicy:
-    """How messages without a CloudEvents envelope are read.
-
-    `default_source` becomes the event's source where the message names no application. The id is then the message id
-    followed by a digest of type and content: two unknown programs may both count 1, 2, 3, and neither's message is a
-    duplicate of the other's. A redelivery has the same bytes, and is one.
-    `without_id`: `reject` makes a message without a message id `Malformed`; `digest` derives an id from its content,
-    so a redelivery is recognised, and so are two messages that were *meant* to be two but are equal byte for byte.
-    """
-
-    default_source: str = "urn:sagapost:unknown-source"
-    without_id: Literal["reject", "digest"] = "reject"
-
-
-class Incoming(msgspec.Struct):
-    """What an adapter has read from the wire, before it is known to be an event."""
-
-    body: bytes
-    topic: str
-    headers: Mapping[str, object]
-    content_type: str | None = None
-    content_encoding: str | None = None
-    message_id: str | None = None
-    type: str | None = None
-    app_id: str | None = None
-    correlation_id: str | None = None
-    timestamp: datetime | None = None
-    received_at: datetime | None = None
-    """When it came, if that was not just now."""
-
-
 class _UnreadableError(Exception):
     """Carries the reason out of the reading functions; never leaves this module."""
 
@@ -104,7 +71,7 @@ def binary_headers(event: Event) -> dict[str, str]:
     return headers
 
 
-def read_message(message: Incoming, policy: ForeignPolicy) -> Event | Malformed:
+def read_message(message: Incoming, policy: ForeignMessages) -> Event | Malformed:
     """Read a message as an event. Never raises for what a message contains: what cannot be read is `Malformed`."""
     try:
         plain = _plain(message)
@@ -119,7 +86,7 @@ def read_message(message: Incoming, policy: ForeignPolicy) -> Event | Malformed:
         if prefix is not None:
             return _read_binary(msgspec.structs.replace(plain, headers=lowered), prefix)
         return _read_foreign(plain, policy)
-    except (_UnreadableError, UnreadableBodyError) as error:
+    except (_UnreadableError, UnreadableBodyError, ForeignMessageError) as error:
         return _malformed(message, str(error))
 
 
@@ -155,7 +122,7 @@ def _malformed(message: Incoming, reason: str) -> Malformed:
     )
 
 
-def read_again(message: Malformed, topic: str, policy: ForeignPolicy, *, received_at: datetime) -> Event | Malformed:
+def read_again(message: Malformed, topic: str, policy: ForeignMessages, *, received_at: datetime) -> Event | Malformed:
     """Read what could not be read once more: the policy may be another, or an operator has added what it lacked.
 
     As it came, but for headers that were no text: those are their canonical strings.
@@ -298,31 +265,18 @@ def _structured_payload(body: bytes, datacontenttype: str) -> bytes:
 # --- foreign messages ---
 
 
-def _read_foreign(message: Incoming, policy: ForeignPolicy) -> Event:
-    source = message.app_id or policy.default_source
-    type_ = message.type or message.topic
-    if not type_:
-        raise _UnreadableError(
-            "it has no CloudEvents attributes, no type property and no routing key to name its type"
-        )
-    id_ = message.message_id
-    if not id_:
-        if policy.without_id == "reject":
-            raise _UnreadableError(
-                "it has neither CloudEvents attributes nor a message id, so a redelivery could not be recognised"
-            )
-        id_ = _digest(message, source, type_)
-    elif not message.app_id:
-        id_ = f"{id_}:{_content_digest(message.body, type_)}"
+def _read_foreign(message: Incoming, policy: ForeignMessages) -> Event:
+    reading = policy.read(message)
     headers = message.headers
     return Event(
-        id=id_,
-        source=source,
-        type=type_,
-        time=_received_at(message),
-        data=message.body,
-        datacontenttype=message.content_type,
-        correlationid=message.correlation_id,
+        id=reading.id or "",
+        source=reading.source or "",
+        type=reading.type or "",
+        time=reading.time or _received_at(message),
+        data=reading.data,
+        datacontenttype=reading.content_type,
+        correlationid=reading.correlation,
+        partitionkey=reading.key or None,
         traceparent=_optional_text(headers.get("traceparent")),
         tracestate=_optional_text(headers.get("tracestate")),
         extensions={
@@ -335,21 +289,6 @@ def _read_foreign(message: Incoming, policy: ForeignPolicy) -> Event:
             and isinstance(value, str | int | bool)
         },
     )
-
-
-def _content_digest(body: bytes, type_: str) -> str:
-    return hashlib.sha256(type_.encode("utf-8", "surrogateescape") + b"\x00" + body).hexdigest()[:16]
-
-
-def _digest(message: Incoming, source: str, type_: str) -> str:
-    """Return an id that follows from what the producer sent, and from nothing a broker adds on redelivery."""
-    sent_at = message.timestamp.isoformat() if message.timestamp is not None else ""
-    digest = hashlib.sha256()
-    for part in (source, type_, message.content_type or "", message.correlation_id or "", sent_at):
-        raw = part.encode("utf-8", "surrogateescape")
-        digest.update(len(raw).to_bytes(4, "big") + raw)
-    digest.update(message.body)
-    return f"sha256-{digest.hexdigest()}"
 
 
 # --- values ---

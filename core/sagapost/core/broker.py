@@ -14,6 +14,7 @@ from typing import NoReturn, Protocol, TypeAlias
 import msgspec
 
 from sagapost.core.envelope import Event
+from sagapost.core.foreign import ForeignMessages
 
 __all__ = [
     "Broker",
@@ -167,12 +168,14 @@ class Queue:
     `observer`: it gets a copy of what is published (a tracker, an audit) and does not count as a listener: an event
     that only observers would take is `Returned`, and they have their copy all the same. An observer gets what is
     published from a second after its queue was bound, at least once, for as long as the broker takes the copies.
+    `foreign`: how messages in it are read that are no CloudEvents; None: as the broker is set up to.
     """
 
     name: str
     topics: frozenset[str] = field(default_factory=lambda: frozenset[str]())
     ordered: bool = False
     observer: bool = False
+    foreign: ForeignMessages | None = field(default=None, compare=False)
 
 
 class Malformed(msgspec.Struct, frozen=True):
@@ -320,10 +323,13 @@ class Broker(Protocol):
         """Create exchange, queues and bindings ahead of time. Idempotent; raises like `subscribe`."""
         ...
 
-    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+    def read(
+        self, message: Malformed, topic: str, *, received_at: datetime, foreign: ForeignMessages | None = None
+    ) -> Event | Malformed:
         """Read again what could not be read as an event, with the settings as they are now. Raises for no message.
 
         :param received_at: the event's time, where the message says none.
+        :param foreign: as of the queue that it was in (`Queue.foreign`).
         """
         ...
 

@@ -14,6 +14,7 @@ from sagapost.core.clock import Clock
 from sagapost.core.context import SagaContext, current
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError, ConflictError
+from sagapost.core.foreign import ForeignMessages
 from sagapost.inbox.declared.inbox import Inbox, UnknownPolicy
 from sagapost.inbox.declared.outcomes import LastResort
 from sagapost.outbox.aggregates import SessionSource
@@ -68,6 +69,7 @@ class Service:
         several replicas of the service (of which one is active at a time).
     :param unknown: what happens to an event that no handler takes: it is parked as a dead letter, acknowledged
         (``"ignore"``) or refused (``"reject"``).
+    :param foreign: how messages of other producers are read that are no CloudEvents; see `ForeignMessages`.
     :param starts: events it publishes outside handlers, which begin a saga; for the map.
     :param ends: events after which a saga is over; for the map and the tracker.
     :param announce: also publish what happens to rollbacks (`sagapost.sagas.events`), for a tracker. Only where a
@@ -91,6 +93,7 @@ class Service:
         prefix: str = "",
         ordered: bool = False,
         unknown: UnknownPolicy = "park",
+        foreign: ForeignMessages | None = None,
         starts: Iterable[type | str] = (),
         ends: Iterable[type | str] = (),
         announce: bool = False,
@@ -123,6 +126,7 @@ class Service:
             tables=self.tables.inbox,
             ordered=ordered,
             unknown=unknown,
+            foreign=foreign,
             context=self.sagas.context,
             around=around,
         )

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, binary_headers, read_message
+from sagapost.adapters.cloudevents import binary_headers, read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming, read_message_id
 from sagapost.adapters.rabbitmq.frames import PublishEncoder, UnencodableError
 from sagapost.core.broker import Malformed, Outgoing
 from sagapost.core.envelope import Event
+from sagapost.core.foreign import ForeignMessages, Incoming
 from tests.adapters.strategies import events, names
 
 FULL = Event(
@@ -90,7 +91,7 @@ def test_what_is_written_is_read_back(event: Event, topic: str) -> None:
     _, (_, header), *bodies = list(decode_raw(encode(Outgoing(event, topic))))
     body = b"".join(payload for _, payload in bodies)
     incoming = read_incoming(header[12:], body, topic)
-    assert read_message(incoming, ForeignPolicy()) == event
+    assert read_message(incoming, ForeignMessages()) == event
     assert read_message_id(header[12:]) == event.id
 
 
@@ -251,7 +252,7 @@ def test_values_nested_without_end_are_kept_as_they_came(kind: bytes) -> None:
     incoming = read_incoming(flags + struct.pack(">I", len(table)) + table + b"\x02m1", b"body", "t")
     assert incoming.headers == {"x": value[5:], "ce-id": "e1"}
     assert incoming.message_id == "m1"
-    assert isinstance(read_message(incoming, ForeignPolicy()), Event | Malformed)
+    assert isinstance(read_message(incoming, ForeignMessages()), Event | Malformed)
 
 
 @given(events, st.data())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.memory.broker import MemoryBroker
 from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
+from sagapost.core.foreign import ForeignMessages
 
 __all__ = ["MemorySettings", "adapter"]
 
@@ -18,7 +18,7 @@ class MemorySettings:
 
 
 def _make(url: str, settings: Any, *, without_id: MissingIdPolicy) -> MemoryBroker:  # noqa: ARG001 - of the port
-    return MemoryBroker(foreign_policy=ForeignPolicy(without_id=without_id))
+    return MemoryBroker(foreign_policy=ForeignMessages(id_from="content" if without_id == "digest" else "message"))
 
 
 adapter = BrokerAdapter(

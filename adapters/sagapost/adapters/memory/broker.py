@@ -9,7 +9,7 @@ from datetime import datetime
 
 import anyio.lowlevel
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, read_again
+from sagapost.adapters.cloudevents import read_again
 from sagapost.adapters.memory.publisher import MemoryPublisher
 from sagapost.adapters.memory.queue import MemoryQueue
 from sagapost.adapters.memory.subscription import MemorySubscription, StoredMessage
@@ -28,6 +28,7 @@ from sagapost.core.broker import (
 )
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError, TopologyConflictError
+from sagapost.core.foreign import ForeignMessages, Incoming
 
 __all__ = ["MemoryBroker"]
 
@@ -55,11 +56,11 @@ class MemoryBroker:
         name: str = "default",
         *,
         max_message_bytes: int = 16 * 1024 * 1024,
-        foreign_policy: ForeignPolicy | None = None,
+        foreign_policy: ForeignMessages | None = None,
     ) -> None:
         self._name = name
         self._max_message_bytes = max_message_bytes
-        self._foreign_policy = foreign_policy or ForeignPolicy()
+        self._foreign_policy = foreign_policy or ForeignMessages()
         self._queues: dict[str, MemoryQueue] = {}
         self._publishers: list[MemoryPublisher] = []
         self._subscriptions: list[MemorySubscription] = []
@@ -104,7 +105,9 @@ class MemoryBroker:
             raise ValueError(f"prefetch is {prefetch}; at least one delivery has to fit.")
         await self._connect()
         target = self._declare(queue)
-        subscription = MemorySubscription(target, prefetch=prefetch, foreign_policy=self._foreign_policy)
+        subscription = MemorySubscription(
+            target, prefetch=prefetch, foreign_policy=queue.foreign or self._foreign_policy
+        )
         self._subscriptions.append(subscription)
         target.join(subscription)
         try:
@@ -119,9 +122,11 @@ class MemoryBroker:
         for queue in queues:
             self._declare(queue)
 
-    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+    def read(
+        self, message: Malformed, topic: str, *, received_at: datetime, foreign: ForeignMessages | None = None
+    ) -> Event | Malformed:
         """Read again what could not be read, by the policy for foreign messages as it is now."""
-        return read_again(message, topic, self._foreign_policy, received_at=received_at)
+        return read_again(message, topic, foreign or self._foreign_policy, received_at=received_at)
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
         """Return how much lies in these queues."""

@@ -6,9 +6,9 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
-from sagapost.adapters.cloudevents import Incoming
 from sagapost.adapters.memory.subscription import MemoryDelivery, MemorySubscription, StoredMessage
 from sagapost.adapters.memory.topics import TopicPattern
+from sagapost.core.foreign import Incoming
 
 __all__ = ["MemoryQueue"]
 

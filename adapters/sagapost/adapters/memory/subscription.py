@@ -8,10 +8,11 @@ from typing import Protocol
 
 import anyio.lowlevel
 
-from sagapost.adapters.cloudevents import ForeignPolicy, Incoming, read_message
+from sagapost.adapters.cloudevents import read_message
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
 from sagapost.core.errors import BrokerUnavailableError
+from sagapost.core.foreign import ForeignMessages, Incoming
 from sagapost.core.life import Signal
 
 __all__ = ["MemoryDelivery", "MemorySubscription", "StoredMessage"]
@@ -86,7 +87,7 @@ class _Queue(Protocol):
 class MemorySubscription:
     """Deliveries from one queue, at most `prefetch` of them unsettled."""
 
-    def __init__(self, queue: _Queue, *, prefetch: int, foreign_policy: ForeignPolicy) -> None:
+    def __init__(self, queue: _Queue, *, prefetch: int, foreign_policy: ForeignMessages) -> None:
         self.queue = queue
         self.prefetch = prefetch
         self.foreign_policy = foreign_policy

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.rabbitmq.broker import RabbitMQBroker
 from sagapost.adapters.rabbitmq.settings import RabbitMQSettings
 from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
+from sagapost.core.foreign import ForeignMessages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def _make(url: str, settings: RabbitMQSettings, *, without_id: MissingIdPolicy) 
         max_message_bytes=settings.max_message_bytes,
         delivery_limit=settings.delivery_limit,
         max_buffered_bytes=settings.max_buffered_bytes,
-        foreign_policy=ForeignPolicy(without_id=without_id),
+        foreign_policy=ForeignMessages(id_from="content" if without_id == "digest" else "message"),
     )
 
 

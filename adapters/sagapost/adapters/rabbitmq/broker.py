@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal
 
-from sagapost.adapters.cloudevents import ForeignPolicy, read_again
+from sagapost.adapters.cloudevents import read_again
 from sagapost.adapters.rabbitmq.settings import BrokerEndpoint, Limits, RabbitMQSettings, TopologySettings
 from sagapost.core.broker import BrokerCapabilities, Malformed, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError, MissingExtraError
+from sagapost.core.foreign import ForeignMessages
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -71,7 +72,7 @@ class RabbitMQBroker:
         max_message_bytes: int = _DEFAULTS.max_message_bytes,
         delivery_limit: int = _DEFAULTS.delivery_limit,
         max_buffered_bytes: int = _DEFAULTS.max_buffered_bytes,
-        foreign_policy: ForeignPolicy | None = None,
+        foreign_policy: ForeignMessages | None = None,
         name: str = "sagapost",
     ) -> None:
         if find_spec("aio_pika") is None:
@@ -94,7 +95,7 @@ class RabbitMQBroker:
                 raise ConfigurationError(f"{setting} is {value}; it must be at least 1.")
         self._topology = TopologySettings(exchange, queue_type, delivery_limit)
         self._max_buffered_bytes = max_buffered_bytes
-        self._foreign_policy = foreign_policy or ForeignPolicy()
+        self._foreign_policy = foreign_policy or ForeignMessages()
         self._limits = Limits(max_message_bytes)
 
     @property
@@ -136,7 +137,7 @@ class RabbitMQBroker:
             self._topology,
             queue,
             prefetch=prefetch,
-            foreign_policy=self._foreign_policy,
+            foreign_policy=queue.foreign or self._foreign_policy,
             max_buffered_bytes=self._max_buffered_bytes,
         ) as subscription:
             yield subscription
@@ -151,9 +152,11 @@ class RabbitMQBroker:
             for queue in queues:
                 await declare_queue(link, self._topology, queue)
 
-    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+    def read(
+        self, message: Malformed, topic: str, *, received_at: datetime, foreign: ForeignMessages | None = None
+    ) -> Event | Malformed:
         """Read again what could not be read, by the policy for foreign messages as it is now."""
-        return read_again(message, topic, self._foreign_policy, received_at=received_at)
+        return read_again(message, topic, foreign or self._foreign_policy, received_at=received_at)
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
         """Return how much lies in these queues and their dead-letter queues."""

@@ -11,7 +11,6 @@ import aio_pika
 import anyio
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
-from sagapost.adapters.cloudevents import ForeignPolicy
 from sagapost.adapters.rabbitmq.connection import open_link
 from sagapost.adapters.rabbitmq.contents import read_short
 from sagapost.adapters.rabbitmq.delivery import RabbitMQDelivery
@@ -22,6 +21,7 @@ from sagapost.adapters.rabbitmq.topology import declare_queue, keep_bound
 from sagapost.adapters.rabbitmq.transport import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, CloseReason
 from sagapost.core.broker import Delivery, Queue
 from sagapost.core.errors import BrokerError, BrokerUnavailableError
+from sagapost.core.foreign import ForeignMessages
 from sagapost.core.life import Signal
 
 __all__ = ["RabbitMQSubscription", "open_subscription"]
@@ -56,7 +56,7 @@ class RabbitMQSubscription:
         queue: Queue,
         *,
         topology: TopologySettings,
-        foreign_policy: ForeignPolicy,
+        foreign_policy: ForeignMessages,
         max_buffered_bytes: int,
         call_timeout: float,
     ) -> None:
@@ -305,7 +305,7 @@ async def open_subscription(
     queue: Queue,
     *,
     prefetch: int,
-    foreign_policy: ForeignPolicy,
+    foreign_policy: ForeignMessages,
     max_buffered_bytes: int,
 ) -> AsyncGenerator[RabbitMQSubscription]:
     """Declare the queue and consume from it; see `sagapost.core.broker.Broker.subscribe`."""

@@ -13,7 +13,7 @@ from typing import cast
 
 from pamqp import decode
 
-from sagapost.adapters.cloudevents import Incoming
+from sagapost.core.foreign import Incoming
 
 __all__ = ["ContentError", "read_incoming", "read_message_id", "read_short"]
 

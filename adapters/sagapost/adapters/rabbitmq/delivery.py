@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sagapost.adapters.cloudevents import ForeignPolicy, read_message
+from sagapost.adapters.cloudevents import read_message
 from sagapost.adapters.rabbitmq.contents import ContentError, read_incoming
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
+from sagapost.core.foreign import ForeignMessages
 
 __all__ = ["RabbitMQDelivery"]
 
@@ -16,7 +17,7 @@ class _Receiver(Protocol):
     """The subscription that a message was handed to."""
 
     @property
-    def foreign_policy(self) -> ForeignPolicy:
+    def foreign_policy(self) -> ForeignMessages:
         """How foreign messages are read."""
         ...
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from sagapost.core.broker import Malformed
 from sagapost.core.envelope import Event
-from sagapost.inbox.arriving.keys import KEY_BYTES
+from sagapost.core.identity import KEY_BYTES
 from sagapost.inbox.arriving.settlement import Receipt
 from sagapost.inbox.declared.handlers import Call
 
@@ -83,6 +83,7 @@ class Unreadable:
 
     content: Malformed
     topic: str
+    key: bytes
     receipt: Receipt
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from sagapost.core.broker import Queue
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.foreign import ForeignMessages
 from sagapost.core.naming import event_type_of
 from sagapost.core.schema import tables_beside
 from sagapost.inbox.declared.context import Context, SyncContext
@@ -56,6 +57,8 @@ class Inbox:
     :param ordered: handle events of one ordering key one after the other, in the order of the queue, also across
         several replicas of the service (of which one is active at a time).
     :param unknown: what happens to an event that no handler takes.
+    :param foreign: how messages of other producers are read that are no CloudEvents; default: as the broker is set up
+        to (`SAGAPOST_FOREIGN_WITHOUT_ID`).
     :param context: class of the context of `async def` handlers.
     :param sync_context: class of the context of `def` handlers.
     :param around: returns a context manager in which each call of a handler runs, inside the message's transaction and
@@ -71,6 +74,7 @@ class Inbox:
         tables: InboxTables | None = None,
         ordered: bool = False,
         unknown: UnknownPolicy = "park",
+        foreign: ForeignMessages | None = None,
         context: type[Context] = Context,
         sync_context: type[SyncContext] = SyncContext,
         around: Callable[[Event], AbstractContextManager[object]] = nullcontext,
@@ -84,6 +88,7 @@ class Inbox:
         self.tables = tables
         self.ordered = ordered
         self.unknown: UnknownPolicy = unknown
+        self.foreign = foreign
         self.context = context
         self.sync_context = sync_context
         self.around = around
@@ -199,7 +204,7 @@ class Inbox:
     def queue(self) -> Queue:
         """The queue this inbox consumes from, with its bindings."""
         topics = {topic for handler in self._handlers for topic in handler.topics}
-        return Queue(self.name, frozenset(topics | self._converted), ordered=self.ordered)
+        return Queue(self.name, frozenset(topics | self._converted), ordered=self.ordered, foreign=self.foreign)
 
     @property
     def takes(self) -> frozenset[str]:

@@ -90,7 +90,7 @@ class InboxTables:
             f"{self.prefix}inbox_seen",
             self.metadata,
             Column("consumer", SmallInteger, primary_key=True, autoincrement=False),
-            # 16 bytes: see `arriving.keys`. Keys of time-ordered ids sort by time, so inserts go to the right
+            # 16 bytes: see `core.identity`. Keys of time-ordered ids sort by time, so inserts go to the right
             # edge of this index, whatever its size.
             Column("key", LargeBinary, primary_key=True),
             Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),

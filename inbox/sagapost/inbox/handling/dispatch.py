@@ -12,8 +12,9 @@ from sqlalchemy import Connection
 
 from sagapost.core.broker import Delivery, Malformed
 from sagapost.core.envelope import Event
+from sagapost.core.identity import KEY_BYTES, dedup_key
 from sagapost.core.observer import Observer
-from sagapost.inbox.arriving.keys import KEY_BYTES, dedup_key, malformed_key, unit_key
+from sagapost.inbox.arriving.keys import malformed_key, unit_key
 from sagapost.inbox.arriving.message import Arrival, Message, Parking, Unreadable
 from sagapost.inbox.arriving.settlement import Receipt, Settlement
 from sagapost.inbox.declared import observations as obs
@@ -93,7 +94,7 @@ class Dispatcher:
         """Read the envelope of a delivery; return a message for each transaction that its handlers run in."""
         content, topic = delivery.content, delivery.topic
         if isinstance(content, Malformed):
-            return [Unreadable(content, topic, Receipt(delivery, settlement))]
+            return [Unreadable(content, topic, malformed_key(content), Receipt(delivery, settlement))]
         units, key = self._inbox.units(content.type, topic) or _NOBODY, dedup_key(content)
         receipt = Receipt(delivery, settlement, messages=len(units))
         return [
@@ -403,8 +404,8 @@ class Dispatcher:
         return held
 
     async def _park_unreadable(self, arrival: Unreadable) -> None:
-        content, topic = arrival.content, arrival.topic
-        parked, key = undecodable(content), malformed_key(content)
+        content, topic, key = arrival.content, arrival.topic, arrival.key
+        parked = undecodable(content)
         fresh = await self._database.run(
             lambda connection: self._lot.park_malformed(connection, content, key, topic, parked)
         )

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, DateTime, literal, select
 
 from sagapost.core.databases import Moments
 from sagapost.core.envelope import Event
-from sagapost.inbox.arriving.keys import dedup_key, unit_key
+from sagapost.core.identity import dedup_key
+from sagapost.inbox.arriving.keys import unit_key
 from sagapost.inbox.declared.tables import InboxTables
 from sagapost.inbox.kept.dedup import Dedup
 from sagapost.inbox.kept.parked_order import ParkedOrder

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, select
 
 from sagapost.core.databases import aware
 from sagapost.core.envelope import Event
+from sagapost.core.identity import KEY_BYTES, dedup_key
 from sagapost.core.sightings import EventNames, Sighting
-from sagapost.inbox.arriving.keys import KEY_BYTES, dedup_key
 from sagapost.inbox.declared.tables import InboxTables
 
 __all__ = ["Whereabouts"]
@@ -147,7 +147,7 @@ def _key(names: EventNames, source: str | None) -> bytes | None:
 
 
 def _is_timed(id_: str) -> bool:
-    """Return whether the key of an id does not depend on the type of the event (see `arriving.keys`)."""
+    """Return whether the key of an id does not depend on the type of the event (see `sagapost.core.identity`)."""
     one, other = (dedup_key(Event(id=id_, source="", type=type_, time=datetime.now(UTC))) for type_ in ("a", "b"))
     return one == other
 

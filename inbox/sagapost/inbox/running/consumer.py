@@ -127,9 +127,8 @@ class Consumer:
 
     async def _run(self, number: int) -> int:
         max_prefetch = self._broker.capabilities.max_prefetch
-        parts = assemble(
-            self._shared, self._sessions, number=number, max_prefetch=max_prefetch, read=self._broker.read
-        )
+        read = partial(self._broker.read, foreign=self._inbox.foreign)
+        parts = assemble(self._shared, self._sessions, number=number, max_prefetch=max_prefetch, read=read)
         # Ages are judged by the database's clock from the first message on.
         await self._availability.until_available(parts.pruner.read_clock)
         await self._availability.until_available(parts.dispatcher.announce)

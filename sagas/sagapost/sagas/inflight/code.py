@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sagapost.core.envelope import Event
-from sagapost.inbox.arriving.keys import dedup_key
+from sagapost.core.identity import dedup_key
 from sagapost.inbox.arriving.message import Message
 from sagapost.inbox.declared.inbox import Inbox
 from sagapost.inbox.handling.execution import decode

@@ -12,6 +12,7 @@ import anyio
 from sagapost.core.broker import BrokerCapabilities, Delivery, Malformed, Publisher, Queue, QueueDepth, Subscription
 from sagapost.core.envelope import Event
 from sagapost.core.errors import ConfigurationError
+from sagapost.core.foreign import ForeignMessages
 from sagapost.core.life import Signal
 
 __all__ = ["Handed", "Post"]
@@ -118,9 +119,11 @@ class Post:
     async def declare(self, *queues: Queue) -> None:
         """Nothing to do."""
 
-    def read(self, message: Malformed, topic: str, *, received_at: datetime) -> Event | Malformed:
+    def read(
+        self, message: Malformed, topic: str, *, received_at: datetime, foreign: ForeignMessages | None = None
+    ) -> Event | Malformed:
         """Whatever is in a rehearsal can be read at once."""
-        del topic, received_at
+        del topic, received_at, foreign
         return message
 
     async def depths(self, *queues: str) -> Sequence[QueueDepth]:
