@@ -113,7 +113,7 @@ class ForeignMessages:
             raise ConfigurationError(
                 f"ForeignMessages(id_from) is 'message', 'content' or a function, not {self.id_from!r}."
             )
-        if not callable(self.source_from) and not (isinstance(self.source_from, str) and self.source_from):
+        if not callable(self.source_from) and (type(self.source_from) is not str or not self.source_from):
             raise ConfigurationError("ForeignMessages(source_from) is some text or a function.")
         if not all(callable(each) for each in self._readers()):
             raise ConfigurationError("ForeignMessages(reader) is a reader or a tuple of readers.")
@@ -204,7 +204,7 @@ def _checked(reader: ForeignReader, found: Any) -> Reading:
         value: object = getattr(found, name)
         if value is not None and type(value) is not str:
             raise ForeignMessageError(f"{who} returned {name!r} of type {_kind(value)}; it must be text")
-    time: object = found.time
+    time: Any = found.time
     if time is not None:
         if not isinstance(time, datetime):
             raise ForeignMessageError(f"{who} returned 'time' of type {_kind(time)}; it must be a datetime")
