@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 
+import aiormq
 import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sagapost.adapters.foreign import MassTransitReader
+from sagapost.adapters.foreign import CapReader, MassTransitReader
 from sagapost.adapters.memory import MemoryBroker
+from sagapost.adapters.rabbitmq import RabbitMQBroker
 from sagapost.core.audit import Decision
 from sagapost.core.foreign import ForeignMessages, Incoming, Reading
 from sagapost.inbox import Context
@@ -157,3 +159,32 @@ async def test_sagaposts_own_messages_never_meet_the_policy(engine: AsyncEngine,
     async with running(service, engine, broker) as consumer:
         await consumer.settled(2)
     assert sorted(await service.written(engine)) == ["parts", "whole"]
+
+
+async def test_the_policy_of_an_inbox_is_that_of_its_queue_on_rabbitmq(
+    postgresql_engine: AsyncEngine, amqp_url: str
+) -> None:
+    """Body and headers come from a client that knows nothing of sagapost, by way of a real broker."""
+    service = a_service(
+        foreign=ForeignMessages(reader=(MassTransitReader(), CapReader()), source_from=lambda _: "shop")
+    )
+    await service.install(postgresql_engine)
+    broker = RabbitMQBroker(amqp_url)
+    await broker.declare(service.inbox.queue)
+    cap: dict[str, aiormq.abc.FieldValue] = {"cap-msg-id": "7", "cap-msg-name": TYPE, "cap-corr-id": "c-2"}
+    connection = await aiormq.connect(amqp_url)
+    try:
+        channel = await connection.channel()
+        for body, properties in (
+            (order("1"), aiormq.spec.Basic.Properties(content_type=MEDIA_TYPE)),
+            (b'{"orderId":"2"}', aiormq.spec.Basic.Properties(headers=cap)),
+            (b'{"orderId":"2"}', aiormq.spec.Basic.Properties(headers=cap)),
+        ):
+            await channel.basic_publish(body, exchange="sagapost", routing_key=TYPE, properties=properties)
+    finally:
+        await connection.close()
+    async with running(service, postgresql_engine, broker) as consumer:
+        await consumer.settled(3)
+        assert consumer.statistics.duplicates == 1
+    rows = await service.rows(postgresql_engine, service.effects)
+    assert sorted((row.order_id, row.note) for row in rows) == [("1", "shop c-1"), ("2", "shop c-2")]
