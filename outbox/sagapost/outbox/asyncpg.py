@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from sagapost.core.errors import NotInTransactionError
-from sagapost.outbox.missing import missing_table_asyncpg
+from sagapost.outbox.missing import missing_table_driver
 from sagapost.outbox.rows import Rows
 
 __all__ = ["AsyncpgConnection", "insert_rows_asyncpg", "require_asyncpg_transaction"]
@@ -46,7 +46,7 @@ async def insert_rows_asyncpg(connection: AsyncpgConnection, rows: Rows) -> None
     try:
         await connection.execute(statement, *arguments)
     except Exception as error:
-        missing = missing_table_asyncpg(error)
+        missing = missing_table_driver(error)
         if missing is not None:
             raise missing from error
         raise

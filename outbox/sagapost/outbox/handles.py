@@ -12,19 +12,28 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sagapost.outbox.asyncpg import AsyncpgConnection, insert_rows_asyncpg, require_asyncpg_transaction
 from sagapost.outbox.connection import insert_rows, insert_rows_async, require_connection_transaction
+from sagapost.outbox.psycopg import (
+    DjangoConnection,
+    DriverConnection,
+    PsycopgConnection,
+    insert_rows_driver,
+    is_django,
+    is_psycopg,
+    require_driver_transaction,
+)
 from sagapost.outbox.rows import Rows
 from sagapost.outbox.scheduled import Cancellation
 from sagapost.outbox.session import add_rows, require_session_transaction
 
 __all__ = ["AsyncHandle", "SyncHandle", "after", "cancel", "write"]
 
-SyncHandle: TypeAlias = Session | Connection | scoped_session[Session]
+SyncHandle: TypeAlias = Session | Connection | scoped_session[Session] | PsycopgConnection | DjangoConnection
 """A handle that publishes without await."""
 
 AsyncHandle: TypeAlias = AsyncSession | AsyncConnection | async_scoped_session[AsyncSession] | AsyncpgConnection
 """A handle whose publish is awaited."""
 
-_Handle: TypeAlias = Session | Connection | AsyncSession | AsyncConnection | AsyncpgConnection
+_Handle: TypeAlias = Session | Connection | AsyncSession | AsyncConnection | AsyncpgConnection | DriverConnection
 
 T = TypeVar("T")
 
@@ -51,9 +60,13 @@ def write(handle: SyncHandle | AsyncHandle, rows: Rows) -> Awaitable[None] | Non
             require_connection_transaction(connection)
             insert_rows(connection, rows)
             return None
-        case raw:
+        case AsyncpgConnection() as raw:
             require_asyncpg_transaction(raw)
             return _Later(partial(insert_rows_asyncpg, raw, rows))
+        case driver:
+            require_driver_transaction(driver)
+            insert_rows_driver(driver, rows)
+            return None
 
 
 def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int | Coroutine[Any, Any, int]:
@@ -75,9 +88,12 @@ def cancel(handle: SyncHandle | AsyncHandle, cancellation: Cancellation) -> int 
         case Connection() as connection:
             require_connection_transaction(connection)
             return cancellation.on_connection(connection)
-        case raw:
+        case AsyncpgConnection() as raw:
             require_asyncpg_transaction(raw)
             return cancellation.on_asyncpg(raw)
+        case driver:
+            require_driver_transaction(driver)
+            return cancellation.on_driver(driver)
 
 
 def after(written: Awaitable[None], result: T, *, method: str) -> Coroutine[Any, Any, T]:
@@ -143,7 +159,10 @@ def _resolve(handle: object) -> _Handle:
     # The structural check comes last: it asks for attributes one by one.
     if isinstance(handle, AsyncSession | Session | AsyncConnection | Connection | AsyncpgConnection):
         return handle
+    if is_django(handle) or is_psycopg(handle):
+        return handle
     raise TypeError(
         f"{type(handle).__module__}.{type(handle).__qualname__} is not a handle of a transaction. "
-        "Pass a SQLAlchemy Session, AsyncSession, Connection or AsyncConnection, or an asyncpg connection."
+        "Pass a SQLAlchemy Session, AsyncSession, Connection or AsyncConnection, an asyncpg or synchronous psycopg "
+        "connection, or Django's connection."
     )

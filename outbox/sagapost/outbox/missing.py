@@ -8,7 +8,7 @@ from sagapost.core.databases import MissingTable, PostgreSQL, kit_of
 from sagapost.core.errors import SchemaError
 from sagapost.outbox.migrations import OUTBOX_SCHEMA_VERSION
 
-__all__ = ["missing_table", "missing_table_asyncpg"]
+__all__ = ["missing_table", "missing_table_driver"]
 
 
 def missing_table(error: Exception, connection: Connection, table: Table) -> SchemaError | None:
@@ -19,10 +19,10 @@ def missing_table(error: Exception, connection: Connection, table: Table) -> Sch
     return _schema_error(f"The database at {kit.address(connection.engine.url)}")
 
 
-def missing_table_asyncpg(error: Exception) -> SchemaError | None:
-    """Return the error to raise if `error`, of a raw asyncpg connection, says so."""
+def missing_table_driver(error: Exception) -> SchemaError | None:
+    """Return the error to raise if `error`, of a driver's own connection, says so."""
     missing = isinstance(PostgreSQL().classify(error), MissingTable)
-    return _schema_error("The database of this asyncpg connection") if missing else None
+    return _schema_error("The database of this connection") if missing else None
 
 
 def _schema_error(where: str) -> SchemaError:

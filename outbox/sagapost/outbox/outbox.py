@@ -84,7 +84,8 @@ class Outbox:
         With an AsyncSession the event is in the session when the call returns, before it is awaited, so a forgotten
         `await` loses nothing. With an AsyncConnection or an asyncpg connection the await does the work.
 
-        :param handle: the Session, Connection, AsyncSession, AsyncConnection or asyncpg connection of the transaction.
+        :param handle: the Session, Connection, AsyncSession or AsyncConnection of the transaction, or the
+            connection of asyncpg, psycopg (synchronous) or Django.
         :param payload: an instance of a class named with `@event`, or anything the codec takes together with `type=`.
         :returns: the event; for asynchronous handles an awaitable of it.
         :raises NotInTransactionError: if no transaction ties the event to other changes.

@@ -39,7 +39,7 @@ _PARAMETER_TYPES = {
 class Target:
     """A table that events are written to, with its INSERT in every form a handle needs; built once per `Outbox`."""
 
-    __slots__ = ("_in_order", "_raw_many", "_raw_one", "core_many", "core_one", "name", "table")
+    __slots__ = ("_formatted", "_in_order", "_raw", "core_many", "core_one", "name", "table")
 
     def __init__(self, table: Table, *further: str, corrected: bool = True) -> None:
         """Build the statements.
@@ -61,37 +61,64 @@ class Target:
         self.core_many: Insert = one.returning(literal_column("1"))
 
         self.name = quoting.format_table(table)
-        types = [_PARAMETER_TYPES.get(column, "text") for column in names]
-        casts = ["::jsonb" if column == "extensions" else "" for column in names]
-        columns = ", ".join(names)
-
-        def kept(name: str, value: str) -> str:
-            return recorded(value) if name == "time" and corrected else value
-
-        parameters = ", ".join(
-            kept(name, f"${n}::{type_}{cast}")
-            for n, (name, type_, cast) in enumerate(zip(names, types, casts, strict=True), 1)
-        )
-        self._raw_one = f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) VALUES ({parameters})"  # noqa: S608 names are ours
-        arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types, 1))
-        selected = ", ".join(kept(name, f"r.{name}{cast}") for name, cast in zip(names, casts, strict=True))
-        # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
-        self._raw_many = (
-            f"INSERT {ONE_PHASE} INTO {self.name} ({columns}) SELECT {selected} "  # noqa: S608 names are ours
-            f"FROM unnest({arrays}) WITH ORDINALITY AS r ({columns}, ordinal) ORDER BY ordinal"
-        )
+        self._raw = _statements(self.name, names, "${}", corrected=corrected)
+        # A per cent sign in a name is doubled by `quoting`, as drivers with `%s` want it.
+        self._formatted = _statements(self.name, names, "%s", corrected=corrected)
 
     def raw(self, values: Sequence[RowValues]) -> tuple[str, tuple[Any, ...]]:
         """Return the statement with `$n` parameters that writes all of `values`, and its parameters."""
-        arguments = [self._arguments(row) for row in values]
-        if len(arguments) == 1:
-            return self._raw_one, arguments[0]
-        return self._raw_many, tuple(list(column) for column in zip(*arguments, strict=True))
+        return self._filled(self._raw, [self._arguments(row) for row in values])
+
+    def formatted(self, values: Sequence[RowValues], *, one_phase: bool) -> tuple[str, tuple[Any, ...]]:
+        """Return the same with `%s` for each parameter.
+
+        :param one_phase: whether nobody will prepare the transaction.
+        """
+        # Text, since psycopg2 knows no UUID by itself.
+        texts = [{**row, "event_id": str(row["event_id"])} for row in values]
+        statement, arguments = self._filled(self._formatted, [self._arguments(row) for row in texts])
+        return statement if one_phase else statement.replace(f" {ONE_PHASE}", "", 1), arguments
+
+    @staticmethod
+    def _filled(statements: tuple[str, str], rows: list[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
+        one, many = statements
+        if len(rows) == 1:
+            return one, rows[0]
+        return many, tuple(list(column) for column in zip(*rows, strict=True))
 
     def _arguments(self, row: RowValues) -> tuple[Any, ...]:
         if row["extensions"] is not None:
             row = {**row, "extensions": msgspec.json.encode(row["extensions"]).decode()}
         return self._in_order(row)
+
+
+def _statements(table: str, names: Sequence[str], mark: str, *, corrected: bool) -> tuple[str, str]:
+    """Return the INSERT of one row and that of any number of rows.
+
+    :param table: its name in SQL.
+    :param mark: of a parameter; braces stand for its number. Each occurs once, in order.
+    """
+    types = [_PARAMETER_TYPES.get(column, "text") for column in names]
+    casts = ["::jsonb" if column == "extensions" else "" for column in names]
+    marks = [mark.format(n) for n in range(1, len(names) + 1)]
+    columns = ", ".join(names)
+
+    def kept(name: str, value: str) -> str:
+        return recorded(value) if name == "time" and corrected else value
+
+    parameters = ", ".join(
+        kept(name, f"{each}::{type_}{cast}")
+        for each, name, type_, cast in zip(marks, names, types, casts, strict=True)
+    )
+    arrays = ", ".join(f"{each}::{type_}[]" for each, type_ in zip(marks, types, strict=True))
+    selected = ", ".join(kept(name, f"r.{name}{cast}") for name, cast in zip(names, casts, strict=True))
+    into = f"INSERT {ONE_PHASE} INTO {table} ({columns})"
+    return (
+        f"{into} VALUES ({parameters})",
+        # One text for any number of rows, so that it is prepared once; ORDER BY draws positions in publishing order.
+        f"{into} SELECT {selected} "  # noqa: S608 names are ours
+        f"FROM unnest({arrays}) WITH ORDINALITY AS r ({columns}, ordinal) ORDER BY ordinal",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from sagapost.core.envelope import MAX_NAME_LENGTH, Event
 from sagapost.core.errors import InvalidEventError
 from sagapost.outbox.asyncpg import AsyncpgConnection
+from sagapost.outbox.psycopg import DriverConnection, execute
 from sagapost.outbox.rows import RowValues, Target
 from sagapost.outbox.session import withdraw_pending
 
@@ -104,3 +105,9 @@ class Cancellation:
         statement = f"DELETE FROM {self.target.name} WHERE {matches}"  # noqa: S608 names are ours
         tag = await connection.execute(statement, *self._matching.values())
         return int(tag.rpartition(" ")[2])
+
+    def on_driver(self, connection: DriverConnection) -> int:
+        """Take back what is in the table; return how many."""
+        matches = " AND ".join(f"{column} = %s" for column in self._matching)
+        statement = f"DELETE FROM {self.target.name} WHERE {matches}"  # noqa: S608 names are ours
+        return execute(connection, statement, [str(value) for value in self._matching.values()])

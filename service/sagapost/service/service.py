@@ -294,7 +294,8 @@ class Service:
 
         Outside a saga the event begins one of its own; `start` gives several events one saga, and its keys.
 
-        :param handle: the Session, Connection, AsyncSession, AsyncConnection or asyncpg connection of the transaction.
+        :param handle: the Session, Connection, AsyncSession or AsyncConnection of the transaction, or the
+            connection of asyncpg, psycopg (synchronous) or Django.
         :param event: an instance of a class named with `@event`.
         :param options: see `PublishOptions`; ``key=`` is the ordering key.
         :raises NotInTransactionError: if no transaction ties the event to other changes.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import asyncpg
 import msgspec
+import psycopg
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, insert, inspect, select
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -214,6 +215,41 @@ class SqlalchemyUnit:
 
 
 @dataclass(slots=True)
+class PsycopgUnit:
+    """A psycopg connection, whose statements begin a transaction by themselves."""
+
+    handle: Any
+    depth: int = 0
+
+    async def order(self, order_id: int) -> None:
+        self.handle.execute("INSERT INTO orders (id, status) VALUES (%s, 'placed')", [order_id])
+
+    async def begin_nested(self) -> Any:
+        self.depth += 1
+        return PsycopgSavepoint(self.handle, f"s{self.depth}")
+
+    async def commit(self) -> None:
+        self.handle.commit()
+
+    async def rollback(self) -> None:
+        self.handle.rollback()
+
+
+class PsycopgSavepoint:
+    """A savepoint, open from now on."""
+
+    def __init__(self, connection: Any, name: str) -> None:
+        self._connection, self._name = connection, name
+        connection.execute(f"SAVEPOINT {name}")
+
+    def commit(self) -> None:
+        self._connection.execute(f"RELEASE SAVEPOINT {self._name}")
+
+    def rollback(self) -> None:
+        self._connection.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
+
+
+@dataclass(slots=True)
 class AsyncpgUnit:
     """A raw asyncpg connection."""
 
@@ -235,7 +271,9 @@ class AsyncpgUnit:
         await self.root.rollback()
 
 
-KINDS = ("session", "async_session", "connection", "async_connection", "asyncpg")
+KINDS = ("session", "async_session", "connection", "async_connection", "asyncpg", "psycopg")
+RAW = frozenset({"asyncpg", "psycopg"})
+"""Of PostgreSQL only, and past SQLAlchemy."""
 
 
 @asynccontextmanager
@@ -254,6 +292,9 @@ async def unit_of(database: Database, kind: str) -> AsyncGenerator[Unit, None]:
         case "async_connection":
             async with database.async_engine.connect() as connection:
                 yield SqlalchemyUnit(connection, await connection.begin())
+        case "psycopg":
+            with closing(psycopg.connect(database.dsn)) as connection:
+                yield PsycopgUnit(connection)
         case _:
             raw = await asyncpg.connect(database.dsn)
             try:

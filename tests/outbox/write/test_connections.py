@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sagapost.core.errors import NotInTransactionError
 from sagapost.outbox import Outbox, OutboxTables
+from sagapost.outbox.tables import doorbell_lock
 from tests.outbox.write.service import Database, outbox, placed, tables
 
 # --- no transaction ---
@@ -124,13 +128,98 @@ async def test_codecs_of_the_caller_do_not_matter(on_postgresql: Database) -> No
     assert [row["extensions"] for row in on_postgresql.rows()] == [{"n": 'a"b'}] * 3
 
 
+# --- psycopg ---
+
+
+@pg
+def test_psycopg_in_autocommit_needs_a_transaction_of_its_own(on_postgresql: Database) -> None:
+    """Every statement is committed by itself there; `connection.transaction()` makes one, and savepoints within it."""
+    with closing(psycopg.connect(on_postgresql.dsn, autocommit=True)) as connection:
+        with pytest.raises(NotInTransactionError, match=r"psycopg connection in autocommit .*connection\.transaction"):
+            outbox.publish(connection, placed(1))
+        with connection.transaction():
+            outbox.publish(connection, placed(2))
+            with connection.transaction(force_rollback=True):
+                outbox.publish(connection, placed(3))
+            outbox.publish_all(connection, [placed(4), placed(5)], extensions={"n": 'a"b%s'})
+        with pytest.raises(NotInTransactionError):
+            outbox.publish(connection, placed(6))
+    assert on_postgresql.events() == [2, 4, 5]
+    assert [row["extensions"] for row in on_postgresql.rows()] == [None, {"n": 'a"b%s'}, {"n": 'a"b%s'}]
+
+
+@pg
+async def test_an_asynchronous_psycopg_connection_is_no_handle(on_postgresql: Database) -> None:
+    """Said at once, and nothing is written."""
+    connection = await psycopg.AsyncConnection.connect(on_postgresql.dsn)
+    try:
+        with pytest.raises(TypeError, match=r"AsyncConnection is not a handle .*synchronous psycopg"):
+            await outbox.publish(connection, placed(1))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    finally:
+        await connection.close()
+    assert on_postgresql.events() == []
+
+
+@pg
+def test_psycopg2_is_a_handle_as_well(on_postgresql: Database) -> None:
+    """It knows neither UUIDs nor `connection.transaction()`; a transaction begins by itself, or by BEGIN."""
+    psycopg2: Any = pytest.importorskip("psycopg2", reason="psycopg2 belongs to another group of dependencies")
+    with closing(psycopg2.connect(on_postgresql.dsn)) as connection:
+        event = outbox.publish(connection, placed(1), extensions={"n": 'a"b%s'})
+        outbox.publish_all(connection, [placed(2), placed(3)], subject="x")
+        assert outbox.cancel(connection, event_id=event.id) == 0
+        connection.commit()
+        outbox.publish(connection, placed(4))
+        connection.rollback()
+        connection.autocommit = True
+        with pytest.raises(NotInTransactionError):
+            outbox.publish(connection, placed(5))
+    assert on_postgresql.events() == [1, 2, 3]
+
+
+@pg
+def test_psycopg_with_names_that_look_like_parameters(own_database: Database) -> None:
+    """A per cent sign in a table's name is none of a parameter."""
+    named = Outbox(source="s", tables=OutboxTables(prefix="100%s_"))
+    with own_database.engine.begin() as connection:
+        named.tables.metadata.create_all(connection)
+    with closing(psycopg.connect(own_database.dsn)) as connection:
+        event = named.publish(connection, placed(1), deliver_at=datetime(2030, 1, 1, tzinfo=UTC))
+        named.publish_all(connection, [placed(2), placed(3)])
+        assert named.cancel(connection, event_id=event.id) == 1
+        assert named.cancel(connection, event_id=event.id) == 0
+        found = connection.execute('SELECT count(*) FROM "100%%s_outbox"', []).fetchone()
+        assert found == (2,)
+
+
+@pg
+@pytest.mark.parametrize("one_phase", [False, True])
+def test_psycopg_can_prepare_its_transaction(on_two_phase: Database, one_phase: bool) -> None:
+    """A transaction for two phases holds no notification, whoever sleeps; the next one is an ordinary one."""
+    lock = doorbell_lock(tables.outbox)
+    with (
+        closing(psycopg.connect(on_two_phase.dsn, autocommit=True)) as sleeper,
+        closing(psycopg.connect(on_two_phase.dsn)) as connection,
+    ):
+        sleeper.execute("SELECT pg_advisory_lock_shared(%s)", [lock])
+        if one_phase:
+            outbox.publish(connection, placed(1))
+            connection.commit()
+        else:
+            connection.tpc_begin("shop")
+            outbox.publish(connection, placed(1))
+            connection.tpc_prepare()
+            connection.tpc_commit()
+    assert on_two_phase.events() == [1]
+
+
 # --- schemas and prefixes ---
 
 NAMED = OutboxTables(schema="Shop Floor", prefix="my_")
 
 
 @pg
-@pytest.mark.parametrize("kind", ["session", "connection", "async_connection", "asyncpg"])
+@pytest.mark.parametrize("kind", ["session", "connection", "async_connection", "asyncpg", "psycopg"])
 async def test_tables_in_a_schema_of_their_own(own_database: Database, kind: str) -> None:
     """Names that need quotes are quoted, whatever the handle."""
     named = Outbox(source="s", tables=NAMED)
@@ -182,6 +271,11 @@ async def publish_three(through: Outbox, database: Database, kind: str) -> None:
             async with database.async_engine.begin() as connection:
                 await through.publish(connection, placed(1))
                 await through.publish_all(connection, [placed(2), placed(3)])
+        case "psycopg":
+            with closing(psycopg.connect(database.dsn)) as connection:
+                through.publish(connection, placed(1))
+                through.publish_all(connection, [placed(2), placed(3)])
+                connection.commit()
         case _:
             raw = await asyncpg.connect(database.dsn)
             async with raw.transaction():
