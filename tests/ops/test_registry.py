@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sagapost.core.errors import ConfigurationError, MissingExtraError
+from sagapost.core.foreign import ForeignMessages
 from sagapost.ops.adapters import make_broker
 from sagapost.ops.registry import UnknownSchemeError, brokers
 from sagapost.ops.settings import load_settings
@@ -35,9 +36,9 @@ from sagapost.core.settings import check, setting
 class ToyBroker(MemoryBroker):
     """The memory broker under another name."""
 
-    def __init__(self, url, settings, without_id):
+    def __init__(self, url, settings, foreign):
         super().__init__(url.removeprefix("toy://"))
-        self.made_with = (url, settings, without_id)
+        self.made_with = (url, settings, foreign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ adapter = BrokerAdapter(
     name="toy",
     title="Toys",
     settings=ToySettings,
-    make=lambda url, settings, *, without_id: ToyBroker(url, settings, without_id),
+    make=lambda url, settings, *, foreign: ToyBroker(url, settings, foreign),
     example="toy://lego",
     check_url=check_url,
     loggers={"toy.driver": logging.CRITICAL},
@@ -115,8 +116,8 @@ def test_an_adapter_of_another_package_is_found_by_its_scheme(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     loaded = load_settings()
-    url, made, without_id = make_broker(loaded).made_with  # type: ignore[attr-defined]  # pyright: ignore
-    assert (url, made.shelves, without_id) == ("toy://lego", 7, "reject")
+    url, made, foreign = make_broker(loaded).made_with  # type: ignore[attr-defined]  # pyright: ignore
+    assert (url, made.shelves, foreign) == ("toy://lego", 7, ForeignMessages())
     assert loaded.settings.broker == made
     wrong = invoke(
         "config", cwd=tmp_path, **settings | {"SAGAPOST_TOY_SHELVES": "70", "SAGAPOST_BROKER_URL": "toy://bear"}

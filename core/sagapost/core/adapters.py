@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sagapost.core.broker import Broker
+from sagapost.core.foreign import ForeignMessages
 
 if TYPE_CHECKING:
     # Not quick to import, and not needed to say what settings there are.
@@ -38,7 +39,6 @@ __all__ = [
     "BrokerAdapter",
     "DatabaseAdapter",
     "EngineOptions",
-    "MissingIdPolicy",
     "MakeBroker",
     "MakeEngine",
     "MakeStore",
@@ -50,17 +50,15 @@ BROKERS: Final = "sagapost.brokers"
 DATABASES: Final = "sagapost.databases"
 """The group of entry points of databases."""
 
-MissingIdPolicy: TypeAlias = Literal["reject", "digest"]
-"""What becomes of foreign messages without an id: parked, or given an id derived from their content."""
-
 
 class MakeBroker(Protocol):
     """Makes a broker; opens nothing yet."""
 
-    def __call__(self, url: str, settings: Any, *, without_id: MissingIdPolicy) -> Broker:
+    def __call__(self, url: str, settings: Any, *, foreign: ForeignMessages) -> Broker:
         """Return the broker at a URL.
 
         :param settings: an instance of the adapter's `settings`.
+        :param foreign: how messages are read that are no CloudEvents, where a queue does not say so itself.
         :raises MissingExtraError: if its driver is not installed.
         :raises ConfigurationError: if the URL or a setting is not valid.
         """

@@ -6,6 +6,7 @@ Adapters are imported where they are chosen, so a process needs the extras of wh
 from __future__ import annotations
 
 from sagapost.core.broker import Broker
+from sagapost.core.foreign import ForeignMessages
 from sagapost.core.outbox_store import OutboxStore
 from sagapost.ops.registry import brokers, database_adapter
 from sagapost.ops.settings import LoadedSettings
@@ -20,8 +21,9 @@ def make_broker(loaded: LoadedSettings) -> Broker:
     :raises MissingExtraError: if its driver is not installed.
     :raises ConfigurationError: if its adapter cannot be used.
     """
-    url, foreign = loaded.broker_url, loaded.settings.connections.foreign_without_id
-    return brokers.find(url.scheme).make(url.reveal(), loaded.settings.broker, without_id=foreign)
+    url, without_id = loaded.broker_url, loaded.settings.connections.foreign_without_id
+    foreign = ForeignMessages(id_from="content" if without_id == "digest" else "message")
+    return brokers.find(url.scheme).make(url.reveal(), loaded.settings.broker, foreign=foreign)
 
 
 def make_store(loaded: LoadedSettings) -> OutboxStore:

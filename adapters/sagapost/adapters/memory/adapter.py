@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagapost.adapters.memory.broker import MemoryBroker
-from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
+from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.foreign import ForeignMessages
 
 __all__ = ["MemorySettings", "adapter"]
@@ -17,8 +17,8 @@ class MemorySettings:
     """There is nothing to set."""
 
 
-def _make(url: str, settings: Any, *, without_id: MissingIdPolicy) -> MemoryBroker:  # noqa: ARG001 - of the port
-    return MemoryBroker(foreign_policy=ForeignMessages(id_from="content" if without_id == "digest" else "message"))
+def _make(url: str, settings: Any, *, foreign: ForeignMessages) -> MemoryBroker:  # noqa: ARG001 - of the port
+    return MemoryBroker(foreign_policy=foreign)
 
 
 adapter = BrokerAdapter(

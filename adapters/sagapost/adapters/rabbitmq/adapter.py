@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sagapost.adapters.rabbitmq.broker import RabbitMQBroker
 from sagapost.adapters.rabbitmq.settings import RabbitMQSettings
-from sagapost.core.adapters import BrokerAdapter, MissingIdPolicy
+from sagapost.core.adapters import BrokerAdapter
 from sagapost.core.foreign import ForeignMessages
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["adapter"]
 
 
-def _make(url: str, settings: RabbitMQSettings, *, without_id: MissingIdPolicy) -> RabbitMQBroker:
+def _make(url: str, settings: RabbitMQSettings, *, foreign: ForeignMessages) -> RabbitMQBroker:
     return RabbitMQBroker(
         url,
         exchange=settings.exchange,
@@ -30,7 +30,7 @@ def _make(url: str, settings: RabbitMQSettings, *, without_id: MissingIdPolicy) 
         max_message_bytes=settings.max_message_bytes,
         delivery_limit=settings.delivery_limit,
         max_buffered_bytes=settings.max_buffered_bytes,
-        foreign_policy=ForeignMessages(id_from="content" if without_id == "digest" else "message"),
+        foreign_policy=foreign,
     )
 
 

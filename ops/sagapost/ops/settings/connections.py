@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from sagapost.core.adapters import MissingIdPolicy
 from sagapost.core.settings import check, setting
 from sagapost.ops.masking import SecretUrl
 from sagapost.ops.registry import UnknownSchemeError, brokers, database_adapter
@@ -159,7 +158,7 @@ class ConnectionSettings:
         danger="On RabbitMQ a path that is not just `/` names a virtual host, which must exist.",
         refuse=_refused(_check_broker),
     )
-    foreign_without_id: MissingIdPolicy = setting(
+    foreign_without_id: Literal["reject", "digest"] = setting(
         "reject",
         "Messages of other producers that carry no message id: `reject` parks them, `digest` derives an id from their "
         "content.",
