@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -85,6 +86,7 @@ class ForeignReader(Protocol):
 Chosen: TypeAlias = Callable[[Incoming], str | None]
 """A function that takes a part of the identity from a message; None: as without it."""
 
+_UNKNOWN = "urn:sagapost:unknown-source"
 _TEXTS = ("content_type", "id", "type", "source", "key", "correlation")
 
 
@@ -105,7 +107,7 @@ class ForeignMessages:
     """
 
     id_from: Literal["message", "content"] | Chosen = "message"
-    source_from: str | Chosen = "urn:sagapost:unknown-source"
+    source_from: str | Chosen = _UNKNOWN
     reader: ForeignReader | tuple[ForeignReader, ...] = ()
 
     def __post_init__(self) -> None:
@@ -134,7 +136,7 @@ class ForeignMessages:
             )
         chosen = None if isinstance(self.source_from, str) else _chosen("source_from", self.source_from, message)
         named = chosen or found.source or message.app_id
-        source = named or (self.source_from if isinstance(self.source_from, str) else "urn:sagapost:unknown-source")
+        source = named or (self.source_from if isinstance(self.source_from, str) else _UNKNOWN)
         correlation = found.correlation or message.correlation_id
         time = found.time or message.timestamp
         id_ = None if isinstance(self.id_from, str) else _chosen("id_from", self.id_from, message)
@@ -162,7 +164,7 @@ class ForeignMessages:
 
     def _found(self, message: Incoming) -> Reading:
         for reader in self._readers():
-            found = _guarded("the reader", reader, _copy(message))
+            found = _guarded(f"the reader {_name(reader)}", partial(reader, _copy(message)))
             if found is not None:
                 return _checked(reader, found)
         return Reading(data=message.body, content_type=message.content_type)
@@ -174,20 +176,20 @@ def _copy(message: Incoming) -> Incoming:
 
 
 def _chosen(option: str, function: Chosen, message: Incoming) -> str | None:
-    what = f"the function {option}="
-    value: object = _guarded(what, function, _copy(message))
+    who = f"the function {option}= {_name(function)}"
+    value: object = _guarded(who, partial(function, _copy(message)))
     if value is None or type(value) is str:
         return value
-    raise ForeignMessageError(f"{what} {_name(function)} returned {_kind(value)}, which is no text")
+    raise ForeignMessageError(f"{who} returned {_kind(value)}, which is no text")
 
 
-def _guarded(what: str, function: Callable[[Incoming], T], message: Incoming) -> T:
+def _guarded(who: str, call: Callable[[], T]) -> T:
     try:
-        return function(message)
+        return call()
     except BaseException as error:  # nothing is awaited, so whatever it is, it is all theirs
         if type(error) is ForeignMessageError:
             raise
-        raise ForeignMessageError(f"{what} {_name(function)} raised {_kind(error)}") from error
+        raise ForeignMessageError(f"{who} raised {_kind(error)}") from error
 
 
 def _checked(reader: ForeignReader, found: Any) -> Reading:
@@ -208,7 +210,7 @@ def _checked(reader: ForeignReader, found: Any) -> Reading:
     if time is not None:
         if not isinstance(time, datetime):
             raise ForeignMessageError(f"{who} returned 'time' of type {_kind(time)}; it must be a datetime")
-        found.time = _guarded(f"the time returned by {who},", lambda _: _in_utc(time), Incoming(b"", "", {}))
+        found.time = _guarded(f"the time returned by {who}", partial(_in_utc, time))
     return found
 
 

@@ -75,17 +75,15 @@ def _short(type_: str, body: bytes) -> str:
 
 def content_id(parts: Iterable[str], body: bytes) -> str:
     """Return an id that follows from what a producer sent: `parts` are what it wrote beside the body."""
-    digest = hashlib.sha256()
-    for raw in (part.encode("utf-8", "surrogatepass") for part in parts):
-        digest.update(len(raw).to_bytes(4, "big") + raw)
-    digest.update(body)
-    return f"sha256-{digest.hexdigest()}"
+    return f"sha256-{hashlib.sha256(_joined(parts, body)).hexdigest()}"
 
 
 def unread_key(parts: Iterable[str], body: bytes) -> bytes:
     """Return a key for a message that could not be read, from what its producer and its reader said of it."""
-    digest = blake2b(digest_size=KEY_BYTES)
-    for raw in (part.encode("utf-8", "surrogatepass") for part in parts):
-        digest.update(b"%d:%b" % (len(raw), raw))
-    digest.update(body)
-    return digest.digest()
+    return blake2b(_joined(parts, body), digest_size=KEY_BYTES).digest()
+
+
+def _joined(parts: Iterable[str], body: bytes) -> bytes:
+    """Return texts with their lengths, which keep them apart, and a body."""
+    raws = [part.encode("utf-8", "surrogatepass") for part in parts]
+    return b"".join([*(len(raw).to_bytes(4, "big") + raw for raw in raws), body])
